@@ -1,0 +1,111 @@
+//! A tensor that grows along one axis without copying its past at every step.
+
+use burn::tensor::{DType, Device, Tensor};
+
+/// Rows `[batch, heads, rows, width]` with room to spare: pushing doubles the room when it runs out.
+///
+/// The room is a multiple of `granularity` rows, so that whole blocks of rows can be viewed in place.
+#[derive(Debug, Clone)]
+pub(crate) struct RowBuffer {
+    rows: Tensor<4>,
+    length: usize,
+    granularity: usize,
+}
+
+impl RowBuffer {
+    pub(crate) fn new(
+        batch: usize,
+        heads: usize,
+        width: usize,
+        granularity: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
+        Self { rows: Tensor::zeros([batch, heads, granularity, width], (device, dtype)), length: 0, granularity }
+    }
+
+    /// Makes room for exactly `rows` rows (rounded up to the granularity).
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        let rows = rows.next_multiple_of(self.granularity);
+        let [batch, heads, room, width] = self.rows.dims();
+        if rows > room {
+            let options = (&self.rows.device(), self.rows.dtype());
+            let grown = Tensor::zeros([batch, heads, rows, width], options);
+            self.rows = if self.length == 0 {
+                grown
+            } else {
+                grown.slice_assign([0..batch, 0..heads, 0..self.length, 0..width], self.all())
+            };
+        }
+    }
+
+    /// Appends `[batch, heads, n, width]`.
+    pub(crate) fn push(&mut self, rows: Tensor<4>) {
+        let [batch, heads, added, width] = rows.dims();
+        let end = self.length + added;
+        let room = self.room();
+        if end > room {
+            self.reserve(end.max(2 * room));
+        }
+        self.rows.inplace(|all| all.slice_assign([0..batch, 0..heads, self.length..end, 0..width], rows));
+        self.length = end;
+    }
+
+    /// Appends one row of zeros.
+    pub(crate) fn push_zero(&mut self) {
+        let [batch, heads, _, width] = self.rows.dims();
+        self.push(Tensor::zeros([batch, heads, 1, width], (&self.rows.device(), self.rows.dtype())));
+    }
+
+    /// Rows `start..end`.
+    pub(crate) fn range(&self, start: usize, end: usize) -> Tensor<4> {
+        debug_assert!(end <= self.length);
+        self.rows.clone().narrow(2, start, end - start)
+    }
+
+    /// Every row pushed so far.
+    pub(crate) fn all(&self) -> Tensor<4> {
+        self.range(0, self.length)
+    }
+
+    /// The room as `[batch * heads * room / size, size * width]`: row `(pair * room + r) / size` holds the `size`
+    /// rows from `r` on of the (batch, head) pair `pair`.
+    pub(crate) fn grouped(&self, size: usize) -> Tensor<2> {
+        let [batch, heads, room, width] = self.rows.dims();
+        self.rows.clone().reshape([batch * heads * room / size, size * width])
+    }
+
+    /// Drops the first `count` rows; the room stays as it is.
+    pub(crate) fn drop_front(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let [batch, heads, _, width] = self.rows.dims();
+        let length = self.length - count;
+        let mut rows = self.rows.zeros_like();
+        if length > 0 {
+            rows = rows.slice_assign([0..batch, 0..heads, 0..length, 0..width], self.range(count, self.length));
+        }
+        self.rows = rows;
+        self.length = length;
+    }
+
+    /// Replaces the content.
+    pub(crate) fn set(&mut self, rows: Tensor<4>) {
+        self.length = 0;
+        self.push(rows);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.rows.dims()[2]
+    }
+
+    /// Bytes of the room.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows.shape().num_elements() * self.rows.dtype().size()
+    }
+}

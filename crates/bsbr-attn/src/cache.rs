@@ -1,0 +1,394 @@
+//! The state of one layer's attention over a growing sequence, and attention itself: every way of running it, at once,
+//! in pieces or token by token, goes through [`AttentionCache::prefill`].
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::{
+    AttentionError, AttentionOptions, BlockAttentionConfig, Retrieval,
+    buffer::RowBuffer,
+    full::full_causal,
+    statistics::{Kept, Sizes, Statistics},
+    tile::{TileInput, attend_tile},
+};
+
+/// Shape and settings of an [`AttentionCache`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheConfig {
+    /// Sequences, all of the same length.
+    pub batch: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// The model's own attention.
+    pub options: AttentionOptions,
+    /// BSBR attention; `None` is full causal attention.
+    pub attention: Option<BlockAttentionConfig>,
+    /// Type of everything stored.
+    pub dtype: DType,
+}
+
+impl CacheConfig {
+    fn validate(&self) -> Result<(), AttentionError> {
+        let fail = |setting, value: usize, expected: String| {
+            Err(AttentionError::Config { setting, value: value.to_string(), expected })
+        };
+        for (setting, value) in
+            [("batch", self.batch), ("heads", self.heads), ("kv_heads", self.kv_heads), ("head_dim", self.head_dim)]
+        {
+            if value == 0 {
+                return fail(setting, value, "at least 1".into());
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return fail("kv_heads", self.kv_heads, format!("a divisor of heads = {}", self.heads));
+        }
+        if self.options.window == Some(0) {
+            return fail("window", 0, "at least 1 (the token itself)".into());
+        }
+        self.attention.as_ref().map_or(Ok(()), BlockAttentionConfig::validate)
+    }
+}
+
+/// Meta queries and keys of a piece of text, for settings that [need them](BlockAttentionConfig::needs_meta).
+#[derive(Debug, Clone)]
+pub struct Meta {
+    /// `[batch, heads, tokens that begin a chunk, head_dim]`: see [`AttentionCache::chunk_starts`]. `None` if no
+    /// token of the piece begins a chunk.
+    pub query: Option<Tensor<4>>,
+    /// `[batch, heads, tokens that end a block, head_dim]`: see [`AttentionCache::block_ends`]. `None` if no token of
+    /// the piece ends a block.
+    pub key: Option<Tensor<4>>,
+}
+
+/// Keys, values and block statistics of one layer for a batch of sequences of equal length.
+///
+/// What is kept depends on the kind: everything for full attention and `blocks`; sinks and the local region for `none`;
+/// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set.
+#[derive(Debug, Clone)]
+pub struct AttentionCache {
+    config: CacheConfig,
+    length: usize,
+    /// Position of the first row of `keys` and `values`.
+    start: usize,
+    keys: RowBuffer,
+    values: RowBuffer,
+    /// Sinks, once the local region has moved past them and `keys` no longer holds them.
+    sinks: Option<(Tensor<4>, Tensor<4>)>,
+    statistics: Option<Statistics>,
+    /// Blocks handed to `statistics` so far.
+    summarised: usize,
+    /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
+    chunk_query: Option<Tensor<4>>,
+    /// Meta keys of blocks that are complete but not summarised yet, oldest first.
+    pending_meta_keys: Vec<Tensor<4>>,
+}
+
+impl AttentionCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Config`] for impossible sizes or settings.
+    pub fn new(config: CacheConfig, device: &Device) -> Result<Self, AttentionError> {
+        config.validate()?;
+        let CacheConfig { batch, heads, kv_heads, head_dim, dtype, .. } = config;
+        let attention = config.attention.as_ref();
+        let granularity = attention.map_or(1, |a| a.statistics_block());
+        let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype);
+        let (mut keys, mut values) = (rows(), rows());
+        let mut statistics = None;
+        if let Some(attention) = attention {
+            if attention.retrieval != Retrieval::Blocks {
+                // Never more than the local region: sized once, so that the memory does not change with the text.
+                let room = (attention.local_chunks + 1) * attention.chunk_size;
+                keys.reserve(room);
+                values.reserve(room);
+            }
+            if attention.retrieval != Retrieval::None {
+                let kept = Kept {
+                    state: attention.needs_states(),
+                    covariance: attention.needs_covariance(),
+                    meta_key: attention.needs_meta(),
+                    compression: attention.compression_factor,
+                };
+                let mut empty = Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device);
+                if let Some(limit) = attention.max_chunks {
+                    empty.reserve(limit + 1);
+                }
+                statistics = Some(empty);
+            }
+        }
+        Ok(Self {
+            config,
+            length: 0,
+            start: 0,
+            keys,
+            values,
+            sinks: None,
+            statistics,
+            summarised: 0,
+            chunk_query: None,
+            pending_meta_keys: Vec::new(),
+        })
+    }
+
+    /// Tokens seen so far.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The settings it was made with.
+    pub fn config(&self) -> &CacheConfig {
+        &self.config
+    }
+
+    /// Bytes of every tensor kept, room for growth included.
+    pub fn bytes(&self) -> usize {
+        let tensor = |t: &Tensor<4>| t.shape().num_elements() * t.dtype().size();
+        self.keys.bytes()
+            + self.values.bytes()
+            + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
+            + self.statistics.as_ref().map_or(0, Statistics::bytes)
+            + self.chunk_query.as_ref().map_or(0, tensor)
+            + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
+    }
+
+    /// Which of the next `tokens` tokens begin a chunk, counted from 0: their inputs make the meta queries.
+    pub fn chunk_starts(&self, tokens: usize) -> Vec<usize> {
+        let chunk = self.config.attention.as_ref().map_or(usize::MAX, |a| a.chunk_size);
+        (0..tokens).filter(|at| (self.length + at).is_multiple_of(chunk)).collect()
+    }
+
+    /// Which of the next `tokens` tokens end a block, counted from 0: their inputs make the meta keys.
+    pub fn block_ends(&self, tokens: usize) -> Vec<usize> {
+        let block = self.config.attention.as_ref().map_or(usize::MAX, |a| a.statistics_block());
+        (0..tokens).filter(|at| (self.length + at + 1).is_multiple_of(block)).collect()
+    }
+
+    /// Takes the next tokens in and returns what each of them reads, `[batch, heads, tokens, head_dim]`.
+    ///
+    /// `query` is `[batch, heads, tokens, head_dim]`, `keys` and `values` `[batch, kv_heads, tokens, head_dim]`, rotated
+    /// already where the model rotates. Any division of a text into pieces gives the same result.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Shape`] if a tensor does not fit, [`AttentionError::Input`] if `meta` is missing or not wanted.
+    /// The cache is unchanged then.
+    pub fn prefill(
+        &mut self,
+        query: Tensor<4>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        meta: Option<Meta>,
+    ) -> Result<Tensor<4>, AttentionError> {
+        let tokens = keys.dims()[2];
+        let CacheConfig { batch, heads, head_dim, .. } = self.config;
+        check_shape("query", &query, [batch, heads, tokens, head_dim])?;
+        self.check_rows(&keys, &values, meta.as_ref())?;
+        let Some(attention) = self.config.attention.clone() else {
+            self.push(keys, values);
+            let options = self.config.options;
+            return Ok(full_causal(query, self.keys.all(), self.values.all(), &options));
+        };
+        let mut outputs = Vec::new();
+        self.walk(&attention, keys, values, meta, |cache, piece| {
+            let start = cache.length - piece.len();
+            if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
+                cache.chunk_query = Some(query.clone().narrow(2, piece.start, 1));
+            }
+            let input = TileInput {
+                query: query.clone().narrow(2, piece.start, piece.len()),
+                start,
+                keys: &cache.keys,
+                values: &cache.values,
+                rows_start: cache.start,
+                sinks: cache.sinks.as_ref(),
+                statistics: cache.statistics.as_ref(),
+                chunk_query: cache.chunk_query.as_ref(),
+            };
+            outputs.push(attend_tile(input, &attention, &cache.config.options));
+        });
+        Ok(Tensor::cat(outputs, 2))
+    }
+
+    /// Takes the next tokens in without reading anything: for text whose outputs nobody needs in this layer.
+    ///
+    /// # Errors
+    ///
+    /// As [`AttentionCache::prefill`]. The settings that choose blocks by the first query of a chunk
+    /// (`state` and `additive` with the `mean-key` selector) need every query and refuse.
+    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, meta: Option<Meta>) -> Result<(), AttentionError> {
+        self.check_rows(&keys, &values, meta.as_ref())?;
+        let Some(attention) = self.config.attention.clone() else {
+            self.push(keys, values);
+            return Ok(());
+        };
+        if reads_first_query(&attention) {
+            return Err(AttentionError::Input(
+                "these settings mix states by the first query of a chunk: use prefill, which brings the queries".into(),
+            ));
+        }
+        self.walk(&attention, keys, values, meta, |_, _| ());
+        Ok(())
+    }
+
+    /// [`AttentionCache::prefill`] of one token: `query` `[batch, heads, 1, head_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`AttentionCache::prefill`].
+    pub fn decode(
+        &mut self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        meta: Option<Meta>,
+    ) -> Result<Tensor<4>, AttentionError> {
+        let expected = [self.config.batch, self.config.kv_heads, 1, self.config.head_dim];
+        check_shape("key", &key, expected)?;
+        self.prefill(query, key, value, meta)
+    }
+
+    /// Goes through new tokens in pieces that end at chunk borders; `visit` sees the cache after each piece is in.
+    fn walk(
+        &mut self,
+        attention: &BlockAttentionConfig,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        meta: Option<Meta>,
+        mut visit: impl FnMut(&mut Self, Range<usize>),
+    ) {
+        let tokens = keys.dims()[2];
+        let (starts, ends) = (self.chunk_starts(tokens), self.block_ends(tokens));
+        let (mut next_start, mut next_end, mut at) = (0, 0, 0);
+        while at < tokens {
+            let in_chunk = self.length % attention.chunk_size;
+            let count = (attention.chunk_size - in_chunk).min(tokens - at);
+            if in_chunk == 0 {
+                self.enter_chunk(attention);
+            }
+            self.push(keys.clone().narrow(2, at, count), values.clone().narrow(2, at, count));
+            let meta = meta.as_ref();
+            if let (Some(query), Some(&start)) = (meta.and_then(|m| m.query.as_ref()), starts.get(next_start))
+                && start == at
+            {
+                self.chunk_query = Some(query.clone().narrow(2, next_start, 1));
+                next_start += 1;
+            }
+            if let Some(key) = meta.and_then(|m| m.key.as_ref()) {
+                while ends.get(next_end).is_some_and(|&end| end < at + count) {
+                    self.pending_meta_keys.push(key.clone().narrow(2, next_end, 1));
+                    next_end += 1;
+                }
+            }
+            visit(self, at..at + count);
+            at += count;
+        }
+    }
+
+    /// Before the first token of a chunk: blocks that fall out of the local region become statistics, and tokens that
+    /// will not be read again are dropped.
+    fn enter_chunk(&mut self, attention: &BlockAttentionConfig) {
+        let chunk = self.length / attention.chunk_size;
+        let local_start = attention.local_start(chunk);
+        let block = attention.statistics_block();
+        let sinks = attention.sink_tokens;
+        if let Some(statistics) = &mut self.statistics {
+            while (self.summarised + 1) * block <= local_start {
+                let end = (self.summarised + 1) * block;
+                let begin = (self.summarised * block).max(sinks).min(end);
+                let meta_key = attention.needs_meta().then(|| self.pending_meta_keys.remove(0));
+                if begin == end {
+                    statistics.push_empty(end);
+                } else {
+                    let rows = |buffer: &RowBuffer| buffer.range(begin - self.start, end - self.start);
+                    statistics.push_block(begin..end, rows(&self.keys), rows(&self.values), meta_key);
+                }
+                if let Some(limit) = attention.max_chunks {
+                    statistics.merge_to(limit);
+                }
+                self.summarised += 1;
+            }
+        }
+        if attention.retrieval != Retrieval::Blocks && local_start > self.start {
+            if self.start == 0 && sinks > 0 {
+                let rows = |buffer: &RowBuffer| buffer.range(0, sinks.min(local_start));
+                self.sinks = Some((rows(&self.keys), rows(&self.values)));
+            } else if let Some((keys, values)) = self.sinks.take() {
+                self.sinks = Some(self.more_sinks(keys, values, sinks.min(local_start)));
+            }
+            self.keys.drop_front(local_start - self.start);
+            self.values.drop_front(local_start - self.start);
+            self.start = local_start;
+        }
+    }
+
+    /// Sinks up to `end`, where there are more of them than one local region holds.
+    fn more_sinks(&self, keys: Tensor<4>, values: Tensor<4>, end: usize) -> (Tensor<4>, Tensor<4>) {
+        let have = keys.dims()[2];
+        if end <= have {
+            return (keys, values);
+        }
+        let more = |rows: Tensor<4>, buffer: &RowBuffer| {
+            Tensor::cat(vec![rows, buffer.range(have - self.start, end - self.start)], 2)
+        };
+        (more(keys, &self.keys), more(values, &self.values))
+    }
+
+    fn push(&mut self, keys: Tensor<4>, values: Tensor<4>) {
+        self.length += keys.dims()[2];
+        self.keys.push(keys);
+        self.values.push(values);
+    }
+
+    fn check_rows(&self, keys: &Tensor<4>, values: &Tensor<4>, meta: Option<&Meta>) -> Result<(), AttentionError> {
+        let CacheConfig { batch, heads, kv_heads, head_dim, .. } = self.config;
+        let tokens = keys.dims()[2];
+        if tokens == 0 {
+            return Err(AttentionError::Shape {
+                tensor: "keys",
+                expected: "at least one token".into(),
+                found: keys.dims().to_vec(),
+            });
+        }
+        check_shape("keys", keys, [batch, kv_heads, tokens, head_dim])?;
+        check_shape("values", values, [batch, kv_heads, tokens, head_dim])?;
+        let wanted = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta);
+        match meta {
+            Some(meta) if wanted => {
+                let check = |tensor, found: &Option<Tensor<4>>, count| match found {
+                    Some(found) => check_shape(tensor, found, [batch, heads, count, head_dim]),
+                    None if count == 0 => Ok(()),
+                    None => Err(AttentionError::Input(format!("`{tensor}` is missing, expected {count} tokens"))),
+                };
+                check("meta.query", &meta.query, self.chunk_starts(tokens).len())?;
+                check("meta.key", &meta.key, self.block_ends(tokens).len())
+            }
+            None if !wanted => Ok(()),
+            Some(_) => Err(AttentionError::Input("meta inputs were given, but selector = meta is not set".into())),
+            None => Err(AttentionError::Input("selector = meta needs meta queries and keys, none were given".into())),
+        }
+    }
+}
+
+/// Whether states are mixed by the chunk's first own query (there being no meta query).
+pub(crate) fn reads_first_query(attention: &BlockAttentionConfig) -> bool {
+    matches!(attention.retrieval, Retrieval::State | Retrieval::Additive) && !attention.needs_meta()
+}
+
+fn check_shape(tensor: &'static str, found: &Tensor<4>, expected: [usize; 4]) -> Result<(), AttentionError> {
+    if found.dims() == expected {
+        return Ok(());
+    }
+    Err(AttentionError::Shape { tensor, expected: format!("{expected:?}"), found: found.dims().to_vec() })
+}

@@ -1,0 +1,176 @@
+//! The settings of BSBR attention and their validation.
+
+use serde::{Deserialize, Serialize};
+
+use crate::AttentionError;
+
+/// How tokens outside the exact set are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retrieval {
+    /// Nothing beyond sinks and the local region: the control for every measurement.
+    None,
+    /// The `top_k` best blocks are read exactly; the others count through [`Far`].
+    Blocks,
+    /// Blocks are read through their statistics only; bounded with [`BlockAttentionConfig::max_chunks`].
+    State,
+    /// The published formula made causal: a retrieved state added outside the softmax.
+    Additive,
+}
+
+/// What scores a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selector {
+    /// The token's own query against the block's mean key: no parameters.
+    MeanKey,
+    /// Meta query of the reading chunk against the meta key of the block: two extra projections.
+    Meta,
+}
+
+/// How blocks that are not retrieved count under [`Retrieval::Blocks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Far {
+    /// They are dropped.
+    None,
+    /// Weight `n exp(scale q . mean key)`, value the mean value, in the same softmax.
+    Mean,
+    /// As `Mean`, with the centred state added to the value and the key covariance to the weight.
+    State,
+}
+
+/// The settings of BSBR attention.
+///
+/// Sizes are in tokens, counted from the first token of each sequence (padding does not count).
+///
+/// ```
+/// use bsbr_attn::BlockAttentionConfig;
+///
+/// let config = BlockAttentionConfig { top_k: 8, ..Default::default() };
+/// config.validate().unwrap();
+/// assert!(BlockAttentionConfig { block_size: 48, ..config }.validate().is_err()); // does not divide 128
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlockAttentionConfig {
+    /// Tokens of a chunk, the unit of exact local attention.
+    pub chunk_size: usize,
+    /// Chunks before the token's own that are read exactly.
+    pub local_chunks: usize,
+    /// First tokens of the sequence that are always read exactly and enter no statistic.
+    pub sink_tokens: usize,
+    /// How the rest is read.
+    pub retrieval: Retrieval,
+    /// Tokens of a block, the unit of retrieval; divides `chunk_size`. `additive` uses whole chunks.
+    pub block_size: usize,
+    /// Blocks each token reads exactly, per KV head.
+    pub top_k: usize,
+    /// What scores a block.
+    pub selector: Selector,
+    /// How blocks that are not retrieved count.
+    pub far: Far,
+    /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
+    /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
+    pub covariance_weight: f64,
+    /// Keep each `head_dim x head_dim` state in `1/compression_factor` of the numbers, by truncated SVD.
+    /// 1 is exact.
+    pub compression_factor: usize,
+    /// Most block statistics kept under `retrieval = state`: beyond it neighbours are merged, so that the
+    /// memory no longer grows with the text.
+    pub max_chunks: Option<usize>,
+    /// Gate `g` on the retrieved part of `retrieval = additive`; 1 as published.
+    pub additive_gate: f64,
+}
+
+impl Default for BlockAttentionConfig {
+    fn default() -> Self {
+        Self {
+            chunk_size: 128,
+            local_chunks: 1,
+            sink_tokens: 4,
+            retrieval: Retrieval::Blocks,
+            block_size: 16,
+            top_k: 16,
+            selector: Selector::MeanKey,
+            far: Far::Mean,
+            covariance_weight: 0.8,
+            compression_factor: 1,
+            max_chunks: None,
+            additive_gate: 1.0,
+        }
+    }
+}
+
+impl BlockAttentionConfig {
+    /// Checks every setting against the others.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Config`] with the setting, its value and what it must be.
+    pub fn validate(&self) -> Result<(), AttentionError> {
+        let fail = |setting: &'static str, value: String, expected: &str| {
+            Err(AttentionError::Config { setting, value, expected: expected.to_owned() })
+        };
+        if self.chunk_size == 0 {
+            return fail("chunk_size", "0".into(), "at least 1");
+        }
+        if self.block_size == 0 || !self.chunk_size.is_multiple_of(self.block_size) {
+            let expected = format!("a divisor of chunk_size = {}", self.chunk_size);
+            return fail("block_size", self.block_size.to_string(), &expected);
+        }
+        if self.retrieval == Retrieval::Blocks && self.top_k == 0 {
+            return fail("top_k", "0".into(), "at least 1 with retrieval = blocks (retrieval = none reads no block)");
+        }
+        if self.compression_factor == 0 {
+            return fail("compression_factor", "0".into(), "at least 1 (1 keeps whole states)");
+        }
+        if self.max_chunks == Some(0) {
+            return fail("max_chunks", "0".into(), "at least 1 (retrieval = none keeps no state)");
+        }
+        if self.max_chunks.is_some() && self.retrieval != Retrieval::State {
+            let value = format!("{:?}", self.max_chunks.unwrap_or_default());
+            return fail(
+                "max_chunks",
+                value,
+                "unset unless retrieval = state: the other kinds read blocks as they are",
+            );
+        }
+        if !(self.covariance_weight.is_finite() && self.covariance_weight >= 0.0) {
+            return fail("covariance_weight", self.covariance_weight.to_string(), "a finite number, 0 or more");
+        }
+        if !self.additive_gate.is_finite() {
+            return fail("additive_gate", self.additive_gate.to_string(), "a finite number");
+        }
+        Ok(())
+    }
+
+    /// Tokens of the blocks that carry statistics: `block_size`, or whole chunks under `additive`.
+    pub fn statistics_block(&self) -> usize {
+        if self.retrieval == Retrieval::Additive { self.chunk_size } else { self.block_size }
+    }
+
+    /// First token of the local region of a token of chunk `chunk`.
+    pub fn local_start(&self, chunk: usize) -> usize {
+        chunk.saturating_sub(self.local_chunks) * self.chunk_size
+    }
+
+    /// Whether meta queries and keys are needed, and with them the two meta projections.
+    pub fn needs_meta(&self) -> bool {
+        self.selector == Selector::Meta && self.retrieval != Retrieval::None
+    }
+
+    /// Whether centred states and covariances are read, and so must be kept.
+    pub(crate) fn needs_states(&self) -> bool {
+        match self.retrieval {
+            Retrieval::None => false,
+            Retrieval::Blocks => self.far == Far::State,
+            Retrieval::State | Retrieval::Additive => true,
+        }
+    }
+
+    /// Whether key covariances are read.
+    pub(crate) fn needs_covariance(&self) -> bool {
+        self.needs_states() && self.retrieval != Retrieval::Additive && self.covariance_weight > 0.0
+    }
+}

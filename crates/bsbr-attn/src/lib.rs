@@ -1,0 +1,57 @@
+//! The attention of BSBR: exact softmax attention near a token, retrieval of whole blocks further back.
+//!
+//! For each token, everything goes through **one softmax**: its own chunk and the chunks just before it, the first
+//! tokens of the text (sinks), the tokens of the blocks it retrieves, and optionally one column for each block it does
+//! not retrieve, weighted by an estimate of that block's mass. Where nothing lies beyond the exact part the far code
+//! does not run at all, and a short text takes the same operations as full attention.
+//!
+//! Everything here is plain tensor operations: differentiable, on every burn device, and the reference that faster
+//! kernels are held to. The scores of full attention exist for one tile of queries at a time; no other kind ever
+//! builds a tensor of tokens by tokens.
+//!
+//! This crate never reads files and knows no model: it gets queries, keys and values that are already projected and
+//! rotated.
+//!
+//! # Example
+//!
+//! ```
+//! use bsbr_attn::{AttentionOptions, BlockAttentionConfig, attend};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//!
+//! # #[cfg(feature = "flex")] {
+//! let device = Device::flex();
+//! let random = |heads| Tensor::<4>::random([1, heads, 600, 16], Distribution::Default, &device);
+//! let (query, keys, values) = (random(4), random(2), random(2)); // 4 query heads on 2 KV heads
+//!
+//! let settings = BlockAttentionConfig { chunk_size: 64, ..Default::default() };
+//! let options = AttentionOptions::new(16);
+//! let output = attend(query, keys, values, None, Some(&settings), options).unwrap();
+//! assert_eq!(output.dims(), [1, 4, 600, 16]);
+//! # }
+//! ```
+//!
+//! # Causality
+//!
+//! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
+//! that end before its local region can be retrieved. So no output depends on a later token, and any way of cutting a
+//! text into pieces gives the same function: [`AttentionCache`] is the only implementation there is.
+
+mod attend;
+mod buffer;
+mod cache;
+mod compress;
+mod config;
+mod error;
+mod full;
+mod options;
+mod padding;
+mod plain;
+mod statistics;
+mod tile;
+
+pub use attend::attend;
+pub use cache::{AttentionCache, CacheConfig, Meta};
+pub use config::{BlockAttentionConfig, Far, Retrieval, Selector};
+pub use error::AttentionError;
+pub use options::AttentionOptions;
+pub use padding::{Padding, attend_padded};

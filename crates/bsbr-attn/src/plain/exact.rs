@@ -1,0 +1,75 @@
+//! Keys that are read exactly: runs of positions, and the blocks a token chose.
+
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor};
+
+use super::{MASKED, Part, Tile, Values, by_choice, by_set, int_tensor, scores};
+use crate::{AttentionOptions, buffer::RowBuffer};
+
+/// The keys at `positions`, given as `[batch, kv_heads, positions, head_dim]`: each token sees those up to itself and
+/// inside the model's own window.
+pub(crate) fn contiguous_part(
+    tile: &Tile,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    positions: Range<usize>,
+    options: &AttentionOptions,
+) -> Part {
+    let logits = scores(tile, keys, options);
+    let mask = tile.mask(positions.len(), |token, column| {
+        let position = positions.start + column;
+        position <= tile.start + token && position >= options.first_visible(tile.start + token)
+    });
+    Part { logits: masked(logits, mask), values: Values::Shared(values) }
+}
+
+/// The tokens of the chosen blocks.
+///
+/// `choice` is `[batch, kv_heads, choices, top_k]`, block numbers counted from position 0 of the buffers; `choices` is
+/// the number of tokens of the tile, or 1 where all of them read the same blocks. Positions before `first` (sinks, read
+/// elsewhere) and outside the window are masked.
+pub(crate) fn chosen_part(
+    tile: &Tile,
+    (keys, values): (&RowBuffer, &RowBuffer),
+    choice: Tensor<4, Int>,
+    block: usize,
+    first: usize,
+    options: &AttentionOptions,
+) -> Part {
+    let [batch, kv_heads, group, tokens, width] = tile.query.dims();
+    let [_, _, choices, top_k] = choice.dims();
+    let device = choice.device();
+    let (sets, columns) = (batch * kv_heads * choices, top_k * block);
+
+    // Which rows of the buffers, seen as one row for each block of each (batch, head) pair.
+    let blocks_of_pair = keys.room() / block;
+    let pair_start = int_tensor((0..batch * kv_heads).map(|pair| pair * blocks_of_pair), &device);
+    let rows = choice.clone() + pair_start.reshape([batch, kv_heads, 1, 1]);
+    let rows = rows.reshape([sets * top_k]);
+    let gather = |buffer: &RowBuffer| buffer.grouped(block).select(0, rows.clone()).reshape([sets, columns, width]);
+    let (chosen_keys, chosen_values) = (gather(keys), gather(values));
+
+    let query = by_set(tile.query.clone(), choices);
+    let logits = options.capped(query.matmul(chosen_keys.swap_dims(1, 2)) * options.scale);
+    let mut logits = by_choice(logits, [batch, kv_heads, group, tokens, columns], choices);
+
+    if options.window.is_some() || first % block != 0 {
+        let within = int_tensor(0..block, &device).reshape([1, 1, 1, 1, block]);
+        let position =
+            (choice.unsqueeze_dim::<5>(4) * block as i32 + within).reshape([batch, kv_heads, 1, choices, columns]);
+        let bounds = (0..tokens).map(|token| options.first_visible(tile.start + token).max(first));
+        let bound = int_tensor(bounds, &device).reshape([1, 1, 1, tokens, 1]);
+        let shape = [batch, kv_heads, 1, tokens, columns];
+        let hidden = position.expand(shape).lower(bound.expand(shape));
+        logits = logits + hidden.float().cast(tile.query.dtype()) * MASKED;
+    }
+    Part { logits, values: Values::PerChoice(chosen_values) }
+}
+
+pub(super) fn masked(logits: Tensor<5>, mask: Option<Tensor<5>>) -> Tensor<5> {
+    match mask {
+        Some(mask) => logits + mask,
+        None => logits,
+    }
+}

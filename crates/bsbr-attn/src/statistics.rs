@@ -1,0 +1,224 @@
+//! What is known of a block without its tokens: count, mean key, mean value, centred state, covariance.
+//!
+//! For a block of `n` tokens with keys `k_i` and values `v_i`:
+//! mean key `mu = (1/n) sum k_i`, mean value `vbar = (1/n) sum v_i`, centred state
+//! `C = (1/n) sum (k_i - mu)(v_i - vbar)^T`, covariance `S = (1/n) sum (k_i - mu)(k_i - mu)^T`.
+//! Two blocks merge exactly (Chan, Golub, LeVeque 1979): with `d = mu_2 - mu_1`, `e = vbar_2 - vbar_1`, `n = n_1 + n_2`:
+//! `mu = (n_1 mu_1 + n_2 mu_2) / n`, `C = (n_1 C_1 + n_2 C_2) / n + (n_1 n_2 / n^2) d e^T`, `S` likewise with `d d^T`.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::buffer::RowBuffer;
+use crate::compress::truncate;
+
+/// Statistics of consecutive blocks. Every tensor is `[batch, heads, blocks, width]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Statistics {
+    /// Positions of each block, sinks left out; neighbours in order. The length is the block's count.
+    blocks: Vec<Range<usize>>,
+    mean_key: RowBuffer,
+    mean_value: RowBuffer,
+    /// `C`, rows by columns flattened: width `head_dim * head_dim`.
+    state: Option<RowBuffer>,
+    /// `S`, flattened like `C`.
+    covariance: Option<RowBuffer>,
+    /// Meta keys, one per query head.
+    meta_key: Option<RowBuffer>,
+    compression: usize,
+}
+
+/// What to keep of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    pub(crate) state: bool,
+    pub(crate) covariance: bool,
+    pub(crate) meta_key: bool,
+    /// Numbers of a state are divided by this; 1 keeps all.
+    pub(crate) compression: usize,
+}
+
+/// Sizes shared by every buffer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) dtype: DType,
+}
+
+impl Statistics {
+    pub(crate) fn new(sizes: Sizes, kept: Kept, device: &Device) -> Self {
+        let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, 1, device, sizes.dtype);
+        let square = sizes.head_dim * sizes.head_dim;
+        Self {
+            blocks: Vec::new(),
+            mean_key: buffer(sizes.kv_heads, sizes.head_dim),
+            mean_value: buffer(sizes.kv_heads, sizes.head_dim),
+            state: kept.state.then(|| buffer(sizes.kv_heads, square)),
+            covariance: kept.covariance.then(|| buffer(sizes.kv_heads, square)),
+            meta_key: kept.meta_key.then(|| buffer(sizes.heads, sizes.head_dim)),
+            compression: kept.compression,
+        }
+    }
+
+    /// Adds the block at `positions` from its keys and values, `[batch, kv_heads, n, head_dim]` each, and its meta key
+    /// `[batch, heads, 1, head_dim]`.
+    pub(crate) fn push_block(
+        &mut self,
+        positions: Range<usize>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        meta_key: Option<Tensor<4>>,
+    ) {
+        let [batch, heads, count, width] = keys.dims();
+        debug_assert_eq!(count, positions.len());
+        self.blocks.push(positions);
+        if let (Some(buffer), Some(key)) = (&mut self.meta_key, meta_key) {
+            buffer.push(key);
+        }
+        let mean_key = keys.clone().mean_dim(2);
+        let mean_value = values.clone().mean_dim(2);
+        if self.state.is_some() || self.covariance.is_some() {
+            let centred = keys - mean_key.clone();
+            let scaled = centred.clone().swap_dims(2, 3) / count as f64;
+            let square = [batch, heads, 1, width * width];
+            if let Some(buffer) = &mut self.state {
+                let state = scaled.clone().matmul(values - mean_value.clone());
+                buffer.push(truncate(state, self.compression).reshape(square));
+            }
+            if let Some(buffer) = &mut self.covariance {
+                buffer.push(truncate(scaled.matmul(centred), self.compression).reshape(square));
+            }
+        }
+        self.mean_key.push(mean_key);
+        self.mean_value.push(mean_value);
+    }
+
+    /// Adds a block of sinks: no positions are left in it, but block numbers stay positions divided by the block size.
+    pub(crate) fn push_empty(&mut self, end: usize) {
+        self.blocks.push(end..end);
+        for buffer in self.buffers_mut() {
+            buffer.push_zero();
+        }
+    }
+
+    /// Merges neighbours until at most `limit` blocks are left: each time the pair with the fewest tokens, the
+    /// oldest of equals. Which pairs merge depends on counts alone, never on values.
+    pub(crate) fn merge_to(&mut self, limit: usize) {
+        while self.blocks.len() > limit {
+            let first = (0..self.blocks.len() - 1)
+                .min_by_key(|&i| self.blocks[i].len() + self.blocks[i + 1].len())
+                .unwrap_or_default();
+            self.merge_pair(first);
+        }
+    }
+
+    /// Merges blocks `first` and `first + 1`.
+    fn merge_pair(&mut self, first: usize) {
+        let (n1, n2) = (self.blocks[first].len() as f64, self.blocks[first + 1].len() as f64);
+        // Two blocks of sinks have no tokens at all: any weights do.
+        let (w1, w2) = if n1 + n2 > 0.0 { (n1 / (n1 + n2), n2 / (n1 + n2)) } else { (0.5, 0.5) };
+        let at = |buffer: &RowBuffer, i: usize| buffer.range(i, i + 1);
+        let delta = |buffer: &RowBuffer| at(buffer, first + 1) - at(buffer, first);
+        let (delta_key, delta_value) = (delta(&self.mean_key), delta(&self.mean_value));
+        let compression = self.compression;
+        let spread = |buffer: &mut RowBuffer, right: Tensor<4>| {
+            let [batch, heads, _, width] = delta_key.dims();
+            let between = delta_key.clone().swap_dims(2, 3).matmul(right) * (w1 * w2);
+            let square = [batch, heads, width, width];
+            let within = at(buffer, first).reshape(square) * w1 + at(buffer, first + 1).reshape(square) * w2;
+            let merged = truncate(within + between, compression);
+            replace_pair(buffer, first, merged.reshape([batch, heads, 1, width * width]));
+        };
+        if let Some(buffer) = &mut self.state {
+            spread(buffer, delta_value);
+        }
+        if let Some(buffer) = &mut self.covariance {
+            spread(buffer, delta_key.clone());
+        }
+        for buffer in
+            [Some(&mut self.mean_key), Some(&mut self.mean_value), self.meta_key.as_mut()].into_iter().flatten()
+        {
+            let merged = at(buffer, first) * w1 + at(buffer, first + 1) * w2;
+            replace_pair(buffer, first, merged);
+        }
+        let second = self.blocks.remove(first + 1);
+        let merged = &mut self.blocks[first];
+        *merged = if merged.is_empty() { second } else { merged.start..second.end };
+    }
+
+    /// Makes room for `blocks` blocks, so that the memory is fixed from the start.
+    pub(crate) fn reserve(&mut self, blocks: usize) {
+        for buffer in self.buffers_mut() {
+            buffer.reserve(blocks);
+        }
+    }
+
+    /// Number of blocks.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The first block that starts at `position` or later.
+    pub(crate) fn first_from(&self, position: usize) -> usize {
+        self.blocks.partition_point(|block| block.start < position)
+    }
+
+    /// Blocks `range` of every statistic.
+    pub(crate) fn view(&self, range: std::ops::Range<usize>) -> StatisticsView {
+        let of = |buffer: &RowBuffer| buffer.range(range.start, range.end);
+        StatisticsView {
+            blocks: self.blocks[range.clone()].to_vec(),
+            mean_key: of(&self.mean_key),
+            mean_value: of(&self.mean_value),
+            state: self.state.as_ref().map(of),
+            covariance: self.covariance.as_ref().map(of),
+            meta_key: self.meta_key.as_ref().map(of),
+        }
+    }
+
+    /// Bytes of every buffer.
+    pub(crate) fn bytes(&self) -> usize {
+        let optional = [&self.state, &self.covariance, &self.meta_key];
+        let optional = optional.into_iter().flatten().map(RowBuffer::bytes).sum::<usize>();
+        self.mean_key.bytes() + self.mean_value.bytes() + optional + self.blocks.len() * size_of::<Range<usize>>()
+    }
+
+    fn buffers_mut(&mut self) -> impl Iterator<Item = &mut RowBuffer> {
+        let optional = [self.state.as_mut(), self.covariance.as_mut(), self.meta_key.as_mut()];
+        [&mut self.mean_key, &mut self.mean_value].into_iter().chain(optional.into_iter().flatten())
+    }
+}
+
+/// The statistics of some blocks, as tensors to compute with.
+#[derive(Debug, Clone)]
+pub(crate) struct StatisticsView {
+    /// Positions of each block, sinks left out.
+    pub(crate) blocks: Vec<Range<usize>>,
+    /// `[batch, kv_heads, blocks, head_dim]`.
+    pub(crate) mean_key: Tensor<4>,
+    /// `[batch, kv_heads, blocks, head_dim]`.
+    pub(crate) mean_value: Tensor<4>,
+    /// `[batch, kv_heads, blocks, head_dim^2]`.
+    pub(crate) state: Option<Tensor<4>>,
+    /// `[batch, kv_heads, blocks, head_dim^2]`.
+    pub(crate) covariance: Option<Tensor<4>>,
+    /// `[batch, heads, blocks, head_dim]`.
+    pub(crate) meta_key: Option<Tensor<4>>,
+}
+
+/// Puts `merged` in the place of rows `first` and `first + 1`.
+fn replace_pair(buffer: &mut RowBuffer, first: usize, merged: Tensor<4>) {
+    let mut rows = Vec::with_capacity(3);
+    if first > 0 {
+        rows.push(buffer.range(0, first));
+    }
+    rows.push(merged);
+    if first + 2 < buffer.len() {
+        rows.push(buffer.range(first + 2, buffer.len()));
+    }
+    buffer.set(Tensor::cat(rows, 2));
+}

@@ -1,0 +1,198 @@
+//! Random cases, devices, and the definitions written out token by token in f64: the independent reference.
+#![allow(dead_code)]
+
+pub(crate) mod naive;
+
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Meta, Retrieval, Selector};
+use burn::tensor::{Device, Tensor, TensorData};
+use proptest::prelude::*;
+
+/// Every device the tests run on.
+pub(crate) fn devices() -> Vec<Device> {
+    vec![
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        Device::ndarray(),
+        #[cfg(feature = "wgpu")]
+        Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+    ]
+}
+
+/// One attention problem.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) tokens: usize,
+    pub(crate) config: BlockAttentionConfig,
+    pub(crate) options: AttentionOptions,
+    pub(crate) seed: u64,
+}
+
+/// A generator of numbers that is the same everywhere: splitmix64, two to a normal deviate.
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub(crate) fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * self.uniform().max(1e-300).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// Random numbers `[batch, heads, tokens, width]`, row by row, as f32 values.
+#[derive(Debug, Clone)]
+pub(crate) struct Rows {
+    pub(crate) shape: [usize; 4],
+    pub(crate) data: Vec<f32>,
+}
+
+impl Rows {
+    pub(crate) fn random(shape: [usize; 4], seed: u64) -> Self {
+        let mut numbers = Numbers::new(seed);
+        let data = (0..shape.iter().product()).map(|_| numbers.normal() as f32).collect();
+        Self { shape, data }
+    }
+
+    pub(crate) fn tensor(&self, device: &Device) -> Tensor<4> {
+        Tensor::from_data(TensorData::new(self.data.clone(), self.shape), device)
+    }
+
+    pub(crate) fn row(&self, batch: usize, head: usize, token: usize) -> Vec<f64> {
+        let [_, heads, tokens, width] = self.shape;
+        let at = ((batch * heads + head) * tokens + token) * width;
+        self.data[at..at + width].iter().map(|&x| x as f64).collect()
+    }
+
+    pub(crate) fn row_mut(&mut self, batch: usize, head: usize, token: usize) -> &mut [f32] {
+        let [_, heads, tokens, width] = self.shape;
+        let at = ((batch * heads + head) * tokens + token) * width;
+        &mut self.data[at..at + width]
+    }
+}
+
+/// Everything a case reads. `meta_query` and `meta_key` have one row per token; only some are used.
+#[derive(Debug, Clone)]
+pub(crate) struct Inputs {
+    pub(crate) query: Rows,
+    pub(crate) keys: Rows,
+    pub(crate) values: Rows,
+    pub(crate) meta_query: Rows,
+    pub(crate) meta_key: Rows,
+}
+
+impl Case {
+    pub(crate) fn inputs(&self) -> Inputs {
+        let rows =
+            |heads, salt: u64| Rows::random([self.batch, heads, self.tokens, self.head_dim], self.seed ^ (salt << 56));
+        Inputs {
+            query: rows(self.heads, 1),
+            keys: rows(self.kv_heads, 2),
+            values: rows(self.kv_heads, 3),
+            meta_query: rows(self.heads, 4),
+            meta_key: rows(self.heads, 5),
+        }
+    }
+
+    /// Meta inputs of the tokens `range`, as the cache wants them; `None` where the settings need none.
+    pub(crate) fn meta(&self, inputs: &Inputs, range: std::ops::Range<usize>, device: &Device) -> Option<Meta> {
+        if !self.config.needs_meta() {
+            return None;
+        }
+        let pick = |rows: &Rows, wanted: &dyn Fn(usize) -> bool| {
+            let tokens: Vec<i32> = range.clone().filter(|&t| wanted(t)).map(|t| t as i32).collect();
+            (!tokens.is_empty()).then(|| {
+                let count = tokens.len();
+                let index = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(tokens, [count]), device);
+                rows.tensor(device).select(2, index)
+            })
+        };
+        let (chunk, block) = (self.config.chunk_size, self.config.statistics_block());
+        Some(Meta {
+            query: pick(&inputs.meta_query, &|t| t.is_multiple_of(chunk)),
+            key: pick(&inputs.meta_key, &|t| (t + 1).is_multiple_of(block)),
+        })
+    }
+
+    /// Attention of the whole text at once.
+    pub(crate) fn attend(&self, inputs: &Inputs, device: &Device) -> Tensor<4> {
+        bsbr_attn::attend(
+            inputs.query.tensor(device),
+            inputs.keys.tensor(device),
+            inputs.values.tensor(device),
+            self.meta(inputs, 0..self.tokens, device),
+            Some(&self.config),
+            self.options,
+        )
+        .unwrap()
+    }
+}
+
+/// Cases of every kind: chunk sizes that do not divide the length, lengths of 1 to 5 chunks, grouped heads, windows.
+pub(crate) fn cases() -> impl Strategy<Value = Case> {
+    let shape =
+        (1usize..=2, prop::sample::select(vec![(1, 1), (2, 1), (4, 2), (3, 3)]), prop::sample::select(vec![4, 8]));
+    let sizes = (prop::sample::select(vec![(4, 2), (6, 3), (8, 2), (8, 4), (12, 4)]), 0usize..=2, 0usize..=5);
+    let kind = (
+        prop::sample::select(vec![
+            Retrieval::None,
+            Retrieval::Blocks,
+            Retrieval::Blocks,
+            Retrieval::State,
+            Retrieval::Additive,
+        ]),
+        prop::sample::select(vec![Selector::MeanKey, Selector::Meta]),
+        prop::sample::select(vec![Far::None, Far::Mean, Far::State]),
+        1usize..=4,
+        prop::sample::select(vec![0.0, 0.8]),
+        prop::option::of(1usize..=4),
+    );
+    let model =
+        (prop::option::weighted(0.3, 3usize..=30), prop::option::weighted(0.3, 2.0..6.0f64), any::<u64>(), 1usize..=60);
+    (shape, sizes, kind, model).prop_map(|((batch, (heads, kv_heads), head_dim), sizes, kind, model)| {
+        let ((chunk_size, block_size), local_chunks, sink_tokens) = sizes;
+        let (retrieval, selector, far, top_k, covariance_weight, max_chunks) = kind;
+        let (window, softcap, seed, length) = model;
+        let config = BlockAttentionConfig {
+            chunk_size,
+            local_chunks,
+            sink_tokens,
+            retrieval,
+            block_size,
+            top_k,
+            selector,
+            far,
+            covariance_weight,
+            compression_factor: 1,
+            max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
+            additive_gate: 1.0,
+        };
+        let options = AttentionOptions { softcap, window, ..AttentionOptions::new(head_dim) };
+        Case { batch, heads, kv_heads, head_dim, tokens: length.min(5 * chunk_size), config, options, seed }
+    })
+}
+
+/// Largest absolute difference of two tensors.
+pub(crate) fn difference(a: Tensor<4>, b: Tensor<4>) -> f64 {
+    let (a, b) = (a.into_data_as::<f32>(), b.into_data_as::<f32>());
+    let (a, b) = (a.as_slice::<f32>().unwrap(), b.as_slice::<f32>().unwrap());
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (*a as f64 - *b as f64).abs())
+        .fold(0.0, |worst, x| if x.is_nan() { f64::NAN } else { worst.max(x) })
+}

@@ -1,0 +1,226 @@
+//! The definitions of BSBR attention, one token at a time, in f64 and without a single tensor.
+
+use std::ops::Range;
+
+use bsbr_attn::{Far, Retrieval};
+
+use super::{Case, Inputs};
+
+type Vector = Vec<f64>;
+type Matrix = Vec<Vec<f64>>;
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn mean(rows: &[Vector], width: usize) -> Vector {
+    (0..width).map(|x| rows.iter().map(|row| row[x]).sum::<f64>() / rows.len() as f64).collect()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let highest = logits.iter().copied().fold(f64::MIN, f64::max);
+    let weights: Vec<f64> = logits.iter().map(|x| (x - highest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|w| w / sum).collect()
+}
+
+/// A block as its own tokens tell it.
+struct Block {
+    positions: Range<usize>,
+    mean_key: Vector,
+    mean_value: Vector,
+    /// `(1/n) sum (k - mu)(v - vbar)^T`.
+    state: Matrix,
+    /// `(1/n) sum (k - mu)(k - mu)^T`.
+    covariance: Matrix,
+    /// `sum k v^T`.
+    raw_state: Matrix,
+    /// One per query head.
+    meta_key: Vec<Vector>,
+}
+
+fn centred(left: &[Vector], right: &[Vector], left_mean: &[f64], right_mean: &[f64]) -> Matrix {
+    let width = left_mean.len();
+    let mut sum = vec![vec![0.0; width]; width];
+    for (l, r) in left.iter().zip(right) {
+        for a in 0..width {
+            for b in 0..width {
+                sum[a][b] += (l[a] - left_mean[a]) * (r[b] - right_mean[b]) / left.len() as f64;
+            }
+        }
+    }
+    sum
+}
+
+impl Case {
+    fn naive_block(&self, inputs: &Inputs, b: usize, kv: usize, positions: Range<usize>) -> Block {
+        let keys: Vec<Vector> = positions.clone().map(|i| inputs.keys.row(b, kv, i)).collect();
+        let values: Vec<Vector> = positions.clone().map(|i| inputs.values.row(b, kv, i)).collect();
+        let (mean_key, mean_value) = (mean(&keys, self.head_dim), mean(&values, self.head_dim));
+        let zero = vec![0.0; self.head_dim];
+        let mut raw_state = centred(&keys, &values, &zero, &zero);
+        raw_state.iter_mut().flatten().for_each(|x| *x *= keys.len() as f64);
+        // The meta key of a merged block is the mean of its blocks' meta keys, weighted by their tokens.
+        let size = self.config.statistics_block();
+        let meta_key = (0..self.heads)
+            .map(|h| {
+                let each = |i: usize| inputs.meta_key.row(b, h, i / size * size + size - 1);
+                mean(&positions.clone().map(each).collect::<Vec<_>>(), self.head_dim)
+            })
+            .collect();
+        Block {
+            state: centred(&keys, &values, &mean_key, &mean_value),
+            covariance: centred(&keys, &keys, &mean_key, &mean_key),
+            raw_state,
+            positions,
+            mean_key,
+            mean_value,
+            meta_key,
+        }
+    }
+
+    /// The blocks that end before the local region of chunk `c`, merged as `max_chunks` says.
+    fn naive_blocks(&self, c: usize) -> Vec<Range<usize>> {
+        let size = self.config.statistics_block();
+        let mut blocks: Vec<Range<usize>> = Vec::new();
+        for j in 0..self.config.local_start(c) / size {
+            blocks.push((j * size).max(self.config.sink_tokens).min((j + 1) * size)..(j + 1) * size);
+            while self.config.max_chunks.is_some_and(|limit| blocks.len() > limit) {
+                let pair = (0..blocks.len() - 1).min_by_key(|&i| blocks[i].len() + blocks[i + 1].len()).unwrap();
+                let (end, start) = (blocks[pair + 1].end, blocks[pair].start);
+                // Position `start` of a block of sinks alone is a sink.
+                let start = if blocks[pair].is_empty() { blocks[pair + 1].start } else { start };
+                blocks.splice(pair..pair + 2, [start..end]);
+            }
+        }
+        blocks.retain(|block| !block.is_empty());
+        blocks
+    }
+
+    fn score(&self, q: &[f64], k: &[f64]) -> f64 {
+        let score = self.options.scale * dot(q, k);
+        self.options.softcap.map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
+    fn log_mass(&self, q: &[f64], block: &Block, covariance_weight: f64) -> f64 {
+        let turned: Vector = block.covariance.iter().map(|row| dot(row, q)).collect();
+        let spread = 0.5 * covariance_weight * self.options.scale.powi(2) * dot(q, &turned);
+        (block.positions.len() as f64).ln() + self.score(q, &block.mean_key) + spread.min(4.0)
+    }
+
+    /// What token `t` of query head `h` reads.
+    pub(crate) fn naive(&self, inputs: &Inputs, b: usize, h: usize, t: usize) -> Vector {
+        let config = &self.config;
+        let group = self.heads / self.kv_heads;
+        let kv = h / group;
+        let c = t / config.chunk_size;
+        let local_start = config.local_start(c);
+        let first_visible = self.options.window.map_or(0, |w| (t + 1).saturating_sub(w));
+        let q = inputs.query.row(b, h, t);
+        let exact: Vec<usize> = (first_visible..=t).filter(|&i| i >= local_start || i < config.sink_tokens).collect();
+        let blocks: Vec<Block> = self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r)).collect();
+
+        let mut logits: Vec<f64> = exact.iter().map(|&i| self.score(&q, &inputs.keys.row(b, kv, i))).collect();
+        let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
+        let mut add = vec![0.0; self.head_dim];
+        let first_query = (c * config.chunk_size, inputs);
+        // r . h_j for a query head of this KV head.
+        let meta_score = |head: usize, block: &Block| {
+            let (start, inputs) = first_query;
+            if config.needs_meta() {
+                dot(&inputs.meta_query.row(b, head, start), &block.meta_key[head])
+            } else {
+                dot(&inputs.query.row(b, head, start), &block.mean_key)
+            }
+        };
+        // Mixtures of a chunk hold the blocks its last token sees whole.
+        let chunk_visible = {
+            let last = (c + 1) * config.chunk_size - 1;
+            self.options.window.map_or(0, |w| (last + 1).saturating_sub(w))
+        };
+        match config.retrieval {
+            Retrieval::None => {}
+            Retrieval::Blocks => {
+                let weight = if config.far == Far::State { config.covariance_weight } else { 0.0 };
+                let chunk_first = c * config.chunk_size;
+                let chunk_first_visible = self.options.window.map_or(0, |w| (chunk_first + 1).saturating_sub(w));
+                let visible = |block: &Block| {
+                    let bound = if config.needs_meta() { chunk_first_visible } else { first_visible };
+                    block.positions.end > bound
+                };
+                let mut ranked: Vec<(f64, usize)> = Vec::new();
+                for (j, block) in blocks.iter().enumerate().filter(|(_, block)| visible(block)) {
+                    let mut score = 0.0;
+                    for head in kv * group..(kv + 1) * group {
+                        if config.needs_meta() {
+                            score += meta_score(head, block);
+                            continue;
+                        }
+                        // The share of this head's attention that the block would have.
+                        let q = inputs.query.row(b, head, t);
+                        let all = blocks.iter().filter(|block| visible(block)).map(|x| self.log_mass(&q, x, weight));
+                        let near = exact.iter().map(|&i| self.score(&q, &inputs.keys.row(b, kv, i)));
+                        let total: f64 = all.chain(near).map(f64::exp).sum();
+                        score += self.log_mass(&q, block, weight).exp() / total;
+                    }
+                    ranked.push((score, j));
+                }
+                ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+                let chosen: Vec<usize> = ranked.iter().take(config.top_k).map(|&(_, j)| j).collect();
+                let mut state_reads: Vec<(usize, usize)> = Vec::new();
+                for (j, block) in blocks.iter().enumerate() {
+                    if chosen.contains(&j) {
+                        for i in block.positions.clone().filter(|&i| i >= first_visible) {
+                            logits.push(self.score(&q, &inputs.keys.row(b, kv, i)));
+                            values.push(inputs.values.row(b, kv, i));
+                        }
+                    } else if config.far != Far::None && block.positions.start >= first_visible {
+                        state_reads.push((logits.len(), j));
+                        logits.push(self.log_mass(&q, block, weight));
+                        values.push(block.mean_value.clone());
+                    }
+                }
+                if config.far == Far::State {
+                    let weights = softmax(&logits);
+                    for (column, j) in state_reads {
+                        for x in 0..self.head_dim {
+                            let read: f64 = (0..self.head_dim).map(|y| q[y] * blocks[j].state[y][x]).sum();
+                            add[x] += weights[column] * self.options.scale * read;
+                        }
+                    }
+                }
+            }
+            Retrieval::State | Retrieval::Additive => {
+                let seen: Vec<&Block> = blocks.iter().filter(|x| x.positions.start >= chunk_visible).collect();
+                let mixture = softmax(&seen.iter().map(|x| self.options.scale * meta_score(h, x)).collect::<Vec<_>>());
+                let additive = config.retrieval == Retrieval::Additive;
+                let near = logits.len();
+                if !additive {
+                    for block in &seen {
+                        logits.push(self.log_mass(&q, block, config.covariance_weight));
+                        values.push(block.mean_value.clone());
+                    }
+                }
+                let factor = if additive {
+                    config.additive_gate
+                } else {
+                    self.options.scale * softmax(&logits)[near..].iter().sum::<f64>()
+                };
+                for (block, p) in seen.iter().zip(&mixture) {
+                    let matrix = if additive { &block.raw_state } else { &block.state };
+                    for x in 0..self.head_dim {
+                        let read: f64 = (0..self.head_dim).map(|y| q[y] * matrix[y][x]).sum();
+                        add[x] += factor * p * read;
+                    }
+                }
+            }
+        }
+        let weights = softmax(&logits);
+        for (w, v) in weights.iter().zip(&values) {
+            for x in 0..self.head_dim {
+                add[x] += w * v[x];
+            }
+        }
+        add
+    }
+}
