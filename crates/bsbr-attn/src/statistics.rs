@@ -147,7 +147,7 @@ impl Statistics {
         }
         let second = self.blocks.remove(first + 1);
         let merged = &mut self.blocks[first];
-        *merged = if merged.is_empty() { second } else { merged.start..second.end };
+        *merged = if merged.start == merged.end { second } else { merged.start..second.end };
     }
 
     /// Makes room for `blocks` blocks, so that the memory is fixed from the start.

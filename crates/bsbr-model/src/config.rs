@@ -112,6 +112,8 @@ pub enum PositionPolicy {
     Error,
     /// Every later token takes the last position.
     Clamp,
+    /// The positions are stretched over the expected length of the text, in between interpolated linearly.
+    Interpolate,
 }
 
 /// One decoder: sizes and switches. Independent of how attention is computed.
@@ -216,7 +218,8 @@ impl DecoderConfig {
             if let Some(RotaryScaling::Longrope { short_factor, long_factor, .. }) = scaling {
                 for (setting, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
                     if factors.len() != rotary_dim / 2 {
-                        let problem = format!("has {} entries, expected rotary_dim / 2 = {}", factors.len(), rotary_dim / 2);
+                        let problem =
+                            format!("has {} entries, expected rotary_dim / 2 = {}", factors.len(), rotary_dim / 2);
                         return fail(setting, problem);
                     }
                 }

@@ -52,7 +52,7 @@ pub enum ModelError {
     /// The text is longer than the learned positions.
     #[error(
         "the text has {length} tokens, the model has {max_positions} learned positions: shorten the text or choose \
-         the position policy `clamp`"
+         the position policy `clamp` or `interpolate`"
     )]
     TooLong {
         /// Length of the text.

@@ -1,9 +1,67 @@
-//! Placeholder, being written.
+//! One configurable decoder: the models people use differ in a few switches, and here they are fields of
+//! [`DecoderConfig`]. Each layer runs the original full attention or BSBR attention.
+//!
+//! Batches are packed, not padded: [`Decoder::hidden`] takes the new tokens of each text, whatever their number, and a
+//! [`DecoderCache`] keeps what was read. At once, in pieces or token by token is the same function.
+//!
+//! This crate never knows a hub name or a foreign tensor name: weights come through [`WeightSource`] under the names of
+//! [`weight_specs`].
+//!
+//! # Example
+//!
+//! ```
+//! use bsbr_model::{
+//!     Activation, Decoder, DecoderConfig, GenerateConfig, ModelConfig, Norm, Positions, Sampler, SamplingConfig,
+//!     WeightSource, WeightSpec, generate,
+//! };
+//!
+//! # #[cfg(feature = "flex")] {
+//! // A model without training: every weight 0.01.
+//! struct Constant;
+//! impl WeightSource for Constant {
+//!     fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
+//!         Ok(vec![0.01; spec.shape.iter().product()])
+//!     }
+//! }
+//! let decoder = DecoderConfig {
+//!     vocab_size: 10, hidden_size: 8, layers: 2, heads: 2, kv_heads: 1, head_dim: 4, intermediate_size: 16,
+//!     max_positions: 64, norm: Norm::Rms, norm_eps: 1e-5,
+//!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
+//!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false,
+//!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
+//!     tied_head: true,
+//! };
+//! let device = burn::tensor::Device::flex();
+//! let model = Decoder::load(ModelConfig::original(decoder), &mut Constant, &device).unwrap();
+//! let mut sampler = Sampler::new(SamplingConfig::default()).unwrap();
+//! let settings = GenerateConfig { max_new_tokens: 3, stop_tokens: vec![] };
+//! let continuation = generate(&model, &[1, 2, 3], &settings, &mut sampler, |_| true).unwrap();
+//! assert_eq!(continuation.tokens.len(), 3);
+//! # }
+//! ```
+
+mod cache;
 mod config;
+mod decoder;
 mod error;
+mod generate;
+mod loading;
+mod modules;
+mod rotary;
+mod sampling;
+#[cfg(feature = "text")]
+mod text;
 mod weights;
-pub use config::{
-    Activation, DecoderConfig, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling,
-};
+
+pub use cache::DecoderCache;
+pub use config::{Activation, DecoderConfig, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling};
+pub use decoder::Decoder;
 pub use error::ModelError;
+pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
+pub use loading::WeightSource;
+pub use modules::{Block, Mlp, Normalisation, Projections};
+pub use rotary::rotary_frequencies;
+pub use sampling::{Sampler, SamplingConfig};
+#[cfg(feature = "text")]
+pub use text::{TextStream, TextTokenizer};
 pub use weights::{EXTRA_PREFIX, WeightSpec, parameter_counts, weight_specs};

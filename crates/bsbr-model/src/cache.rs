@@ -1,0 +1,81 @@
+//! What a decoder remembers of the texts it is reading.
+
+use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig};
+use burn::tensor::{DType, Device};
+
+use crate::{ModelConfig, ModelError, Positions, rotary::rotary_frequencies};
+
+/// The state of a batch of texts, each of its own length.
+#[derive(Debug, Clone)]
+pub struct DecoderCache {
+    pub(crate) texts: Vec<TextCache>,
+}
+
+/// The state of one text.
+#[derive(Debug, Clone)]
+pub(crate) struct TextCache {
+    /// One per layer.
+    pub(crate) layers: Vec<AttentionCache>,
+    /// Tokens read so far.
+    pub(crate) length: usize,
+    /// Length the text is expected to reach.
+    pub(crate) expected: usize,
+    /// Rotary frequencies and their factor.
+    pub(crate) frequencies: (Vec<f64>, f64),
+}
+
+impl DecoderCache {
+    /// Empty caches, one text for each entry of `expected_lengths`.
+    ///
+    /// The lengths are what the texts are expected to reach. They are no limit; only the `dynamic` and `longrope`
+    /// rotary scalings and the `interpolate` position policy take their positions from them.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if the configuration is impossible.
+    pub fn new(config: &ModelConfig, expected_lengths: &[usize], device: &Device) -> Result<Self, ModelError> {
+        config.validate()?;
+        let decoder = &config.decoder;
+        let text = |&expected: &usize| {
+            let layers = (0..decoder.layers).map(|layer| {
+                let cache = CacheConfig {
+                    batch: 1,
+                    heads: decoder.heads,
+                    kv_heads: decoder.kv_heads,
+                    head_dim: decoder.head_dim,
+                    options: AttentionOptions {
+                        scale: decoder.layer_scale(layer),
+                        softcap: decoder.attention_softcap,
+                        window: decoder.window(layer),
+                    },
+                    attention: config.layer_attention(layer).cloned(),
+                    dtype: DType::F32,
+                };
+                AttentionCache::new(cache, device)
+            });
+            let frequencies = match &decoder.positions {
+                Positions::Learned => (Vec::new(), 1.0),
+                Positions::Rotary { theta, rotary_dim, scaling } => {
+                    rotary_frequencies(*theta, *rotary_dim, scaling.as_ref(), expected)
+                }
+            };
+            Ok(TextCache { layers: layers.collect::<Result<_, _>>()?, length: 0, expected, frequencies })
+        };
+        Ok(Self { texts: expected_lengths.iter().map(text).collect::<Result<_, ModelError>>()? })
+    }
+
+    /// Number of texts.
+    pub fn batch(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Tokens of text `text` read so far.
+    pub fn length(&self, text: usize) -> usize {
+        self.texts[text].length
+    }
+
+    /// Bytes kept for all texts, room for growth included.
+    pub fn bytes(&self) -> usize {
+        self.texts.iter().flat_map(|text| &text.layers).map(AttentionCache::bytes).sum()
+    }
+}

@@ -1,0 +1,275 @@
+//! The decoder: embeddings, blocks, head.
+
+use std::ops::Range;
+
+use bsbr_attn::{AttentionCache, Meta};
+use burn::{
+    module::{Module, Param},
+    nn::{Embedding, Linear},
+    tensor::{Device, Int, Tensor, TensorData},
+};
+
+use crate::{
+    DecoderCache, ModelConfig, ModelError, PositionPolicy,
+    modules::{Block, Normalisation, Projections},
+    rotary::Rotation,
+};
+
+/// A decoder with its weights.
+///
+/// Texts of a batch are packed: the new tokens of all of them stand one after the other in `[tokens, hidden_size]`, so
+/// there is no padding anywhere.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// `[vocab_size, hidden_size]`.
+    pub embed: Embedding,
+    /// `[max_positions, hidden_size]` where positions are learned.
+    pub position: Option<Param<Tensor<2>>>,
+    /// The blocks.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub final_norm: Normalisation,
+    /// `[hidden_size]` to `[vocab_size]` unless the embedding serves.
+    pub head: Option<Linear>,
+    #[module(skip)]
+    pub(crate) config: ModelConfig,
+}
+
+impl Decoder {
+    /// The configuration it was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.embed.weight.val().device()
+    }
+
+    /// The same weights with another attention. Meta projections are not invented: changing to the `meta` selector needs
+    /// a model that has them.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if the new settings are impossible or need weights this model lacks.
+    pub fn with_config(&self, change: impl FnOnce(&mut ModelConfig)) -> Result<Self, ModelError> {
+        let mut config = self.config.clone();
+        change(&mut config);
+        config.validate()?;
+        if config.decoder != self.config.decoder {
+            let problem = "cannot change once the weights are loaded".to_owned();
+            return Err(ModelError::Config { setting: "decoder", problem });
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let needs = config.layer_attention(layer).is_some_and(|a| a.needs_meta());
+            if needs && (block.attention.meta_query.is_none() || block.attention.meta_key.is_none()) {
+                let problem =
+                    format!("= meta needs meta projections, layer {layer} has none: convert with that selector");
+                return Err(ModelError::Config { setting: "selector", problem });
+            }
+        }
+        Ok(Self { config, ..self.clone() })
+    }
+
+    /// An empty cache for texts expected to reach these lengths; see [`DecoderCache::new`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DecoderCache::new`].
+    pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
+        DecoderCache::new(&self.config, expected_lengths, &self.device())
+    }
+
+    /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,
+    /// the new tokens of text 0 first. A text may have no new token, not all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::EmptyInput`], [`ModelError::TokenOutOfRange`], [`ModelError::TooLong`] and [`ModelError::Input`] for
+    /// inputs that cannot be read; the cache is unchanged then.
+    pub fn hidden(&self, tokens: &[Vec<u32>], cache: &mut DecoderCache) -> Result<Tensor<2>, ModelError> {
+        self.check(tokens, cache)?;
+        let device = self.device();
+        let ids: Vec<i32> = tokens.iter().flatten().map(|&id| id as i32).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
+        let mut x = self.embed.weight.val().select(0, ids);
+
+        let positions: Vec<(usize, usize)> = tokens
+            .iter()
+            .enumerate()
+            .flat_map(|(text, new)| (0..new.len()).map(move |at| (text, at)))
+            .map(|(text, at)| (text, cache.texts[text].length + at))
+            .collect();
+        if let Some(table) = &self.position {
+            x = x + self.positions(table.val(), &positions, cache);
+        }
+        let rotation = cache.texts.iter().any(|text| !text.frequencies.0.is_empty()).then(|| {
+            let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies));
+            Rotation::new(tokens, &device, x.dtype())
+        });
+        let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
+        let mut start = 0;
+        for (text, new) in tokens.iter().enumerate() {
+            if !new.is_empty() {
+                pieces.push((text, start..start + new.len()));
+            }
+            start += new.len();
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let normed = block.attention_norm.forward(x.clone());
+            x = x + attend(&block.attention, normed, rotation.as_ref(), &pieces, layer, cache)?;
+            let normed = block.mlp_norm.forward(x.clone());
+            x = x + block.mlp.forward(normed);
+        }
+        for (text, new) in cache.texts.iter_mut().zip(tokens) {
+            text.length += new.len();
+        }
+        Ok(self.final_norm.forward(x))
+    }
+
+    /// Scores of the next token, `[tokens, vocab_size]`, from final hidden states `[tokens, hidden_size]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => hidden.matmul(self.embed.weight.val().transpose()),
+        }
+    }
+
+    /// Logits of one whole text, `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::hidden`].
+    pub fn forward(&self, tokens: &[u32]) -> Result<Tensor<2>, ModelError> {
+        let mut cache = self.new_cache(&[tokens.len()])?;
+        Ok(self.logits(self.hidden(&[tokens.to_vec()], &mut cache)?))
+    }
+
+    /// Rows of the position table, `[tokens, hidden_size]`.
+    fn positions(&self, table: Tensor<2>, tokens: &[(usize, usize)], cache: &DecoderCache) -> Tensor<2> {
+        let last = self.config.decoder.max_positions - 1;
+        let device = table.device();
+        let rows = |index: Vec<i32>| {
+            let count = index.len();
+            table.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &device))
+        };
+        // Where each token stands in the table, possibly between two rows.
+        let place = |&(text, position): &(usize, usize)| {
+            let expected = cache.texts[text].expected;
+            match self.config.position_policy {
+                PositionPolicy::Interpolate if expected > last + 1 => {
+                    (position as f64 * last as f64 / (expected - 1) as f64).min(last as f64)
+                }
+                _ => position.min(last) as f64,
+            }
+        };
+        let places: Vec<f64> = tokens.iter().map(place).collect();
+        let below = rows(places.iter().map(|place| place.floor() as i32).collect());
+        if places.iter().all(|place| place.fract() == 0.0) {
+            return below;
+        }
+        let above = rows(places.iter().map(|place| (place.ceil() as i32).min(last as i32)).collect());
+        let share: Vec<f32> = places.iter().map(|place| place.fract() as f32).collect();
+        let count = share.len();
+        let share = Tensor::<2>::from_data(TensorData::new(share, [count, 1]), &device);
+        below.clone() + (above - below) * share
+    }
+
+    fn check(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> Result<(), ModelError> {
+        if tokens.len() != cache.batch() {
+            let problem = format!("{} texts were given, the cache holds {}", tokens.len(), cache.batch());
+            return Err(ModelError::Input(problem));
+        }
+        if tokens.iter().all(Vec::is_empty) {
+            return Err(ModelError::EmptyInput);
+        }
+        let vocab_size = self.config.decoder.vocab_size;
+        for (text, new) in cache.texts.iter().zip(tokens) {
+            if let Some(at) = new.iter().position(|&id| id as usize >= vocab_size) {
+                let token = new[at] as i64;
+                return Err(ModelError::TokenOutOfRange { token, position: text.length + at, vocab_size });
+            }
+            self.check_length(text.length + new.len())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a length past the learned positions, unless a policy says what to do there.
+    pub(crate) fn check_length(&self, length: usize) -> Result<(), ModelError> {
+        let max_positions = self.config.decoder.max_positions;
+        let limited = self.position.is_some() && self.config.position_policy == PositionPolicy::Error;
+        if limited && length > max_positions {
+            return Err(ModelError::TooLong { length, max_positions });
+        }
+        Ok(())
+    }
+}
+
+/// Attention of one layer over packed tokens, `[tokens, hidden_size]` to the same. `pieces` are the texts with new tokens
+/// and where those stand.
+fn attend(
+    projections: &Projections,
+    normed: Tensor<2>,
+    rotation: Option<&Rotation>,
+    pieces: &[(usize, Range<usize>)],
+    layer: usize,
+    cache: &mut DecoderCache,
+) -> Result<Tensor<2>, ModelError> {
+    let tokens = normed.dims()[0];
+    let heads_of = |linear: &Linear, x: Tensor<2>, width: usize| {
+        let x = linear.forward(x);
+        let [tokens, total] = x.dims();
+        x.reshape([tokens, total / width, width])
+    };
+    let Some((first, _)) = pieces.first() else { return Err(ModelError::EmptyInput) };
+    let width = cache.texts[*first].layers[layer].config().head_dim;
+    let mut query = heads_of(&projections.query, normed.clone(), width);
+    let mut key = heads_of(&projections.key, normed.clone(), width);
+    let value = heads_of(&projections.value, normed.clone(), width);
+    if let Some(rotation) = rotation {
+        query = rotation.apply(query);
+        key = rotation.apply(key);
+    }
+    let mut outputs = Vec::with_capacity(pieces.len());
+    for (text, range) in pieces {
+        let of = |x: &Tensor<3>| x.clone().narrow(0, range.start, range.len()).swap_dims(0, 1).unsqueeze::<4>();
+        let cache = &mut cache.texts[*text].layers[layer];
+        let meta = meta_inputs(projections, &normed, range, cache);
+        let read = cache.prefill(of(&query), of(&key), of(&value), meta)?;
+        let [_, heads, count, width] = read.dims();
+        outputs.push(read.swap_dims(1, 2).reshape([count, heads * width]));
+    }
+    let read = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 0) };
+    debug_assert_eq!(read.dims()[0], tokens);
+    Ok(projections.output.forward(read))
+}
+
+/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block; `None` without projections.
+fn meta_inputs(
+    projections: &Projections,
+    normed: &Tensor<2>,
+    range: &Range<usize>,
+    cache: &AttentionCache,
+) -> Option<Meta> {
+    if !cache.config().attention.as_ref().is_some_and(|attention| attention.needs_meta()) {
+        return None;
+    }
+    let (heads, width) = (cache.config().heads, cache.config().head_dim);
+    let project = |linear: &Option<Linear>, at: Vec<usize>| {
+        let linear = linear.as_ref()?;
+        if at.is_empty() {
+            return None;
+        }
+        let count = at.len();
+        let index: Vec<i32> = at.into_iter().map(|at| (range.start + at) as i32).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &normed.device());
+        let rows = linear.forward(normed.clone().select(0, index));
+        Some(rows.reshape([1, count, heads, width]).swap_dims(1, 2))
+    };
+    let count = range.len();
+    Some(Meta {
+        query: project(&projections.meta_query, cache.chunk_starts(count)),
+        key: project(&projections.meta_key, cache.block_ends(count)),
+    })
+}

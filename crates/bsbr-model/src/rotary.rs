@@ -1,0 +1,121 @@
+//! Rotary position embedding, the two halves of a head paired (rotate-half), with every scaling of its frequencies.
+//!
+//! Su et al. 2021; scalings as Hugging Face transformers' `modeling_rope_utils` defines them.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use crate::RotaryScaling;
+
+/// Inverse frequencies `[rotary_dim / 2]` and the factor on cos and sin for texts of up to `length` tokens.
+///
+/// Only the `dynamic` and `longrope` scalings depend on `length`.
+pub fn rotary_frequencies(
+    theta: f64,
+    rotary_dim: usize,
+    scaling: Option<&RotaryScaling>,
+    length: usize,
+) -> (Vec<f64>, f64) {
+    let dim = rotary_dim as f64;
+    let base = |theta: f64| (0..rotary_dim / 2).map(move |i| theta.powf(-((2 * i) as f64) / dim)).collect::<Vec<_>>();
+    match scaling {
+        None => (base(theta), 1.0),
+        Some(RotaryScaling::Linear { factor }) => (base(theta).iter().map(|f| f / factor).collect(), 1.0),
+        Some(RotaryScaling::Dynamic { factor, original_max_positions }) => {
+            let original = *original_max_positions as f64;
+            let stretch = factor * (length as f64).max(original) / original - (factor - 1.0);
+            (base(theta * stretch.powf(dim / (dim - 2.0))), 1.0)
+        }
+        Some(RotaryScaling::Yarn {
+            factor,
+            original_max_positions,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        }) => {
+            // The dimension whose wavelength fits `rotations` times into the trained length.
+            let dimension = |rotations: f64| {
+                let length = *original_max_positions as f64;
+                dim * (length / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+            };
+            let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+            if low == high {
+                high += 0.001;
+            }
+            let blend = |(i, frequency): (usize, f64)| {
+                let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                frequency / factor * interpolated + frequency * (1.0 - interpolated)
+            };
+            (base(theta).into_iter().enumerate().map(blend).collect(), *attention_factor)
+        }
+        Some(RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }) => {
+            let original = *original_max_positions as f64;
+            let scale = |frequency: f64| {
+                let wavelength = std::f64::consts::TAU / frequency;
+                if wavelength < original / high_freq_factor {
+                    frequency
+                } else if wavelength > original / low_freq_factor {
+                    frequency / factor
+                } else {
+                    let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            };
+            (base(theta).into_iter().map(scale).collect(), 1.0)
+        }
+        Some(RotaryScaling::Longrope { short_factor, long_factor, original_max_positions, attention_factor }) => {
+            let factors = if length > *original_max_positions { long_factor } else { short_factor };
+            (base(theta).iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), *attention_factor)
+        }
+    }
+}
+
+/// Cosines and sines of some positions, ready to rotate with.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotation {
+    /// `[tokens, 1, rotary_dim / 2]`.
+    cos: Tensor<3>,
+    sin: Tensor<3>,
+}
+
+impl Rotation {
+    /// Of the tokens at `positions`, one frequency set each (tokens of different texts may differ in it).
+    pub(crate) fn new<'a>(
+        tokens: impl ExactSizeIterator<Item = (usize, &'a (Vec<f64>, f64))>,
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
+        let count = tokens.len();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for (position, (frequencies, factor)) in tokens {
+            for frequency in frequencies {
+                let angle = position as f64 * frequency;
+                cos.push((angle.cos() * factor) as f32);
+                sin.push((angle.sin() * factor) as f32);
+            }
+        }
+        let half = cos.len() / count.max(1);
+        let tensor = |data| Tensor::from_data(TensorData::new(data, [count, 1, half]), (device, dtype));
+        Self { cos: tensor(cos), sin: tensor(sin) }
+    }
+
+    /// Rotates the first `rotary_dim` dimensions of `[tokens, heads, head_dim]`.
+    pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
+        let width = x.dims()[2];
+        let half = self.cos.dims()[2];
+        let first = x.clone().narrow(2, 0, half);
+        let second = x.clone().narrow(2, half, half);
+        let mut parts = vec![
+            first.clone() * self.cos.clone() - second.clone() * self.sin.clone(),
+            second * self.cos.clone() + first * self.sin.clone(),
+        ];
+        if 2 * half < width {
+            parts.push(x.narrow(2, 2 * half, width - 2 * half));
+        }
+        Tensor::cat(parts, 2)
+    }
+}
