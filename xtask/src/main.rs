@@ -1,1 +1,82 @@
-fn main() {}
+//! `cargo xtask`: the command line of BSBR. Parses flags, calls the libraries, prints.
+//!
+//! Results go to standard output, progress and notes to standard error. Exit codes: 0 done, 1 a check failed (parity out
+//! of tolerance, tensors that do not fit, weights that are no numbers), 2 usage or input and output.
+
+mod args;
+mod builtin;
+mod commands;
+mod output;
+mod running;
+
+use std::process::ExitCode;
+
+use bsbr_convert::ConvertError;
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    version,
+    about = "Long-context conversion of pretrained transformers",
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Convert a Hugging Face checkpoint; without --model the built-in one, with a full report.
+    Convert(commands::convert::Args),
+    /// Write a converted model back as the Hugging Face checkpoint it was made of.
+    Export(commands::export::Args),
+    /// Measure perplexity and agreement with the original attention.
+    Eval(commands::eval::Args),
+    /// Continue a text.
+    Generate(commands::generate::Args),
+    /// Compare logits with expected ones; exit code 1 past the tolerance.
+    Verify(commands::verify::Args),
+    /// Show architecture, tensors, parameters, settings and cache size.
+    Inspect(commands::inspect::Args),
+}
+
+/// A check that ran and failed: exit code 1.
+#[derive(Debug)]
+struct CheckFailed(String);
+
+impl std::fmt::Display for CheckFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CheckFailed {}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Export(args) => commands::export::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Verify(args) => commands::verify::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(&format!("error: {error:#}"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let failed_check = |cause: &(dyn std::error::Error + 'static)| {
+        let convert = cause.downcast_ref::<ConvertError>();
+        cause.is::<CheckFailed>() || matches!(convert, Some(ConvertError::Plan { .. } | ConvertError::NotFinite { .. }))
+    };
+    if error.chain().any(failed_check) { 1 } else { 2 }
+}

@@ -44,6 +44,7 @@ mod cache;
 mod config;
 mod decoder;
 mod error;
+mod evaluate;
 mod generate;
 mod loading;
 mod modules;
@@ -57,6 +58,10 @@ pub use cache::DecoderCache;
 pub use config::{Activation, DecoderConfig, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling};
 pub use decoder::Decoder;
 pub use error::ModelError;
+pub use evaluate::{
+    Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
+    compare_logits, evaluate,
+};
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
 pub use modules::{Block, Mlp, Normalisation, Projections};

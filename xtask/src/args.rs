@@ -1,0 +1,137 @@
+//! Flags that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use burn::tensor::Device;
+use serde::{Deserialize, de::IntoDeserializer};
+
+/// Settings of BSBR attention: a file, and flags that override it.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "BSBR attention (defaults: configs/default.toml)")]
+pub(crate) struct AttentionArgs {
+    /// TOML file with settings; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Tokens of a chunk, the unit of exact local attention [default: 128]
+    #[arg(long, value_name = "N")]
+    chunk_size: Option<usize>,
+    /// Chunks before a token's own that are read exactly [default: 1]
+    #[arg(long, value_name = "N")]
+    local_chunks: Option<usize>,
+    /// First tokens that are always read exactly [default: 4]
+    #[arg(long, value_name = "N")]
+    sink_tokens: Option<usize>,
+    /// How the rest is read: none, blocks, state, additive [default: blocks]
+    #[arg(long, value_name = "KIND", value_parser = by_name::<Retrieval>)]
+    retrieval: Option<Retrieval>,
+    /// Tokens of a block, the unit of retrieval [default: 16]
+    #[arg(long, value_name = "N")]
+    block_size: Option<usize>,
+    /// Blocks each token reads exactly [default: 16]
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// What scores a block: mean-key, meta [default: mean-key]
+    #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
+    selector: Option<Selector>,
+    /// How blocks that are not retrieved count: none, mean, state [default: mean]
+    #[arg(long, value_name = "KIND", value_parser = by_name::<Far>)]
+    far: Option<Far>,
+    /// Weight of the covariance in a block's estimated mass [default: 0.8]
+    #[arg(long, value_name = "W")]
+    covariance_weight: Option<f64>,
+    /// Keep states in 1/N of their numbers [default: 1]
+    #[arg(long, value_name = "N")]
+    compression_factor: Option<usize>,
+    /// Most block statistics kept under --retrieval state; bounds the memory
+    #[arg(long, value_name = "N")]
+    max_chunks: Option<usize>,
+    /// Gate of --retrieval additive [default: 1]
+    #[arg(long, value_name = "G")]
+    additive_gate: Option<f64>,
+}
+
+impl AttentionArgs {
+    /// The settings, checked, on top of `base` or of the file where one is named; `None` if nothing was asked for.
+    pub(crate) fn resolve(&self, base: Option<&BlockAttentionConfig>) -> Result<Option<BlockAttentionConfig>> {
+        let mut config = match (&self.config, base) {
+            (Some(path), _) => read_settings(path)?,
+            (None, Some(base)) => base.clone(),
+            (None, None) => BlockAttentionConfig::default(),
+        };
+        let mut asked = self.config.is_some();
+        let mut set = |given: bool| asked |= given;
+        macro_rules! overlay {
+            ($($field:ident),*) => { $(if let Some(value) = self.$field.clone() { config.$field = value; set(true); })* };
+        }
+        overlay!(chunk_size, local_chunks, sink_tokens, retrieval, block_size, top_k, selector, far);
+        overlay!(covariance_weight, compression_factor, additive_gate);
+        if self.max_chunks.is_some() {
+            config.max_chunks = self.max_chunks;
+            set(true);
+        }
+        config.validate()?;
+        Ok(asked.then_some(config))
+    }
+}
+
+fn read_settings(path: &Path) -> Result<BlockAttentionConfig> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a settings file", path.display()))
+}
+
+/// Parses an enum by the name it has in files.
+pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, serde::de::value::Error> {
+    T::deserialize(name.into_deserializer())
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DeviceName {
+    /// The CPU, in pure Rust.
+    #[cfg(feature = "flex")]
+    Flex,
+    /// The CPU, burn's older backend.
+    #[cfg(feature = "ndarray")]
+    Ndarray,
+    /// A GPU through wgpu.
+    #[cfg(feature = "wgpu")]
+    Wgpu,
+}
+
+/// The device flag.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute; other devices are cargo features (--features wgpu)
+    #[arg(long, value_enum)]
+    device: Option<DeviceName>,
+}
+
+impl DeviceArgs {
+    pub(crate) fn resolve(self) -> Result<Device> {
+        let Some(name) = self.device.or_else(|| <DeviceName as clap::ValueEnum>::value_variants().first().copied())
+        else {
+            bail!("no device is compiled in: build with --features flex");
+        };
+        Ok(match name {
+            #[cfg(feature = "flex")]
+            DeviceName::Flex => Device::flex(),
+            #[cfg(feature = "ndarray")]
+            DeviceName::Ndarray => Device::ndarray(),
+            #[cfg(feature = "wgpu")]
+            DeviceName::Wgpu => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        })
+    }
+}
+
+/// Checks that `--model` names a directory.
+pub(crate) fn model_dir(model: &Path) -> Result<&Path> {
+    if !model.is_dir() {
+        bail!(
+            "{}: no such directory. --model takes a local Hugging Face directory or a converted model",
+            model.display()
+        );
+    }
+    Ok(model)
+}

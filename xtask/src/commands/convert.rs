@@ -1,0 +1,143 @@
+//! `cargo xtask convert`.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Result, bail};
+use bsbr_attn::BlockAttentionConfig;
+use bsbr_convert::{ConversionReport, ConvertOptions, ExpectedLogits, convert};
+use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
+
+use super::verify;
+use crate::{
+    args::{AttentionArgs, DeviceArgs, model_dir},
+    builtin,
+    output::{self, Progress, bytes, grouped},
+    running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Hugging Face checkpoint; the built-in one when absent
+    #[arg(short, long, value_name = "DIR", requires = "output_dir_or_dry_run")]
+    model: Option<PathBuf>,
+    /// Where to write the converted model
+    #[arg(short, long, value_name = "DIR", group = "output_dir_or_dry_run")]
+    output_dir: Option<PathBuf>,
+    /// Print what would become what, and write nothing
+    #[arg(long, group = "output_dir_or_dry_run")]
+    dry_run: bool,
+    /// Replace an earlier conversion
+    #[arg(long)]
+    force: bool,
+    /// Layers that keep the original attention
+    #[arg(long, value_name = "I,...", value_delimiter = ',')]
+    original_layers: Vec<usize>,
+    /// Past the last learned position: error, clamp, interpolate
+    #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>, default_value = "error")]
+    positions: PositionPolicy,
+    /// Measure on this text before converting and put the numbers on the model card
+    #[arg(long, value_name = "FILE")]
+    eval_text: Option<PathBuf>,
+    /// Tokens of a window to measure on
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    seq_len: usize,
+    /// Most windows to measure on
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    windows: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    attention: AttentionArgs,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let attention = args.attention.resolve(None)?.unwrap_or_default();
+    if args.dry_run {
+        let dir = args.model.unwrap_or_else(builtin::dir);
+        let planned = bsbr_convert::plan_checkpoint(model_dir(&dir)?)?;
+        return output::result(&planned.plan.to_string());
+    }
+    let is_builtin = args.model.is_none();
+    let dir = args.model.clone().unwrap_or_else(builtin::dir);
+    let Some(output_dir) = args.output_dir.clone().or_else(|| is_builtin.then(builtin::output)) else {
+        bail!("--output-dir says where to write the converted model");
+    };
+    model_dir(&dir)?;
+    let eval_text = args.eval_text.clone().or_else(|| is_builtin.then(builtin::heldout));
+    let report = eval_text.map(|text| measure_before(&args, &dir, &attention, &text)).transpose()?;
+    let options = ConvertOptions {
+        source_name: is_builtin.then(|| "the built-in GPT-2".to_owned()),
+        attention: Some(attention),
+        original_layers: args.original_layers,
+        position_policy: args.positions,
+        force: args.force || (is_builtin && args.output_dir.is_none()),
+        measured: report.as_ref().map(card_numbers),
+    };
+    let started = Instant::now();
+    let mut bar = Progress::new("converting");
+    let conversion = convert(&dir, &output_dir, &options, &mut |progress| bar.set(progress.done, progress.total))?;
+    drop(bar);
+    let seconds = started.elapsed().as_secs_f64();
+    if is_builtin {
+        output::result(&conversion.mapping)?;
+    }
+    output::result(&summary(&conversion, &output_dir, seconds))?;
+    if is_builtin {
+        let expected = ExpectedLogits::open(&builtin::expected())?;
+        for (name, path) in [("original", &dir), ("converted", &output_dir)] {
+            let decoder = load(open(path)?, &args.device.resolve()?)?;
+            output::result(&format!("parity, {name}: {}", verify::check(&decoder, &expected, 1e-4)?))?;
+        }
+    }
+    if let Some(report) = report {
+        output::result(&format!("\n{}", evaluation_tables(&report)))?;
+    }
+    Ok(())
+}
+
+/// Measures the checkpoint under the settings it is about to be converted with.
+fn measure_before(
+    args: &Args,
+    dir: &std::path::Path,
+    attention: &BlockAttentionConfig,
+    text: &std::path::Path,
+) -> Result<EvaluationReport> {
+    let source = open(dir)?;
+    if source.is_converted() {
+        bail!("{} is a converted model already", dir.display());
+    }
+    let tokenizer = tokenizer(&source, dir)?;
+    let tokens = read_tokens(&tokenizer, text)?;
+    let source = source.with_attention(Some(attention.clone()))?;
+    let decoder = load(source, &args.device.resolve()?)?.with_config(|config| {
+        config.original_layers.clone_from(&args.original_layers);
+        config.position_policy = args.positions;
+    })?;
+    measure(&decoder, attention, &tokens, (args.seq_len, args.windows))
+}
+
+/// The numbers of a measurement that do not depend on the machine.
+fn card_numbers(report: &EvaluationReport) -> Vec<(String, String)> {
+    let mut numbers = vec![
+        ("windows".to_owned(), format!("{} of {} tokens", report.windows, report.window)),
+        ("perplexity, original".to_owned(), format!("{:.3}", report.original.all)),
+    ];
+    for variant in &report.variants {
+        let (perplexity, agreement) = (&variant.perplexity, &variant.agreement);
+        numbers.push((format!("perplexity, {}", variant.name), format!("{:.3}", perplexity.all)));
+        numbers.push((format!("top-1 agreement, {}", variant.name), format!("{:.2} %", 100.0 * agreement.top1)));
+        numbers.push((format!("KL, {}", variant.name), format!("{:.5}", agreement.kl)));
+    }
+    numbers
+}
+
+fn summary(conversion: &ConversionReport, output_dir: &std::path::Path, seconds: f64) -> String {
+    let (original, extra) = parameter_counts(&conversion.config);
+    let mut lines = vec![
+        format!("converted to {} in {seconds:.2} s", output_dir.display()),
+        format!("parameters: {} before, {} after", grouped(original as u64), grouped((original + extra) as u64)),
+        format!("weights: {} read, {} written", bytes(conversion.source_bytes), bytes(conversion.output_bytes)),
+    ];
+    lines.extend(conversion.notes.iter().map(|note| format!("note: {note}")));
+    lines.join("\n")
+}

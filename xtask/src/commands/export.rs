@@ -1,0 +1,36 @@
+//! `cargo xtask export`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    args::model_dir,
+    output::{self, Progress, bytes},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Converted model directory
+    #[arg(short, long, value_name = "DIR")]
+    model: PathBuf,
+    /// Where to write the Hugging Face checkpoint
+    #[arg(short, long, value_name = "DIR")]
+    output_dir: PathBuf,
+    /// Replace an earlier export
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let mut bar = Progress::new("exporting");
+    let report = bsbr_convert::export(model_dir(&args.model)?, &args.output_dir, args.force, &mut |progress| {
+        bar.set(progress.done, progress.total);
+    })?;
+    drop(bar);
+    for file in &report.files {
+        let state = if file.is_original { "the original, byte for byte" } else { "changed since it was converted" };
+        output::result(&format!("{}  {}  sha256 {}  {state}", file.name, bytes(file.bytes), file.sha256))?;
+    }
+    Ok(())
+}

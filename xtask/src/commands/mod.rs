@@ -1,0 +1,8 @@
+//! One module for each command.
+
+pub(crate) mod convert;
+pub(crate) mod eval;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod verify;

@@ -1,0 +1,131 @@
+//! Models and texts as the commands use them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use bsbr_attn::{BlockAttentionConfig, Retrieval};
+use bsbr_convert::ModelSource;
+use bsbr_model::{
+    Decoder, EvaluateConfig, EvaluationReport, TextTokenizer, WeightSource, WeightSpec, evaluate, weight_specs,
+};
+use burn::tensor::Device;
+
+use crate::{
+    args::model_dir,
+    output::{self, Progress},
+};
+
+/// Opens a directory as a model.
+pub(crate) fn open(dir: &Path) -> Result<ModelSource> {
+    Ok(ModelSource::open(model_dir(dir)?)?)
+}
+
+/// Reads the weights of a model onto a device.
+pub(crate) fn load(mut source: ModelSource, device: &Device) -> Result<Decoder> {
+    struct Counted<'a> {
+        source: &'a mut ModelSource,
+        progress: Progress,
+        done: u64,
+        total: u64,
+    }
+    impl WeightSource for Counted<'_> {
+        fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
+            let numbers = self.source.read(spec)?;
+            self.done += 1;
+            self.progress.set(self.done, self.total);
+            Ok(numbers)
+        }
+    }
+    let config = source.model_config().clone();
+    let total = weight_specs(&config).len() as u64;
+    let mut counted = Counted { source: &mut source, progress: Progress::new("loading"), done: 0, total };
+    Ok(Decoder::load(config, &mut counted, device)?)
+}
+
+/// The tokenizer beside a model.
+pub(crate) fn tokenizer(source: &ModelSource, dir: &Path) -> Result<TextTokenizer> {
+    let path = source.tokenizer().unwrap_or_else(|| dir.join("tokenizer.json"));
+    Ok(TextTokenizer::open(&path)?)
+}
+
+/// Tokens of a text file.
+pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the text {}", path.display()))?;
+    if text.trim().is_empty() {
+        bail!("{}: the text is empty", path.display());
+    }
+    Ok(tokenizer.encode(&text)?)
+}
+
+/// Measures `decoder` under `attention` against its own original attention, with `retrieval = none` as the control.
+pub(crate) fn measure(
+    decoder: &Decoder,
+    attention: &BlockAttentionConfig,
+    tokens: &[u32],
+    (window, windows): (usize, usize),
+) -> Result<EvaluationReport> {
+    let original = decoder.with_config(|config| config.attention = None)?;
+    let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
+    let control = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
+    let control = decoder.with_config(|config| config.attention = Some(control))?;
+    let mut variants = vec![("converted", &converted)];
+    if attention.retrieval != Retrieval::None {
+        variants.push(("control: none", &control));
+    }
+    let config = EvaluateConfig { window, windows, skip: attention.chunk_size.min(window.saturating_sub(2)) };
+    let mut progress = Progress::new("evaluating");
+    Ok(evaluate(&original, &variants, tokens, config, |done, total| progress.set(done as u64, total as u64))?)
+}
+
+/// An evaluation as two tables.
+pub(crate) fn evaluation_tables(report: &EvaluationReport) -> String {
+    let number = |value: f64| format!("{value:.3}");
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let original = &report.original;
+    let dash = || "-".to_owned();
+    let mut rows = vec![vec![
+        "original".to_owned(),
+        number(original.all),
+        number(original.later),
+        dash(),
+        dash(),
+        dash(),
+        dash(),
+        dash(),
+        dash(),
+        format!("{:.1}", original.seconds),
+    ]];
+    for variant in &report.variants {
+        let (perplexity, agreement) = (&variant.perplexity, &variant.agreement);
+        rows.push(vec![
+            variant.name.clone(),
+            number(perplexity.all),
+            number(perplexity.later),
+            format!("{:+.2} %", 100.0 * (perplexity.all / original.all - 1.0)),
+            percent(agreement.top1),
+            percent(agreement.top5),
+            percent(agreement.top10),
+            format!("{:.5}", agreement.kl),
+            format!("{:.5}", agreement.cosine),
+            format!("{:.1}", perplexity.seconds),
+        ]);
+    }
+    let later = format!("after {}", report.skip);
+    let header = ["attention", "perplexity", &later, "change", "top-1", "top-5", "top-10", "KL", "cosine", "seconds"];
+    let summary = output::table(&header, &rows);
+
+    let ranges: Vec<String> =
+        original.by_position.iter().map(|bucket| format!("{}-{}", bucket.start, bucket.end)).collect();
+    let header: Vec<&str> = std::iter::once("perplexity at").chain(ranges.iter().map(String::as_str)).collect();
+    let all = std::iter::once(("original", original));
+    let all = all.chain(report.variants.iter().map(|variant| (variant.name.as_str(), &variant.perplexity)));
+    let rows: Vec<Vec<String>> = all
+        .map(|(name, perplexity)| {
+            let buckets = perplexity.by_position.iter().map(|bucket| format!("{:.2}", bucket.perplexity));
+            std::iter::once(name.to_owned()).chain(buckets).collect()
+        })
+        .collect();
+    let head =
+        format!("{} windows of {} tokens; agreement after the first {}", report.windows, report.window, report.skip);
+    format!("{head}\n\n{summary}\n\n{}", output::table(&header, &rows))
+}
