@@ -2,6 +2,13 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
+/// A copy of rows that were cut from another tensor: a cut shares the memory of the whole, and keeping it would keep
+/// that alive.
+pub(crate) fn copied(rows: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, count, width] = rows.dims();
+    rows.zeros_like().slice_assign([0..batch, 0..heads, 0..count, 0..width], rows)
+}
+
 /// Rows `[batch, heads, rows, width]` with room to spare: pushing doubles the room when it runs out.
 ///
 /// The room is a multiple of `granularity` rows, so that whole blocks of rows can be viewed in place.

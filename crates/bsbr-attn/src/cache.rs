@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Retrieval,
-    buffer::RowBuffer,
+    buffer::{RowBuffer, copied},
     full::full_causal,
     statistics::{Kept, Sizes, Statistics},
     tile::{TileInput, attend_tile},
@@ -204,7 +204,7 @@ impl AttentionCache {
         self.walk(&attention, keys, values, meta, |cache, piece| {
             let start = cache.length - piece.len();
             if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
-                cache.chunk_query = Some(query.clone().narrow(2, piece.start, 1));
+                cache.chunk_query = Some(copied(query.clone().narrow(2, piece.start, 1)));
             }
             let input = TileInput {
                 query: query.clone().narrow(2, piece.start, piece.len()),
@@ -282,12 +282,12 @@ impl AttentionCache {
             if let (Some(query), Some(&start)) = (meta.and_then(|m| m.query.as_ref()), starts.get(next_start))
                 && start == at
             {
-                self.chunk_query = Some(query.clone().narrow(2, next_start, 1));
+                self.chunk_query = Some(copied(query.clone().narrow(2, next_start, 1)));
                 next_start += 1;
             }
             if let Some(key) = meta.and_then(|m| m.key.as_ref()) {
                 while ends.get(next_end).is_some_and(|&end| end < at + count) {
-                    self.pending_meta_keys.push(key.clone().narrow(2, next_end, 1));
+                    self.pending_meta_keys.push(copied(key.clone().narrow(2, next_end, 1)));
                     next_end += 1;
                 }
             }
@@ -322,7 +322,7 @@ impl AttentionCache {
         }
         if attention.retrieval != Retrieval::Blocks && local_start > self.start {
             if self.start == 0 && sinks > 0 {
-                let rows = |buffer: &RowBuffer| buffer.range(0, sinks.min(local_start));
+                let rows = |buffer: &RowBuffer| copied(buffer.range(0, sinks.min(local_start)));
                 self.sinks = Some((rows(&self.keys), rows(&self.values)));
             } else if let Some((keys, values)) = self.sinks.take() {
                 self.sinks = Some(self.more_sinks(keys, values, sinks.min(local_start)));

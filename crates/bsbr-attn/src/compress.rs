@@ -65,6 +65,119 @@ fn orthonormal(matrices: Tensor<4>) -> Tensor<4> {
 
 /// `[batch, heads, d, 1]` columns scaled to length 1; columns of length 0 stay 0.
 fn normalised(column: Tensor<4>) -> Tensor<4> {
-    let norm = column.clone().square().sum_dim(2).sqrt();
-    column / norm.clamp_min(1e-30)
+    // Bounded before the root, whose slope at 0 is infinite.
+    let norm = column.clone().square().sum_dim(2).clamp_min(1e-36).sqrt();
+    column / norm
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    type Columns = Vec<Vec<f64>>;
+
+    /// Numbers in -0.5..0.5 without visible order, the same in every run.
+    fn noise(seed: usize) -> f64 {
+        let x = (seed as f64 * 12.9898 + 78.233).sin() * 43758.5453;
+        x - x.floor() - 0.5
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    /// `width` orthonormal columns, by Gram-Schmidt.
+    fn orthonormal_columns(width: usize, seed: usize) -> Columns {
+        let mut columns: Columns = Vec::new();
+        for index in 0..width {
+            let mut column: Vec<f64> = (0..width).map(|row| noise(seed + index * width + row)).collect();
+            for done in columns.iter().chain(&columns) {
+                let along = dot(done, &column);
+                column.iter_mut().zip(done).for_each(|(x, y)| *x -= along * y);
+            }
+            let norm = dot(&column, &column).sqrt();
+            columns.push(column.iter().map(|x| x / norm).collect());
+        }
+        columns
+    }
+
+    /// `U diag(values) V^T`, rows one after the other.
+    fn matrix(values: &[f64], seed: usize) -> Vec<f64> {
+        let width = values.len();
+        let (u, v) = (orthonormal_columns(width, seed), orthonormal_columns(width, seed + 10_007));
+        let entry = |at: usize| (0..width).map(|k| values[k] * u[k][at / width] * v[k][at % width]).sum();
+        (0..width * width).map(entry).collect()
+    }
+
+    /// The matrices, `[1, matrices, width, width]`, after [`truncate`].
+    fn truncated(matrices: &[Vec<f64>], width: usize, factor: usize) -> Vec<Vec<f64>> {
+        let data: Vec<f32> = matrices.iter().flatten().map(|&x| x as f32).collect();
+        let data = TensorData::new(data, [1, matrices.len(), width, width]);
+        let result = truncate(Tensor::from_data(data, &Device::flex()), factor).try_into_vec_as::<f64>().unwrap();
+        result.chunks(width * width).map(<[f64]>::to_vec).collect()
+    }
+
+    /// Frobenius norm of `a - b`.
+    fn distance(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt()
+    }
+
+    fn norm(values: &[f64]) -> f64 {
+        dot(values, values).sqrt()
+    }
+
+    #[test]
+    fn a_matrix_of_low_rank_is_kept_whole() {
+        for (width, factor) in [(4, 2), (8, 2), (16, 2), (16, 4), (64, 2), (64, 8)] {
+            for rank in 1..=width / (2 * factor) {
+                let values: Vec<f64> = (0..width).map(|k| if k < rank { 3.0 / (1 + k) as f64 } else { 0.0 }).collect();
+                let matrix = matrix(&values, 31 * rank);
+                let error = distance(&truncated(&[matrix.clone()], width, factor)[0], &matrix) / norm(&values);
+                assert!(error < 1e-5, "width {width}, factor {factor}, rank {rank}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_is_within_one_percent_of_the_best_approximation() {
+        let spectra: [(&str, fn(usize) -> f64); 4] = [
+            ("fast", |k| 0.5f64.powi(k as i32)),
+            ("slow", |k| 0.95f64.powi(k as i32)),
+            ("harmonic", |k| 1.0 / (1 + k) as f64),
+            ("equal", |_| 2.0),
+        ];
+        for (width, factor) in [(4, 2), (8, 2), (16, 4), (64, 2), (64, 8)] {
+            let rank = width / (2 * factor);
+            // One batch for all spectra: matrices side by side do not mix.
+            let values = spectra.map(|(_, value)| (0..width).map(value).collect::<Vec<f64>>());
+            let matrices: Vec<Vec<f64>> = values.iter().enumerate().map(|(at, x)| matrix(x, 1000 * at)).collect();
+            let results = truncated(&matrices, width, factor);
+            for (((name, _), values), (matrix, result)) in spectra.iter().zip(&values).zip(matrices.iter().zip(&results))
+            {
+                let (error, best) = (distance(result, matrix), norm(&values[rank..]));
+                // Rounding on top, where next to nothing is dropped.
+                let bound = 1.01 * best + 1e-6 * norm(values);
+                assert!(error <= bound, "{name}, width {width}, factor {factor}: {error}, at best {best}");
+                assert!(error >= 0.99 * best - 1e-6 * norm(values), "no approximation of rank {rank} is so good");
+            }
+        }
+    }
+
+    #[test]
+    fn factor_one_changes_no_bit() {
+        let values: Vec<f64> = (0..8).map(|k| 1.0 / (1 + k) as f64).collect();
+        let matrix: Vec<f64> = matrix(&values, 5).iter().map(|&x| f64::from(x as f32)).collect();
+        assert_eq!(truncated(&[matrix.clone()], 8, 1)[0], matrix);
+    }
+
+    #[test]
+    fn zero_stays_zero_even_beside_others() {
+        let values: Vec<f64> = (0..8).map(|k| 1.0 / (1 + k) as f64).collect();
+        let (zero, other) = (vec![0.0; 64], matrix(&values, 5));
+        let together = truncated(&[zero.clone(), other.clone()], 8, 2);
+        assert_eq!(together[0], zero);
+        assert!(distance(&together[1], &truncated(&[other], 8, 2)[0]) < 1e-6);
+    }
 }

@@ -222,3 +222,97 @@ fn replace_pair(buffer: &mut RowBuffer, first: usize, merged: Tensor<4>) {
     }
     buffer.set(Tensor::cat(rows, 2));
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
+    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, compression: 1 };
+
+    /// Rows that differ in everything, `[2, heads, tokens, 3]`.
+    fn rows(heads: usize, tokens: usize, salt: f32) -> Tensor<4> {
+        let data: Vec<f32> = (0..2 * heads * tokens * 3).map(|at| (salt + 1.7 * at as f32).sin() + 0.3).collect();
+        Tensor::from_data(TensorData::new(data, [2, heads, tokens, 3]), &Device::flex())
+    }
+
+    /// One block for each of the consecutive ranges that `ends` cut `tokens` tokens into.
+    fn blocks(ends: &[usize], keys: &Tensor<4>, values: &Tensor<4>, meta_key: &Tensor<4>) -> Statistics {
+        let mut statistics = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut start = 0;
+        for &end in ends {
+            let of = |rows: &Tensor<4>| rows.clone().narrow(2, start, end - start);
+            statistics.push_block(start..end, of(keys), of(values), Some(meta_key.clone()));
+            start = end;
+        }
+        statistics
+    }
+
+    fn tensors(view: StatisticsView) -> Vec<(&'static str, Vec<f32>)> {
+        let of = |tensor: Tensor<4>| tensor.try_into_vec_as::<f32>().unwrap();
+        vec![
+            ("mean key", of(view.mean_key)),
+            ("mean value", of(view.mean_value)),
+            ("state", of(view.state.unwrap())),
+            ("covariance", of(view.covariance.unwrap())),
+            ("meta key", of(view.meta_key.unwrap())),
+        ]
+    }
+
+    fn assert_close(found: StatisticsView, expected: StatisticsView) {
+        assert_eq!(found.blocks, expected.blocks);
+        for ((name, found), (_, expected)) in tensors(found).into_iter().zip(tensors(expected)) {
+            assert_eq!(found.len(), expected.len(), "{name}");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5, "{name}: {found} instead of {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn merged_blocks_have_the_statistics_of_their_union() {
+        let (keys, values, meta_key) = (rows(2, 12, 0.0), rows(2, 12, 5.0), rows(4, 1, 9.0));
+        let whole = blocks(&[12], &keys, &values, &meta_key);
+        for ends in [&[4, 8, 12][..], &[1, 2, 12], &[11, 12], &[2, 3, 7, 8, 12]] {
+            let mut merged = blocks(ends, &keys, &values, &meta_key);
+            merged.merge_to(1);
+            assert_close(merged.view(0..1), whole.view(0..1));
+        }
+    }
+
+    #[test]
+    fn the_smallest_neighbours_merge_first_and_the_oldest_of_equals() {
+        let (keys, values, meta_key) = (rows(2, 12, 0.0), rows(2, 12, 5.0), rows(4, 1, 9.0));
+        let mut statistics = blocks(&[4, 5, 6, 8, 10, 12], &keys, &values, &meta_key);
+        let mut seen = Vec::new();
+        for limit in (1..=5).rev() {
+            statistics.merge_to(limit);
+            seen.push(statistics.view(0..limit).blocks);
+        }
+        assert_eq!(
+            seen,
+            [
+                vec![0..4, 4..6, 6..8, 8..10, 10..12],
+                vec![0..4, 4..8, 8..10, 10..12],
+                vec![0..4, 4..8, 8..12],
+                vec![0..8, 8..12],
+                vec![0..12],
+            ]
+        );
+    }
+
+    #[test]
+    fn blocks_without_tokens_weigh_nothing_in_a_merge() {
+        let (keys, values, meta_key) = (rows(2, 4, 0.0), rows(2, 4, 5.0), rows(4, 1, 9.0));
+        let mut merged = Statistics::new(SIZES, KEPT, &Device::flex());
+        merged.push_empty(4);
+        merged.push_empty(8);
+        merged.push_block(8..12, keys.clone(), values.clone(), Some(meta_key.clone()));
+        merged.merge_to(1);
+        let mut alone = Statistics::new(SIZES, KEPT, &Device::flex());
+        alone.push_block(8..12, keys, values, Some(meta_key));
+        assert_close(merged.view(0..1), alone.view(0..1));
+    }
+}

@@ -54,7 +54,7 @@ pub(crate) fn chosen_part(
     let logits = options.capped(query.matmul(chosen_keys.swap_dims(1, 2)) * options.scale);
     let mut logits = by_choice(logits, [batch, kv_heads, group, tokens, columns], choices);
 
-    if options.window.is_some() || first % block != 0 {
+    if options.window.is_some() || !first.is_multiple_of(block) {
         let within = int_tensor(0..block, &device).reshape([1, 1, 1, 1, block]);
         let position =
             (choice.unsqueeze_dim::<5>(4) * block as i32 + within).reshape([batch, kv_heads, 1, choices, columns]);

@@ -1,0 +1,105 @@
+//! GPT-2. Linear weights are stored `[in, out]` (the `Conv1D` layout), the square attention output included.
+
+use std::collections::BTreeMap;
+
+use bsbr_model::{Activation, DecoderConfig, Norm, Positions};
+
+use super::{activation, head_dim};
+use crate::ConvertError;
+use crate::json::ConfigFile;
+use crate::rules::Dim::{HeadDim, Heads, KvHeads, Mul, N};
+use crate::rules::Op::{Split, Transpose};
+use crate::rules::Rule::{Ignore, Map, Tie};
+use crate::rules::{Architecture, Dim, Op, Reject, SourceModel, When};
+
+pub(super) const GPT2: Architecture = Architecture {
+    id: "gpt2",
+    version: 1,
+    model_types: &["gpt2"],
+    prefixes: &["transformer.", ""],
+    anchor: "{p}wte.weight",
+    alternatives: &[],
+    rejects: &[Reject { key: "add_cross_attention", why: "the decoder has no cross-attention" }],
+    rules: &[
+        map("{p}wte.weight", &["embed.weight"], &[]),
+        map("{p}wpe.weight", &["position.weight"], &[]),
+        map("{p}h.{i}.ln_1.weight", &["layers.{i}.attention_norm.weight"], &[]),
+        map("{p}h.{i}.ln_1.bias", &["layers.{i}.attention_norm.bias"], &[]),
+        map("{p}h.{i}.attn.c_attn.weight", QKV_WEIGHT, &[Transpose, QKV]),
+        map("{p}h.{i}.attn.c_attn.bias", QKV_BIAS, &[QKV]),
+        map("{p}h.{i}.attn.c_proj.weight", &["layers.{i}.attention.output.weight"], &[Transpose]),
+        map("{p}h.{i}.attn.c_proj.bias", &["layers.{i}.attention.output.bias"], &[]),
+        map("{p}h.{i}.ln_2.weight", &["layers.{i}.mlp_norm.weight"], &[]),
+        map("{p}h.{i}.ln_2.bias", &["layers.{i}.mlp_norm.bias"], &[]),
+        map("{p}h.{i}.mlp.c_fc.weight", &["layers.{i}.mlp.up.weight"], &[Transpose]),
+        map("{p}h.{i}.mlp.c_fc.bias", &["layers.{i}.mlp.up.bias"], &[]),
+        map("{p}h.{i}.mlp.c_proj.weight", &["layers.{i}.mlp.down.weight"], &[Transpose]),
+        map("{p}h.{i}.mlp.c_proj.bias", &["layers.{i}.mlp.down.bias"], &[]),
+        map("{p}ln_f.weight", &["final_norm.weight"], &[]),
+        map("{p}ln_f.bias", &["final_norm.bias"], &[]),
+        Tie { head: "lm_head.weight", embed: "{p}wte.weight", target: "head.weight" },
+        Ignore { name: "{p}h.{i}.attn.bias", why: "the causal mask" },
+        Ignore { name: "{p}h.{i}.attn.masked_bias", why: "the score of a masked position" },
+    ],
+    read_config,
+};
+
+pub(super) const QKV_WEIGHT: &[&str] =
+    &["layers.{i}.attention.query.weight", "layers.{i}.attention.key.weight", "layers.{i}.attention.value.weight"];
+pub(super) const QKV_BIAS: &[&str] =
+    &["layers.{i}.attention.query.bias", "layers.{i}.attention.key.bias", "layers.{i}.attention.value.bias"];
+
+/// Rows of all queries, and of all keys or values.
+const QUERIES: Dim = Mul(&Heads, &HeadDim);
+const KEYS: Dim = Mul(&KvHeads, &HeadDim);
+
+/// `[Q; K; V]`, one after the other.
+pub(super) const QKV: Op = Split { groups: N(1), parts: &[QUERIES, KEYS, KEYS] };
+
+const fn map(source: &'static str, targets: &'static [&'static str], ops: &'static [Op]) -> crate::rules::Rule {
+    Map { source, targets, ops, when: When::Always }
+}
+
+fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let heads = config.usize("n_head")?;
+    let mut model = read_gpt2_keys(config, heads, Activation::GeluTanh)?;
+    model.decoder.scale_by_layer = config.bool_or("scale_attn_by_inverse_layer_idx", false)?;
+    Ok(model)
+}
+
+/// The keys GPT-2 and its descendant GPT-BigCode share.
+pub(super) fn read_gpt2_keys(
+    config: &ConfigFile,
+    kv_heads: usize,
+    default: Activation,
+) -> Result<SourceModel, ConvertError> {
+    let hidden_size = config.usize("n_embd")?;
+    let heads = config.usize("n_head")?;
+    let head_dim = head_dim(config, "n_head", hidden_size, heads)?;
+    let scaled = config.bool_or("scale_attn_weights", true)?;
+    let tied = config.optional_bool("tie_word_embeddings")?;
+    let decoder = DecoderConfig {
+        vocab_size: config.usize("vocab_size")?,
+        hidden_size,
+        layers: config.usize("n_layer")?,
+        heads,
+        kv_heads,
+        head_dim,
+        intermediate_size: config.optional_usize("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
+        max_positions: config.usize("n_positions")?,
+        norm: Norm::Layer,
+        norm_eps: config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5),
+        positions: Positions::Learned,
+        activation: activation(config, "activation_function", default)?,
+        gated_mlp: false,
+        attention_scale: if scaled { (head_dim as f64).powf(-0.5) } else { 1.0 },
+        scale_by_layer: false,
+        attention_softcap: None,
+        windows: Vec::new(),
+        qkv_bias: true,
+        attention_output_bias: true,
+        mlp_bias: true,
+        tied_head: tied.unwrap_or(true),
+    };
+    Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: tied.is_some() })
+}

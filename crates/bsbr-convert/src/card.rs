@@ -1,0 +1,61 @@
+//! The model card of a converted model.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::record::ConversionRecord;
+use crate::tie::HeadForm;
+
+/// The text of `README.md`. Says nothing that depends on when or where it was written.
+pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: &[(String, String)]) -> String {
+    let mut text = String::from("---\ntags:\n- bsbr\n");
+    // A hub id has one slash; the name of a directory has none and means nothing to anyone else.
+    if record.source.contains('/') {
+        let _ = writeln!(text, "base_model: {}", record.source);
+    }
+    let _ = write!(
+        text,
+        "---\n\n# {} with BSBR attention\n\n\
+         The weights of `{}` in the layout of BSBR (block sparse attention with block retrieval): exact softmax \
+         attention near a token, retrieval of blocks further back. No original weight was changed; exporting gives \
+         the original files back bit for bit.\n\n## How it was made\n\n",
+        record.source, record.source
+    );
+    let head = match record.head {
+        HeadForm::Absent => "the embedding table (not stored a second time)",
+        HeadForm::TiedCopy => "the embedding table (stored a second time in the source)",
+        HeadForm::Own => "weights of its own",
+    };
+    let _ = writeln!(text, "- rules: `{}` version {}, prefix `{}`", record.rules, record.rules_version, record.prefix);
+    let _ = writeln!(text, "- output head: {head}");
+    for file in &record.files {
+        let _ = writeln!(text, "- source file: `{}`, {} bytes, SHA-256 `{}`", file.name, file.bytes, file.sha256);
+    }
+    for note in notes {
+        let _ = writeln!(text, "- note: {note}");
+    }
+    let added = record.parameters_after - record.parameters_before;
+    let _ = write!(
+        text,
+        "\n## Parameters\n\n| original | added | together |\n|---:|---:|---:|\n| {} | {added} | {} |\n\n## Settings\n\n",
+        record.parameters_before, record.parameters_after
+    );
+    match record.settings.as_ref().and_then(|settings| serde_json::to_value(settings).ok()) {
+        Some(Value::Object(settings)) => {
+            text.push_str("| setting | value |\n|---|---|\n");
+            for (setting, value) in settings {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let _ = writeln!(text, "| `{setting}` | {} |", if value == "null" { "unset" } else { &value });
+            }
+        }
+        _ => text.push_str("The original attention: no BSBR settings were given.\n"),
+    }
+    if !measured.is_empty() {
+        text.push_str("\n## Measured\n\n| measure | value |\n|---|---|\n");
+        for (measure, value) in measured {
+            let _ = writeln!(text, "| {measure} | {value} |");
+        }
+    }
+    text
+}

@@ -1,0 +1,110 @@
+//! A converted model directory, opened and checked.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use bsbr_model::{ModelConfig, weight_specs};
+
+use crate::ConvertError;
+use crate::checkpoint::{RECORD, WEIGHTS};
+use crate::problem::PlanProblem;
+use crate::record::{ConversionRecord, IGNORED_PREFIX};
+use crate::tensors::{Recipe, SafetensorsFile, TensorRef, is_weight_dtype};
+
+/// An open converted model: exactly the tensors that its `config.json` and `conversion.json` ask for.
+#[derive(Debug)]
+pub(crate) struct ConvertedModel {
+    dir: PathBuf,
+    config: ModelConfig,
+    record: ConversionRecord,
+    file: SafetensorsFile,
+}
+
+impl ConvertedModel {
+    pub(crate) fn open(dir: &Path) -> Result<Self, ConvertError> {
+        let record_path = dir.join(RECORD);
+        if !record_path.is_file() {
+            return Err(ConvertError::NotConverted { dir: dir.to_owned() });
+        }
+        let record: ConversionRecord = read_json(&record_path)?;
+        if record.format_version != ConversionRecord::FORMAT_VERSION {
+            return Err(ConvertError::Version {
+                path: record_path,
+                made: format!("format {}", record.format_version),
+                have: format!("format {}", ConversionRecord::FORMAT_VERSION),
+            });
+        }
+        let config: ModelConfig = read_json(&dir.join("config.json"))?;
+        config.validate()?;
+        let file = SafetensorsFile::open(&dir.join(WEIGHTS))?;
+        let problems = misfits(&config, &record, &file);
+        if !problems.is_empty() {
+            let rules = "its config.json and conversion.json".to_owned();
+            return Err(ConvertError::Plan { dir: dir.to_owned(), rules, sizes: String::new(), problems });
+        }
+        Ok(Self { dir: dir.to_owned(), config, record, file })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub(crate) fn record(&self) -> &ConversionRecord {
+        &self.record
+    }
+
+    pub(crate) fn file(&self) -> &SafetensorsFile {
+        &self.file
+    }
+
+    /// The tensor `name` as it is.
+    pub(crate) fn recipe(&self, name: &str) -> Option<Recipe<'_>> {
+        let entry = self.file.header().find(name)?;
+        Some(Recipe::whole(TensorRef { file: &self.file, entry }))
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConvertError> {
+    let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(ConvertError::json(path))
+}
+
+/// The differences between the tensors asked for and the tensors in the file.
+fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &SafetensorsFile) -> Vec<PlanProblem> {
+    let weights = weight_specs(config).into_iter().map(|spec| (spec.name, (spec.shape, None)));
+    let ignored = record.tensors.iter().flat_map(|tensor| {
+        let kept = tensor.becomes.iter().filter(|name| name.starts_with(IGNORED_PREFIX));
+        kept.map(|name| (name.clone(), (tensor.shape.clone(), Some(tensor.dtype.clone()))))
+    });
+    let wanted: BTreeMap<String, (Vec<usize>, Option<String>)> = weights.chain(ignored).collect();
+    let names: HashSet<&str> = file.header().tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let unused = || names.iter().copied().filter(|name| !wanted.contains_key(*name));
+    let mut problems = Vec::new();
+    for name in wanted.keys().filter(|name| !names.contains(name.as_str())) {
+        let nearest = crate::hints::nearest(name, unused());
+        let tensor = name.clone();
+        problems.push(PlanProblem::MissingSource { tensor, targets: Vec::new(), nearest, hint: None });
+    }
+    for entry in &file.header().tensors {
+        let tensor = entry.name.clone();
+        let Some((shape, dtype)) = wanted.get(&tensor) else {
+            problems.push(PlanProblem::UnusedSource { tensor, shape: entry.shape.clone(), hint: None });
+            continue;
+        };
+        let found = entry.dtype.to_string();
+        let expected = dtype.clone().unwrap_or_else(|| "F32, F16 or BF16".to_owned());
+        if dtype.as_ref().map_or(!is_weight_dtype(entry.dtype), |dtype| *dtype != found) {
+            problems.push(PlanProblem::Dtype { tensor: tensor.clone(), found, expected });
+        }
+        if *shape != entry.shape {
+            let (expected, found) = (shape.clone(), entry.shape.clone());
+            let targets = vec![tensor.clone()];
+            problems.push(PlanProblem::Shape { tensor, targets, expected, found, hint: None });
+        }
+    }
+    problems
+}

@@ -1,0 +1,275 @@
+//! What reading, converting and exporting refuse.
+
+use std::path::{Path, PathBuf};
+
+use bsbr_model::ModelError;
+
+use crate::problem::{FormatProblem, PlanProblem, list};
+
+/// A checkpoint, a directory or a setting that cannot be used.
+///
+/// Every message names the file, the key or the tensor, what was expected, what was found and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The file system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: `read`, `write`, ...
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A safetensors file is damaged or hostile.
+    #[error("{}: {problem}; the file is damaged or not a safetensors file: download or save it again", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: Box<FormatProblem>,
+    },
+    /// A JSON file cannot be parsed.
+    #[error("{} is not the JSON expected here", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A key of a configuration file is missing or has the wrong type or value.
+    #[error("{}: key `{key}` must be {expected}, found {found}", path.display())]
+    ConfigKey {
+        /// The file.
+        path: PathBuf,
+        /// The key; nested keys are joined by dots.
+        key: String,
+        /// What it must be.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// No rules for this kind of model.
+    #[error("{}: model type `{found}` is not supported; supported are {supported}", path.display())]
+    UnknownModelType {
+        /// The configuration file.
+        path: PathBuf,
+        /// Its `model_type`.
+        found: String,
+        /// Every type there are rules for.
+        supported: String,
+    },
+    /// A variant of a supported architecture that the decoder does not compute.
+    #[error("{}: `{key}` = {value} is not supported: {why}", path.display())]
+    Rejected {
+        /// The configuration file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// Not a model directory.
+    #[error("{} holds no `config.json`: name the directory of a Hugging Face checkpoint or of a converted model", dir.display())]
+    NoConfig {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A directory without weights in safetensors form.
+    #[error("{} holds {found} and no safetensors weights: {advice}", dir.display())]
+    NoSafetensors {
+        /// The directory.
+        dir: PathBuf,
+        /// The weights that are there instead, if any.
+        found: String,
+        /// How to get safetensors.
+        advice: &'static str,
+    },
+    /// Two sets of weights in one directory.
+    #[error(
+        "{} holds both `model.safetensors` and an index naming `{shard}`: which weights are meant is not clear, \
+         remove one set", dir.display()
+    )]
+    TwoCheckpoints {
+        /// The directory.
+        dir: PathBuf,
+        /// A file the index names.
+        shard: String,
+    },
+    /// An adapter instead of a model.
+    #[error(
+        "{} is a LoRA/PEFT adapter ({evidence}), not a whole model: merge it into its base model first with \
+         `PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained(OUT)`", dir.display()
+    )]
+    Adapter {
+        /// The directory.
+        dir: PathBuf,
+        /// What shows it.
+        evidence: String,
+    },
+    /// A quantised checkpoint.
+    #[error(
+        "{} is quantised ({evidence}): its numbers are codes, not weights; use the original checkpoint in F32, F16 or \
+         BF16", dir.display()
+    )]
+    Quantised {
+        /// The directory.
+        dir: PathBuf,
+        /// What shows it.
+        evidence: String,
+    },
+    /// The index of a sharded checkpoint and its files disagree.
+    #[error("{}: {problem}", index.display())]
+    Index {
+        /// The index file.
+        index: PathBuf,
+        /// What disagrees and what to do.
+        problem: String,
+    },
+    /// None of the known prefixes occurs.
+    #[error(
+        "{}: no tensor is named as `{rules}` expects: looked for {tried}; the file has `{example}` and {others} others. \
+         Is this the checkpoint that belongs to this config.json?", dir.display()
+    )]
+    Prefix {
+        /// The directory.
+        dir: PathBuf,
+        /// The rules.
+        rules: &'static str,
+        /// The names tried.
+        tried: String,
+        /// A name that is there.
+        example: String,
+        /// How many other names there are.
+        others: usize,
+    },
+    /// Neither a head nor a reason to share the embedding.
+    #[error(
+        "{}: there is no `{head}`, and {declared} says that the head is not the embedding table `{embed}`: either the \
+         file lacks a tensor or config.json needs \"tie_word_embeddings\": true", dir.display()
+    )]
+    HeadMissing {
+        /// The directory.
+        dir: PathBuf,
+        /// Name the head would have.
+        head: String,
+        /// Name of the embedding table.
+        embed: String,
+        /// Where the decision comes from.
+        declared: &'static str,
+    },
+    /// The tensors do not fit the rules. Every problem is listed.
+    #[error("{}", list(&format!("{}: the tensors do not fit {rules}", dir.display()), problems, sizes))]
+    Plan {
+        /// The directory.
+        dir: PathBuf,
+        /// What they were compared with.
+        rules: String,
+        /// The sizes the configuration gives.
+        sizes: String,
+        /// Everything that does not fit.
+        problems: Vec<PlanProblem>,
+    },
+    /// A weight is NaN or infinite.
+    #[error(
+        "{}: tensor `{tensor}` holds {value} at element {element}: the checkpoint is broken, every number must be \
+         finite", path.display()
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Index of the first such number in the tensor, row-major.
+        element: usize,
+        /// `NaN`, `inf` or `-inf`.
+        value: f32,
+    },
+    /// The settings do not fit the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The output directory is in use.
+    #[error("{} exists and is not empty: choose another directory or force replacing it", dir.display())]
+    OutputExists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The output directory is not one of ours to replace.
+    #[error("{} is not replaced even when forced: {why}", dir.display())]
+    OutputForeign {
+        /// The directory.
+        dir: PathBuf,
+        /// What protects it.
+        why: &'static str,
+    },
+    /// A converted model where an original is needed.
+    #[error("{} is a converted model already: convert the original checkpoint, or export this one first", dir.display())]
+    AlreadyConverted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// An original where a converted model is needed.
+    #[error("{} is not a converted model: it holds no `conversion.json`", dir.display())]
+    NotConverted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A converted model made by other rules.
+    #[error(
+        "{}: made with {made}, this version has {have}: export it with the version that made it, or convert the \
+         original again", path.display()
+    )]
+    Version {
+        /// The file that says so.
+        path: PathBuf,
+        /// Version recorded.
+        made: String,
+        /// Version here.
+        have: String,
+    },
+    /// A tensor the model does not have, or has in another shape.
+    #[error("no weight `{tensor}` of shape {shape:?} in {}", dir.display())]
+    NoSuchWeight {
+        /// The directory.
+        dir: PathBuf,
+        /// Name asked for.
+        tensor: String,
+        /// Shape asked for.
+        shape: Vec<usize>,
+    },
+    /// A file of expected logits that holds something else.
+    #[error("{} {problem}", path.display())]
+    Expected {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A rule table that contradicts itself: a mistake in the program, found before any weight is read.
+    #[error("rules `{rules}`: {problem}")]
+    Rules {
+        /// The rules.
+        rules: &'static str,
+        /// The contradiction.
+        problem: String,
+    },
+}
+
+impl ConvertError {
+    /// For `map_err`: an I/O failure of `action` on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Json { path, source }
+    }
+}

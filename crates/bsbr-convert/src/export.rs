@@ -1,0 +1,163 @@
+//! Exporting: a converted model back to the Hugging Face checkpoint it was made of.
+
+use std::path::Path;
+
+use crate::ConvertError;
+use crate::arch::architecture;
+use crate::checkpoint::{INDEX, RECORD};
+use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
+use crate::converted::ConvertedModel;
+use crate::json::ConfigFile;
+use crate::output::{Staging, check_output};
+use crate::plan::Plan;
+use crate::planning::plan_recorded;
+use crate::problem::PlanProblem;
+use crate::record::{ConversionRecord, IGNORED_PREFIX};
+use crate::rules::Architecture;
+use crate::tensors::{Header, Recipe, TensorEntry, TensorFileWriter, TensorRef};
+
+/// What an export did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportReport {
+    /// The weight files written.
+    pub files: Vec<ExportedFile>,
+}
+
+impl ExportReport {
+    /// Whether every file is the original one, byte for byte. Not so when weights were changed after converting.
+    pub fn is_original(&self) -> bool {
+        self.files.iter().all(|file| file.is_original)
+    }
+}
+
+/// One weight file of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportedFile {
+    /// Name.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: String,
+    /// Whether that is the hash of the file that was converted.
+    pub is_original: bool,
+}
+
+/// Writes the checkpoint that the converted model in `converted` was made of to `output`: the same files, names,
+/// shards, headers and tensors, `config.json`, index and tokenizer. Weights that BSBR added stay behind.
+///
+/// `force` replaces a directory that holds a converted model, or nothing but files an export writes.
+///
+/// # Errors
+///
+/// [`ConvertError::NotConverted`]; [`ConvertError::Version`] for a model made by other rules; [`ConvertError::Plan`]
+/// when the directory does not hold the tensors it should; errors of the output as in [`crate::convert()`]. After an
+/// error nothing is left behind.
+pub fn export(
+    converted: &Path,
+    output: &Path,
+    force: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<ExportReport, ConvertError> {
+    let model = ConvertedModel::open(converted)?;
+    let record = model.record();
+    let record_path = converted.join(RECORD);
+    let format = |problem| ConvertError::Format { path: record_path.clone(), problem: Box::new(problem) };
+    let headers: Result<Vec<Header>, _> = record.files.iter().map(|file| Header::parse(file.header.clone())).collect();
+    let headers = headers.map_err(format)?;
+    let config = ConfigFile::open(&converted.join(SOURCE_CONFIG))?;
+    check_version(architecture(&config)?, record, &record_path)?;
+    let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
+    check_names(record, &record_path)?;
+
+    let ours = |name: &String| {
+        let plain = ["config.json", INDEX].contains(&name.as_str()) || COMPANIONS.contains(&name.as_str());
+        plain || record.files.iter().any(|file| file.name == *name)
+    };
+    check_output(output, force, |names| names.iter().any(|name| name == RECORD) || names.iter().all(ours))?;
+
+    let staging = Staging::new(output)?;
+    let total = record.files.iter().map(|file| file.bytes).sum();
+    let mut done = 0;
+    let mut files = Vec::new();
+    for (file, header) in record.files.iter().zip(&headers) {
+        let mut writer = TensorFileWriter::create(&staging.path().join(&file.name), &header.text, true)?;
+        for tensor in &header.tensors {
+            original(&model, &plan, tensor)?.for_each_band(|bytes| writer.write(bytes))?;
+            done += tensor.bytes.len() as u64;
+            progress(Progress { stage: "writing", item: &tensor.name, done, total });
+        }
+        let (bytes, sha256) = writer.finish()?;
+        let is_original = sha256 == file.sha256;
+        files.push(ExportedFile { name: file.name.clone(), bytes, sha256, is_original });
+    }
+    for (kept, name) in [(SOURCE_CONFIG, "config.json"), (SOURCE_INDEX, INDEX)] {
+        let path = converted.join(kept);
+        if path.is_file() {
+            let content = std::fs::read(&path).map_err(ConvertError::io("read", &path))?;
+            staging.write(name, &content)?;
+        }
+    }
+    staging.copy_present(converted, &COMPANIONS)?;
+    staging.publish()?;
+    Ok(ExportReport { files })
+}
+
+fn check_version(architecture: &Architecture, record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
+    let rules = |id: &str, version: u32| format!("rules `{id}` version {version}");
+    let made = rules(&record.rules, record.rules_version);
+    let have = rules(architecture.id, architecture.version);
+    if made != have {
+        return Err(ConvertError::Version { path: path.to_owned(), made, have });
+    }
+    Ok(())
+}
+
+/// Recorded file names are joined to the output directory: none may lead out of it.
+fn check_names(record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
+    let plain = |name: &str| Path::new(name).file_name() == Some(name.as_ref()) && !name.contains('\\');
+    match record.files.iter().find(|file| !plain(&file.name)) {
+        None => Ok(()),
+        Some(file) => Err(ConvertError::ConfigKey {
+            path: path.to_owned(),
+            key: "files.name".to_owned(),
+            expected: "a plain file name".to_owned(),
+            found: format!("`{}`", file.name),
+        }),
+    }
+}
+
+/// How the original tensor is made of tensors of the converted model.
+fn original<'a>(model: &'a ConvertedModel, plan: &Plan, tensor: &TensorEntry) -> Result<Recipe<'a>, ConvertError> {
+    let whole = |name: &str| {
+        let recipe = model.recipe(name).ok_or_else(|| misfit(model, missing(name)))?;
+        if recipe.dtype != tensor.dtype {
+            let (found, expected) = (recipe.dtype.to_string(), format!("{} as in the original", tensor.dtype));
+            return Err(misfit(model, PlanProblem::Dtype { tensor: name.to_owned(), found, expected }));
+        }
+        Ok(recipe)
+    };
+    let name = match &plan.tied_copy {
+        Some((copy, embed)) if copy.name == tensor.name => embed,
+        _ => &tensor.name,
+    };
+    let Some((step, source)) = plan.reading(name) else {
+        return whole(&format!("{IGNORED_PREFIX}{}", tensor.name));
+    };
+    let mut sources: Vec<TensorRef<'a>> = Vec::new();
+    let mut blocks = Vec::new();
+    for (n, (target, moved)) in step.targets.iter().zip(plan.blocks(step)?).enumerate() {
+        sources.extend(whole(&target.name)?.sources);
+        blocks.extend(moved.iter().filter(|block| block.source == source).map(|block| block.inverse(n)));
+    }
+    Ok(Recipe { sources, blocks, dtype: tensor.dtype, shape: tensor.shape.clone() })
+}
+
+fn missing(name: &str) -> PlanProblem {
+    PlanProblem::MissingSource { tensor: name.to_owned(), targets: Vec::new(), nearest: None, hint: None }
+}
+
+fn misfit(model: &ConvertedModel, problem: PlanProblem) -> ConvertError {
+    let rules = "its conversion.json".to_owned();
+    ConvertError::Plan { dir: model.dir().to_owned(), rules, sizes: String::new(), problems: vec![problem] }
+}

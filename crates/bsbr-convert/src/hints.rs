@@ -1,0 +1,115 @@
+//! What else a misfit could mean: names that are close, settings under which a tensor would fit. Never applied.
+
+use std::collections::BTreeMap;
+
+use bsbr_model::{ModelConfig, weight_specs};
+use serde_json::Value;
+
+use crate::json::ConfigFile;
+use crate::ops;
+use crate::rules::{Architecture, Rule, SourceModel, expand, per_layer};
+
+/// The shapes a checkpoint would need under other settings.
+#[derive(Debug)]
+pub(crate) struct Hints<'a> {
+    architecture: &'a Architecture,
+    prefix: &'a str,
+    /// `key=value` and the model it gives.
+    alternatives: Vec<(String, SourceModel)>,
+}
+
+impl<'a> Hints<'a> {
+    /// Reads the configuration again with each alternative key set the other way.
+    pub(crate) fn new(
+        architecture: &'a Architecture,
+        prefix: &'a str,
+        config: &ConfigFile,
+        model: &SourceModel,
+    ) -> Self {
+        let alternatives = architecture.alternatives.iter().filter_map(|key| {
+            let value = !model.flag(key)?;
+            let other = (architecture.read_config)(&config.with(key, Value::Bool(value))).ok()?;
+            Some((format!("{key}={value}"), other))
+        });
+        Self { architecture, prefix, alternatives: alternatives.collect() }
+    }
+
+    /// A setting under which `name` has the shape `found`.
+    pub(crate) fn fitting_shape(&self, name: &str, found: &[usize]) -> Option<String> {
+        let fits = |model: &SourceModel| self.expected(model).get(name).is_some_and(|shape| shape == found);
+        let (setting, _) = self.alternatives.iter().find(|(_, model)| fits(model))?;
+        Some(format!("{found:?} fits {setting}"))
+    }
+
+    /// A setting under which `name` is read.
+    pub(crate) fn using(&self, name: &str, found: &[usize]) -> Option<String> {
+        let fits = |model: &SourceModel| self.expected(model).get(name).is_some_and(|shape| shape == found);
+        let (setting, _) = self.alternatives.iter().find(|(_, model)| fits(model))?;
+        Some(format!("it is used with {setting}"))
+    }
+
+    /// A setting under which `name` is not needed.
+    pub(crate) fn not_needed(&self, name: &str) -> Option<String> {
+        let (setting, _) = self.alternatives.iter().find(|(_, model)| !self.expected(model).contains_key(name))?;
+        Some(format!("it is not needed with {setting}"))
+    }
+
+    /// Names and shapes the rules ask for, for `model`.
+    fn expected(&self, model: &SourceModel) -> BTreeMap<String, Vec<usize>> {
+        let specs = weight_specs(&ModelConfig::original(model.decoder.clone()));
+        let shapes: BTreeMap<_, _> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
+        let mut expected = BTreeMap::new();
+        for rule in self.architecture.rules {
+            let Rule::Map { source, targets, ops, when } = *rule else { continue };
+            if when.holds(model) != Some(true) {
+                continue;
+            }
+            let Ok(ops) = ops::resolve(ops, &model.decoder) else { continue };
+            for layer in 0..if per_layer(source) { model.decoder.layers } else { 1 } {
+                let targets = targets.iter().map(|target| shapes.get(&expand(target, "", layer, 0)).cloned());
+                let Some(targets) = targets.collect::<Option<Vec<_>>>() else { continue };
+                let Ok(sources) = ops::source_shapes(&ops, &targets) else { continue };
+                for (part, shape) in sources.into_iter().enumerate() {
+                    expected.insert(expand(source, self.prefix, layer, part), shape);
+                }
+            }
+        }
+        expected
+    }
+}
+
+/// The name most like `name`, if one is close.
+pub(crate) fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<String> {
+    let limit = name.len() / 3 + 1;
+    let scored = others.map(|other| (distance(name.as_bytes(), other.as_bytes()), other));
+    scored.min().filter(|&(distance, _)| distance <= limit).map(|(_, other)| other.to_owned())
+}
+
+/// Single-byte edits from `a` to `b`.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_the_one_with_the_fewest_edits_and_none_when_all_are_far() {
+        let names = ["h.3.attn.c_attn.weight", "h.3.attn.c_proj.weight", "completely.different"];
+        let near = nearest("transformer.h.3.attn.c_attn.weight", names.into_iter());
+        assert_eq!(near.as_deref(), Some("h.3.attn.c_attn.weight"));
+        assert_eq!(nearest("wte", ["lm_head.weight"].into_iter()), None);
+        assert_eq!(distance(b"kitten", b"sitting"), 3);
+    }
+}

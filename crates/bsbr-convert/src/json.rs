@@ -1,0 +1,180 @@
+//! `config.json` of a checkpoint, read key by key with errors that say what was expected.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::ConvertError;
+
+/// A parsed configuration file, or an object inside one. A key with the value `null` counts as absent, as in
+/// transformers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigFile {
+    path: PathBuf,
+    parent: String,
+    object: Map<String, Value>,
+}
+
+impl ConfigFile {
+    /// Reads and parses `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::Io`] or [`ConvertError::Json`].
+    pub fn open(path: &Path) -> Result<Self, ConvertError> {
+        let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Parses the content of a file; `path` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::Json`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ConvertError> {
+        let object = serde_json::from_slice(bytes).map_err(ConvertError::json(path))?;
+        Ok(Self { path: path.to_owned(), parent: String::new(), object })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The value of `key`, unless absent or null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The same file with one key set to another value.
+    pub fn with(&self, key: &str, value: Value) -> Self {
+        let mut other = self.clone();
+        other.object.insert(key.to_owned(), value);
+        other
+    }
+
+    /// An object inside this one.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn object(&self, key: &str) -> Result<Option<Self>, ConvertError> {
+        self.optional(key, "an object", |value| {
+            let object = value.as_object()?.clone();
+            Some(Self { path: self.path.clone(), parent: format!("{}{key}.", self.parent), object })
+        })
+    }
+
+    /// A whole number, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, ConvertError> {
+        self.optional(key, "a whole number, 0 or more", |value| value.as_u64()?.try_into().ok())
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is absent or something else.
+    pub fn usize(&self, key: &str) -> Result<usize, ConvertError> {
+        self.optional_usize(key)?.ok_or_else(|| self.error(key, "a whole number, 0 or more"))
+    }
+
+    /// A number, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_f64(&self, key: &str) -> Result<Option<f64>, ConvertError> {
+        self.optional(key, "a number", Value::as_f64)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is absent or something else.
+    pub fn f64(&self, key: &str) -> Result<f64, ConvertError> {
+        self.optional_f64(key)?.ok_or_else(|| self.error(key, "a number"))
+    }
+
+    /// A list of numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is absent or something else.
+    pub fn f64_list(&self, key: &str) -> Result<Vec<f64>, ConvertError> {
+        let list = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect();
+        self.optional(key, "a list of numbers", list)?.ok_or_else(|| self.error(key, "a list of numbers"))
+    }
+
+    /// `true` or `false`, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_bool(&self, key: &str) -> Result<Option<bool>, ConvertError> {
+        self.optional(key, "true or false", Value::as_bool)
+    }
+
+    /// `true` or `false`, or `default`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool, ConvertError> {
+        Ok(self.optional_bool(key)?.unwrap_or(default))
+    }
+
+    /// A text, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_str(&self, key: &str) -> Result<Option<String>, ConvertError> {
+        self.optional(key, "a text", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// One token id or a list of them; empty when absent.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConvertError> {
+        let id = |value: &Value| value.as_u64()?.try_into().ok();
+        let ids = |value: &Value| match value {
+            Value::Array(list) => list.iter().map(id).collect(),
+            one => Some(vec![id(one)?]),
+        };
+        Ok(self.optional(key, "a token id or a list of token ids", ids)?.unwrap_or_default())
+    }
+
+    /// The error for a `key` that must be `expected` and is not.
+    pub fn error(&self, key: &str, expected: &str) -> ConvertError {
+        let found = match self.object.get(key) {
+            None => "no such key".to_owned(),
+            Some(value) => {
+                let text = value.to_string();
+                if text.chars().count() > 60 {
+                    format!("{}...", text.chars().take(60).collect::<String>())
+                } else {
+                    text
+                }
+            }
+        };
+        let key = format!("{}{key}", self.parent);
+        ConvertError::ConfigKey { path: self.path.clone(), key, expected: expected.to_owned(), found }
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ConvertError> {
+        self.get(key).map(|value| read(value).ok_or_else(|| self.error(key, expected))).transpose()
+    }
+}

@@ -1,0 +1,98 @@
+//! Hugging Face checkpoints to BSBR models and back.
+//!
+//! The crate owns checkpoint files, the rules by which the tensors of an architecture become the weights of the
+//! decoder, converting, exporting, and reading weights for running. It never holds a second model in memory (nor a
+//! first: one tensor at a time), never guesses (a tensor is used exactly once, ignored by a rule that names it, or
+//! everything stops with a list of all problems), and never computes with weights it converts, so that an export
+//! gives the original files back bit for bit. It knows no tensor framework beyond what `bsbr-model` asks of a source
+//! of weights.
+//!
+//! - [`plan_checkpoint`] says what would become what, from headers alone;
+//! - [`convert()`] writes a converted model directory, [`export`] undoes it;
+//! - [`ModelSource`] reads weights for running, from either kind of directory;
+//! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
+//!
+//! Planning a tiny checkpoint:
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let config = r#"{"model_type": "llama", "vocab_size": 6, "hidden_size": 4, "num_hidden_layers": 1,
+//!     "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8, "tie_word_embeddings": true}"#;
+//! std::fs::write(dir.path().join("config.json"), config)?;
+//!
+//! let data = vec![0; 4 * 4 * 8];
+//! let mut tensors = BTreeMap::new();
+//! for (name, shape) in [
+//!     ("model.embed_tokens.weight", vec![6, 4]),
+//!     ("model.layers.0.input_layernorm.weight", vec![4]),
+//!     ("model.layers.0.self_attn.q_proj.weight", vec![4, 4]),
+//!     ("model.layers.0.self_attn.k_proj.weight", vec![2, 4]),
+//!     ("model.layers.0.self_attn.v_proj.weight", vec![2, 4]),
+//!     ("model.layers.0.self_attn.o_proj.weight", vec![4, 4]),
+//!     ("model.layers.0.post_attention_layernorm.weight", vec![4]),
+//!     ("model.layers.0.mlp.gate_proj.weight", vec![8, 4]),
+//!     ("model.layers.0.mlp.up_proj.weight", vec![8, 4]),
+//!     ("model.layers.0.mlp.down_proj.weight", vec![4, 8]),
+//!     ("model.norm.weight", vec![4]),
+//! ] {
+//!     let bytes = 4 * shape.iter().product::<usize>();
+//!     tensors.insert(name, TensorView::new(Dtype::F32, shape, &data[..bytes])?);
+//! }
+//! serialize_to_file(&tensors, None, &dir.path().join("model.safetensors"))?;
+//!
+//! let planned = bsbr_convert::plan_checkpoint(dir.path())?;
+//! assert_eq!(planned.plan.steps.len(), 11);
+//! println!("{}", planned.plan); // the mapping table
+//!
+//! // A tensor that is missing, and one that nothing reads: both are reported, by name.
+//! let moved = tensors.remove("model.norm.weight").expect("it was put there above");
+//! tensors.insert("model.normal.weight", moved);
+//! serialize_to_file(&tensors, None, &dir.path().join("model.safetensors"))?;
+//! let error = bsbr_convert::plan_checkpoint(dir.path()).unwrap_err().to_string();
+//! assert!(error.contains("missing: `model.norm.weight`"));
+//! assert!(error.contains("unused: no rule reads `model.normal.weight`"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod arch;
+mod card;
+mod checkpoint;
+mod convert;
+mod converted;
+mod derive;
+mod error;
+mod expected;
+mod export;
+mod hints;
+mod json;
+mod lint;
+mod ops;
+mod output;
+mod plan;
+mod planning;
+mod problem;
+mod record;
+pub mod rules;
+mod source;
+mod table;
+mod tensors;
+mod tie;
+
+pub use arch::{ARCHITECTURES, architecture};
+pub use checkpoint::Checkpoint;
+pub use convert::{ConversionReport, ConvertOptions, Progress, convert};
+pub use error::ConvertError;
+pub use expected::ExpectedLogits;
+pub use export::{ExportReport, ExportedFile, export};
+pub use json::ConfigFile;
+pub use lint::lint;
+pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
+pub use planning::{PlannedCheckpoint, plan_checkpoint};
+pub use problem::{FormatProblem, PlanProblem};
+pub use record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
+pub use source::{ModelSource, TensorListing};
+pub use tensors::{Dtype, Header, SafetensorsFile, TensorEntry};
+pub use tie::HeadForm;

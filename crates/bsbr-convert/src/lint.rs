@@ -1,0 +1,93 @@
+//! Checks on a rule table that need no checkpoint.
+
+use std::collections::HashSet;
+
+use crate::rules::{Architecture, Op, Rule, When, expand};
+
+/// Everything that is wrong with a rule table: an empty list for a sound one.
+///
+/// Checked are the placeholders (sources and targets must name the same ones), the arity and order of ops, targets
+/// and sources used twice under conditions that can hold together, ignore rules that shadow a source, and an anchor
+/// that no rule reads.
+pub fn lint(architecture: &Architecture) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut sources: Vec<(String, When)> = Vec::new();
+    let mut targets: Vec<(&str, When)> = Vec::new();
+    for rule in architecture.rules {
+        match *rule {
+            Rule::Map { source, targets: to, ops, when } => {
+                problems.extend(check_map(source, to, ops));
+                sources.push((source.to_owned(), when));
+                targets.extend(to.iter().map(|&target| (target, when)));
+            }
+            Rule::Tie { head, target, .. } => {
+                sources.push((head.to_owned(), When::Always));
+                targets.push((target, When::Always));
+            }
+            Rule::Ignore { .. } => {}
+        }
+    }
+    for (what, uses) in [("target", &targets), ("source", &sources.iter().map(|(s, w)| (s.as_str(), *w)).collect())] {
+        for (n, (name, when)) in uses.iter().enumerate() {
+            if uses[..n].iter().any(|(other, other_when)| other == name && !exclusive(*when, *other_when)) {
+                problems.push(format!("{what} `{name}` is used by two rules that can apply together"));
+            }
+        }
+    }
+    // Concrete names, so that an ignore rule with another placeholder in the same place is seen too.
+    let concrete: HashSet<String> = sources.iter().map(|(source, _)| expand(source, "", 0, 0)).collect();
+    let mut anchored = false;
+    for rule in architecture.rules {
+        if let Rule::Ignore { name, .. } = rule
+            && concrete.contains(&expand(name, "", 0, 0))
+        {
+            problems.push(format!("ignoring `{name}` shadows a source of another rule"));
+        }
+        anchored |= matches!(rule, Rule::Map { source, .. } if *source == architecture.anchor);
+        if let Rule::Tie { embed, .. } = rule
+            && !sources.iter().any(|(source, _)| source == embed)
+        {
+            problems.push(format!("the head may be tied to `{embed}`, which no rule reads"));
+        }
+    }
+    if !anchored {
+        problems.push(format!("no rule reads the anchor `{}`", architecture.anchor));
+    }
+    problems
+}
+
+fn exclusive(a: When, b: When) -> bool {
+    matches!((a, b), (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) if x == y)
+}
+
+fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut outputs = 1;
+    let stacks = ops.iter().filter(|op| matches!(op, Op::Stack { .. })).count();
+    for (n, op) in ops.iter().enumerate() {
+        match op {
+            Op::Transpose if n > 0 => problems.push(format!("`{source}`: transpose must be the first op")),
+            Op::Stack { .. } if outputs > 1 => problems.push(format!("`{source}`: stack cannot follow split")),
+            Op::Split { .. } | Op::RopePermute { .. } if outputs > 1 => {
+                problems.push(format!("`{source}`: nothing can follow split"));
+            }
+            Op::Split { parts, .. } => outputs = parts.len(),
+            _ => {}
+        }
+    }
+    if outputs != targets.len() {
+        problems.push(format!("`{source}`: the ops give {outputs} tensors, the rule names {}", targets.len()));
+    }
+    if stacks > 1 || (stacks == 1) != source.contains("{j}") {
+        problems.push(format!("`{source}`: `{{j}}` and one stack op must come together"));
+    }
+    for target in targets {
+        if source.contains("{i}") != target.contains("{i}") {
+            problems.push(format!("`{source}` and `{target}` must both name `{{i}}` or neither"));
+        }
+        if target.contains("{p}") || target.contains("{j}") {
+            problems.push(format!("`{target}` must not name `{{p}}` or `{{j}}`"));
+        }
+    }
+    problems
+}

@@ -1,0 +1,156 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::tensors::fill;
+
+/// Moves u32 numbers, in bands of a few rows as converting does.
+fn run(blocks: &[Block], sources: &[Vec<u32>], shape: &[usize], budget: usize) -> Vec<u32> {
+    let bytes: Vec<Vec<u8>> = sources.iter().map(|s| s.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let bytes: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+    let mut out = Vec::new();
+    for band in crate::tensors::bands(shape, 4, budget) {
+        let mut part = vec![0; band.len() * 4];
+        fill(&mut part, band, blocks, &bytes, 4);
+        out.extend(part.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    }
+    out
+}
+
+fn size(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+/// What the ops mean, written down number by number and without any of the code above.
+fn naive(ops: &[SizedOp], mut tensors: Vec<(Vec<usize>, Vec<u32>)>) -> Vec<(Vec<usize>, Vec<u32>)> {
+    for op in ops {
+        tensors = match op {
+            SizedOp::Transpose => tensors
+                .iter()
+                .map(|(shape, x)| {
+                    let (a, b) = (shape[0], shape[1]);
+                    let at = |n: usize| x[n % a * b + n / a];
+                    (vec![b, a], (0..a * b).map(at).collect())
+                })
+                .collect(),
+            SizedOp::Split { groups, parts } => {
+                let (shape, x) = &tensors[0];
+                let width = size(&shape[1..]);
+                let mut outs = vec![Vec::new(); parts.len()];
+                let mut row = 0;
+                for _ in 0..*groups {
+                    for (out, part) in outs.iter_mut().zip(parts) {
+                        out.extend_from_slice(&x[row * width..(row + part) * width]);
+                        row += part;
+                    }
+                }
+                let shape_of = |part: usize| [&[groups * part], &shape[1..]].concat();
+                parts.iter().map(|part| shape_of(*part)).zip(outs).collect()
+            }
+            SizedOp::RopePermute { heads, head_dim, rotary } => {
+                let (shape, x) = &tensors[0];
+                let width = size(&shape[1..]);
+                let mut out = Vec::new();
+                for head in 0..*heads {
+                    for row in 0..*head_dim {
+                        let from = match row {
+                            row if row >= *rotary => row,
+                            row if row < rotary / 2 => 2 * row,
+                            row => 2 * (row - rotary / 2) + 1,
+                        };
+                        let row = head * head_dim + from;
+                        out.extend_from_slice(&x[row * width..(row + 1) * width]);
+                    }
+                }
+                vec![(shape.clone(), out)]
+            }
+            SizedOp::Stack { count } => {
+                let shape = [&[*count], &tensors[0].0[..]].concat();
+                vec![(shape, tensors.into_iter().flat_map(|(_, x)| x).collect())]
+            }
+        };
+    }
+    tensors
+}
+
+fn check(ops: &[SizedOp], sources: &[Vec<usize>], budget: usize) -> Result<(), TestCaseError> {
+    let mut next = 0..;
+    let values: Vec<Vec<u32>> = sources.iter().map(|shape| next.by_ref().take(size(shape)).collect()).collect();
+    let expected = naive(ops, sources.iter().cloned().zip(values.iter().cloned()).collect());
+    let blocks = blocks(ops, sources).expect("the ops fit the shapes");
+    let mut targets = Vec::new();
+    for (blocks, (shape, values_expected)) in blocks.iter().zip(&expected) {
+        let out = run(blocks, &values, shape, budget);
+        prop_assert_eq!(&out, values_expected);
+        targets.push(out);
+    }
+    // Shapes backwards.
+    let shapes: Vec<_> = expected.iter().map(|(shape, _)| shape.clone()).collect();
+    prop_assert_eq!(source_shapes(ops, &shapes).expect("the same ops"), sources.to_vec());
+    // Numbers backwards.
+    for (n, (shape, values)) in sources.iter().zip(&values).enumerate() {
+        let back: Vec<Block> = blocks
+            .iter()
+            .enumerate()
+            .flat_map(|(target, blocks)| blocks.iter().filter(|b| b.source == n).map(move |b| b.inverse(target)))
+            .collect();
+        prop_assert_eq!(&run(&back, &targets, shape, budget), values);
+    }
+    Ok(())
+}
+
+fn split() -> impl Strategy<Value = (usize, Vec<usize>)> {
+    (1..5_usize, prop::collection::vec(1..7_usize, 1..5))
+}
+
+proptest! {
+    #[test]
+    fn split_moves_the_numbers_it_says_and_back((groups, parts) in split(), width in 1..9_usize, budget in 1..200_usize) {
+        let rows = groups * parts.iter().sum::<usize>();
+        let op = SizedOp::Split { groups, parts };
+        check(std::slice::from_ref(&op), &[vec![rows, width]], budget)?;
+        check(&[op], &[vec![rows]], budget)?;
+    }
+
+    #[test]
+    fn transpose_and_split_move_the_numbers_they_say_and_back(
+        (groups, parts) in split(), width in 1..70_usize, budget in 1..2000_usize
+    ) {
+        let rows = groups * parts.iter().sum::<usize>();
+        check(&[SizedOp::Transpose], &[vec![width, rows]], budget)?;
+        check(&[SizedOp::Transpose, SizedOp::Split { groups, parts }], &[vec![width, rows]], budget)?;
+    }
+
+    #[test]
+    fn rope_permute_moves_the_numbers_it_says_and_back(
+        heads in 1..5_usize, half in 0..5_usize, rest in 0..4_usize, width in 1..9_usize, transposed: bool
+    ) {
+        let head_dim = 2 * half + rest;
+        prop_assume!(head_dim > 0);
+        let op = SizedOp::RopePermute { heads, head_dim, rotary: 2 * half };
+        check(std::slice::from_ref(&op), &[vec![heads * head_dim]], 16)?;
+        if transposed {
+            check(&[SizedOp::Transpose, op], &[vec![width, heads * head_dim]], 64)?;
+        } else {
+            check(&[op], &[vec![heads * head_dim, width]], 64)?;
+        }
+    }
+
+    #[test]
+    fn stack_moves_the_numbers_it_says_and_back(count in 1..6_usize, rows in 1..5_usize, width in 1..5_usize) {
+        check(&[SizedOp::Stack { count }], &vec![vec![width]; count], 16)?;
+        check(&[SizedOp::Stack { count }], &vec![vec![rows, width]; count], 16)?;
+        check(&[SizedOp::Transpose, SizedOp::Stack { count }], &vec![vec![rows, width]; count], 16)?;
+    }
+}
+
+#[test]
+fn ops_that_do_not_fit_are_refused_in_both_directions() {
+    let split = SizedOp::Split { groups: 1, parts: vec![2, 2] };
+    assert!(blocks(std::slice::from_ref(&split), &[vec![5, 3]]).is_err());
+    assert!(source_shapes(std::slice::from_ref(&split), &[vec![2, 3], vec![3, 3]]).is_err());
+    assert!(source_shapes(&[split], &[vec![2, 3]]).is_err());
+    assert!(blocks(&[SizedOp::Transpose], &[vec![4]]).is_err());
+    let odd = SizedOp::RopePermute { heads: 1, head_dim: 4, rotary: 3 };
+    assert!(blocks(&[odd], &[vec![4]]).is_err());
+    assert!(blocks(&[SizedOp::Stack { count: 3 }], &[vec![4], vec![4]]).is_err());
+}

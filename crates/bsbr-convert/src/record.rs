@@ -1,0 +1,73 @@
+//! `conversion.json`: what a converted model was made of, enough to give the original back bit for bit.
+
+use bsbr_attn::BlockAttentionConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::tie::HeadForm;
+
+/// Prefix of the tensors of a converted model that are no weights and only wait for an export.
+pub const IGNORED_PREFIX: &str = "source.ignored.";
+
+/// The content of `conversion.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConversionRecord {
+    /// Version of this format; see [`ConversionRecord::FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Name of the source: a hub id or the name of a directory.
+    pub source: String,
+    /// Rules used.
+    pub rules: String,
+    /// Their version.
+    pub rules_version: u32,
+    /// Prefix in the names of the source.
+    pub prefix: String,
+    /// How the source stores its output head.
+    pub head: HeadForm,
+    /// BSBR settings; none for the original attention.
+    pub settings: Option<BlockAttentionConfig>,
+    /// Numbers in the weights of the original model.
+    pub parameters_before: usize,
+    /// Numbers in the weights of the converted model.
+    pub parameters_after: usize,
+    /// Every tensor of the source.
+    pub tensors: Vec<RecordedTensor>,
+    /// The weight files of the source.
+    pub files: Vec<RecordedFile>,
+}
+
+impl ConversionRecord {
+    /// The only version this code reads and writes.
+    pub const FORMAT_VERSION: u32 = 1;
+}
+
+/// One tensor of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedTensor {
+    /// Name.
+    pub name: String,
+    /// File.
+    pub file: String,
+    /// Number format, the one of the tensors it becomes as well.
+    pub dtype: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Tensors of the converted model that hold its numbers.
+    pub becomes: Vec<String>,
+}
+
+/// One weight file of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedFile {
+    /// Name.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// The header as it stands in the file, `__metadata__` and padding included: with the tensors it makes up the
+    /// whole file.
+    pub header: String,
+}

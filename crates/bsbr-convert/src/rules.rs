@@ -1,0 +1,241 @@
+//! The rule language: how the tensors of one architecture become the weights of the decoder, as data.
+//!
+//! Rules name tensors by full-name templates, never by patterns, so that both directions are plain lists:
+//! `{p}` stands for the prefix of the checkpoint, `{i}` for the layer and `{j}` for the parts of an [`Op::Stack`].
+//! No rule computes with weights: every op moves numbers without changing them, and so has an exact inverse. What
+//! would need arithmetic (a scale, an offset) is a setting of the decoder instead.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bsbr_model::{DecoderConfig, Positions};
+
+use crate::ConvertError;
+use crate::json::ConfigFile;
+
+/// Everything the converter knows about one architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// Name of the rules, recorded in converted models.
+    pub id: &'static str,
+    /// Raised when the rules change their meaning; converted models record it.
+    pub version: u32,
+    /// Values of `model_type` in `config.json` these rules serve.
+    pub model_types: &'static [&'static str],
+    /// What may stand for `{p}`, tried in order.
+    pub prefixes: &'static [&'static str],
+    /// A tensor every checkpoint has: the first prefix under which it exists is taken.
+    pub anchor: &'static str,
+    /// Boolean keys of `config.json` that rules depend on, for hints about settings that would fit.
+    pub alternatives: &'static [&'static str],
+    /// Variants the decoder does not compute.
+    pub rejects: &'static [Reject],
+    /// The rules.
+    pub rules: &'static [Rule],
+    /// Reads `config.json`.
+    pub read_config: fn(&ConfigFile) -> Result<SourceModel, ConvertError>,
+}
+
+/// A key of `config.json` that must not be `true`.
+#[derive(Debug, Clone, Copy)]
+pub struct Reject {
+    /// The key.
+    pub key: &'static str,
+    /// What the decoder lacks.
+    pub why: &'static str,
+}
+
+/// What `config.json` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceModel {
+    /// The decoder. `tied_head` is what the configuration declares; the file has the last word.
+    pub decoder: DecoderConfig,
+    /// Conditions that rules ask for.
+    pub flags: BTreeMap<&'static str, bool>,
+    /// Whether `tie_word_embeddings` was in the file.
+    pub tie_declared: bool,
+}
+
+impl SourceModel {
+    /// Whether a condition holds; `None` for a flag nobody sets.
+    pub fn flag(&self, name: &str) -> Option<bool> {
+        self.flags.get(name).copied()
+    }
+}
+
+/// One rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// A tensor (or several, under [`Op::Stack`]) becomes one weight or several.
+    Map {
+        /// Template of the source.
+        source: &'static str,
+        /// Templates of the weights.
+        targets: &'static [&'static str],
+        /// What happens to the numbers, in order.
+        ops: &'static [Op],
+        /// When the rule applies.
+        when: When,
+    },
+    /// An output head that may be a copy of the embedding table, or be left out for it.
+    Tie {
+        /// Template of the head.
+        head: &'static str,
+        /// Template of the embedding table.
+        embed: &'static str,
+        /// The weight an own head becomes.
+        target: &'static str,
+    },
+    /// A tensor that is no weight. It is kept aside so that an export gives it back.
+    Ignore {
+        /// Template of its full name.
+        name: &'static str,
+        /// What it is.
+        why: &'static str,
+    },
+}
+
+/// When a rule applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Always.
+    Always,
+    /// If the flag is set.
+    Flag(&'static str),
+    /// If the flag is not set.
+    Not(&'static str),
+}
+
+impl When {
+    /// Whether the rule applies to `model`; `None` for a flag nobody sets.
+    pub fn holds(self, model: &SourceModel) -> Option<bool> {
+        match self {
+            Self::Always => Some(true),
+            Self::Flag(name) => model.flag(name),
+            Self::Not(name) => model.flag(name).map(|set| !set),
+        }
+    }
+}
+
+/// What happens to the numbers of a tensor. Every op is a bijection on them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Op {
+    /// `[a, b]` to `[b, a]`; only as the first op. GPT-2 stores linear weights as `[in, out]`.
+    Transpose,
+    /// One tensor to as many as there are parts: axis 0 is `groups` times the parts one after the other, and each
+    /// part collects its rows of every group.
+    Split {
+        /// Times the parts repeat: 1 for `[Q; K; V]`, the KV heads for a layout interleaved per head.
+        groups: Dim,
+        /// Rows of each part within a group.
+        parts: &'static [Dim],
+    },
+    /// Rows `[x0, y0, x1, y1, ...]` of each head to `[x0, x1, ..., y0, y1, ...]`: from rotary positions that pair
+    /// neighbours to the decoder's, which pair halves. Rows beyond `rotary` stay.
+    RopePermute {
+        /// Heads in axis 0.
+        heads: Dim,
+        /// Rows of a head.
+        head_dim: Dim,
+        /// Rows of a head that rotate.
+        rotary: Dim,
+    },
+    /// `count` tensors, named by `{j}`, to one with a new first axis.
+    Stack {
+        /// How many.
+        count: Dim,
+    },
+}
+
+/// A size, computed from the decoder.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dim {
+    /// A fixed number.
+    N(usize),
+    /// Width of the residual stream.
+    Hidden,
+    /// Query heads.
+    Heads,
+    /// KV heads.
+    KvHeads,
+    /// Width of a head.
+    HeadDim,
+    /// Rotating dimensions of a head; 0 without rotary positions.
+    Rotary,
+    /// Inner width of the MLP.
+    Intermediate,
+    /// Product.
+    Mul(&'static Dim, &'static Dim),
+    /// Quotient; must be exact.
+    Div(&'static Dim, &'static Dim),
+    /// Sum.
+    Add(&'static Dim, &'static Dim),
+}
+
+impl Dim {
+    /// The number for `decoder`; `None` when a division leaves a rest or a result overflows.
+    pub fn resolve(&self, decoder: &DecoderConfig) -> Option<usize> {
+        let of = |dim: &Dim| dim.resolve(decoder);
+        Some(match self {
+            Self::N(n) => *n,
+            Self::Hidden => decoder.hidden_size,
+            Self::Heads => decoder.heads,
+            Self::KvHeads => decoder.kv_heads,
+            Self::HeadDim => decoder.head_dim,
+            Self::Rotary => match decoder.positions {
+                Positions::Rotary { rotary_dim, .. } => rotary_dim,
+                _ => 0,
+            },
+            Self::Intermediate => decoder.intermediate_size,
+            Self::Mul(a, b) => of(a)?.checked_mul(of(b)?)?,
+            Self::Add(a, b) => of(a)?.checked_add(of(b)?)?,
+            Self::Div(a, b) => {
+                let (a, b) = (of(a)?, of(b)?);
+                (b != 0 && a % b == 0).then(|| a / b)?
+            }
+        })
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::N(n) => write!(f, "{n}"),
+            Self::Hidden => f.write_str("hidden"),
+            Self::Heads => f.write_str("heads"),
+            Self::KvHeads => f.write_str("kv_heads"),
+            Self::HeadDim => f.write_str("head_dim"),
+            Self::Rotary => f.write_str("rotary"),
+            Self::Intermediate => f.write_str("intermediate"),
+            Self::Mul(a, b) => write!(f, "{a}*{b}"),
+            Self::Div(a, b) => write!(f, "({a}/{b})"),
+            Self::Add(a, b) => write!(f, "({a}+{b})"),
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transpose => f.write_str("transpose"),
+            Self::Split { groups, parts } => {
+                let parts: Vec<_> = parts.iter().map(ToString::to_string).collect();
+                write!(f, "split {groups} x [{}]", parts.join(", "))
+            }
+            Self::RopePermute { heads, head_dim, rotary } => write!(f, "rope-permute {heads} x {head_dim} ({rotary})"),
+            Self::Stack { count } => write!(f, "stack {count}"),
+        }
+    }
+}
+
+/// Fills a template. Indices that the template does not name are not used.
+pub(crate) fn expand(template: &str, prefix: &str, layer: usize, part: usize) -> String {
+    // The prefix last: it is the only text that does not come from a table.
+    let name = template.replace("{i}", &layer.to_string()).replace("{j}", &part.to_string());
+    name.replace("{p}", prefix)
+}
+
+/// Whether the template stands for one tensor per layer.
+pub(crate) fn per_layer(template: &str) -> bool {
+    template.contains("{i}")
+}

@@ -1,0 +1,216 @@
+//! Weights for running a model, from a Hugging Face checkpoint or a converted model alike.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bsbr_attn::BlockAttentionConfig;
+use bsbr_model::{ModelConfig, WeightSource, WeightSpec, parameter_counts, weight_specs};
+use safetensors::Dtype;
+
+use crate::ConvertError;
+use crate::checkpoint::RECORD;
+use crate::converted::ConvertedModel;
+use crate::derive;
+use crate::planning::{PlannedCheckpoint, plan_checkpoint};
+use crate::tensors::{Recipe, SafetensorsFile};
+
+/// A model on disk that can be run.
+///
+/// Nothing but headers is in memory; [`WeightSource::read`] brings one weight at a time.
+///
+/// A Hugging Face checkpoint has its original attention until [`ModelSource::with_attention`] gives it settings;
+/// a converted model has the settings it was converted with.
+#[derive(Debug)]
+pub struct ModelSource {
+    dir: PathBuf,
+    config: ModelConfig,
+    weights: Weights,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Planned(Box<PlannedCheckpoint>),
+    Converted(Box<ConvertedModel>),
+}
+
+/// A tensor as `inspect` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorListing {
+    /// Name in the file.
+    pub name: String,
+    /// Number format.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Name of the file.
+    pub file: String,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl ModelSource {
+    /// Opens the checkpoint or converted model in `dir` and checks every name, shape and dtype.
+    ///
+    /// # Errors
+    ///
+    /// As [`plan_checkpoint`] for a checkpoint. For a converted model [`ConvertError::Plan`] when the file does not
+    /// hold exactly the weights its configuration asks for.
+    pub fn open(dir: &Path) -> Result<Self, ConvertError> {
+        let (config, weights) = if dir.join(RECORD).is_file() {
+            let model = ConvertedModel::open(dir)?;
+            (model.config().clone(), Weights::Converted(Box::new(model)))
+        } else {
+            let planned = plan_checkpoint(dir)?;
+            (planned.config.clone(), Weights::Planned(Box::new(planned)))
+        };
+        Ok(Self { dir: dir.to_owned(), config, weights })
+    }
+
+    /// The same weights under other attention settings; `None` is the original attention.
+    ///
+    /// Meta projections the files do not hold take their start values.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::Model`] when the settings are impossible.
+    pub fn with_attention(mut self, attention: Option<BlockAttentionConfig>) -> Result<Self, ConvertError> {
+        self.config.attention = attention;
+        self.config.validate()?;
+        Ok(self)
+    }
+
+    /// The decoder and its attention.
+    pub fn model_config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether this is a converted model rather than a Hugging Face checkpoint.
+    pub fn is_converted(&self) -> bool {
+        matches!(self.weights, Weights::Converted(_))
+    }
+
+    /// Where the model comes from, in words.
+    pub fn description(&self) -> String {
+        let name = |dir: &Path| dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match &self.weights {
+            Weights::Planned(planned) => {
+                format!("Hugging Face checkpoint `{}` ({})", name(&self.dir), planned.plan.architecture.id)
+            }
+            Weights::Converted(model) => {
+                let record = model.record();
+                format!("converted model `{}`, made of `{}` ({})", name(&self.dir), record.source, record.rules)
+            }
+        }
+    }
+
+    /// `tokenizer.json`, if the directory has one.
+    pub fn tokenizer(&self) -> Option<PathBuf> {
+        Some(self.dir.join("tokenizer.json")).filter(|path| path.is_file())
+    }
+
+    /// The plan of a Hugging Face checkpoint: its `Display` is the mapping table.
+    pub fn plan(&self) -> Option<&crate::plan::Plan> {
+        match &self.weights {
+            Weights::Planned(planned) => Some(&planned.plan),
+            Weights::Converted(_) => None,
+        }
+    }
+
+    /// What is worth telling a reader about the checkpoint.
+    pub fn notes(&self) -> Vec<String> {
+        match &self.weights {
+            Weights::Planned(planned) => planned.notes(),
+            Weights::Converted(_) => Vec::new(),
+        }
+    }
+
+    /// Numbers in the weights of the original model, and numbers BSBR adds.
+    pub fn parameter_counts(&self) -> (usize, usize) {
+        parameter_counts(&self.config)
+    }
+
+    /// Bytes of the weight files.
+    pub fn total_bytes(&self) -> u64 {
+        self.files().iter().map(SafetensorsFile::len).sum()
+    }
+
+    /// Every tensor in the files.
+    pub fn tensors(&self) -> Vec<TensorListing> {
+        let all = self.files().iter().flat_map(|file| file.header().tensors.iter().map(move |tensor| (file, tensor)));
+        all.map(|(file, tensor)| TensorListing {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            file: file.name(),
+            bytes: tensor.bytes.len(),
+        })
+        .collect()
+    }
+
+    /// Tensors and bytes of each dtype.
+    pub fn dtype_totals(&self) -> BTreeMap<Dtype, (usize, usize)> {
+        let mut totals = BTreeMap::new();
+        for tensor in self.tensors() {
+            let (count, bytes): &mut (usize, usize) = totals.entry(tensor.dtype).or_default();
+            *count += 1;
+            *bytes += tensor.bytes;
+        }
+        totals
+    }
+
+    /// Bytes the key and value cache of the original attention takes for each token, in f32.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        let decoder = &self.config.decoder;
+        2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size_of::<f32>()
+    }
+
+    /// Reads one weight as f32.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::NoSuchWeight`] when the model has none of this name and shape, [`ConvertError::NotFinite`] when
+    /// it holds a NaN or an infinity, [`ConvertError::Io`].
+    pub fn read_weight(&self, spec: &WeightSpec) -> Result<Vec<f32>, ConvertError> {
+        if let Some(recipe) = self.recipe(&spec.name)? {
+            if recipe.shape != spec.shape {
+                return Err(self.no_such_weight(spec));
+            }
+            return recipe.read(0..recipe.shape.iter().product());
+        }
+        let wanted = weight_specs(&self.config).contains(spec);
+        let sources = derive::sources(&spec.name).filter(|_| wanted).ok_or_else(|| self.no_such_weight(spec))?;
+        let [Some(a), Some(b)] = [self.recipe(&sources[0])?, self.recipe(&sources[1])?] else {
+            return Err(self.no_such_weight(spec));
+        };
+        let mut values = Vec::with_capacity(spec.shape.iter().product());
+        derive::for_each_head(&[a, b], &self.config.decoder, |rows| {
+            values.extend_from_slice(rows);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn recipe(&self, name: &str) -> Result<Option<Recipe<'_>>, ConvertError> {
+        match &self.weights {
+            Weights::Planned(planned) => planned.recipe(name),
+            Weights::Converted(model) => Ok(model.recipe(name)),
+        }
+    }
+
+    fn no_such_weight(&self, spec: &WeightSpec) -> ConvertError {
+        ConvertError::NoSuchWeight { dir: self.dir.clone(), tensor: spec.name.clone(), shape: spec.shape.clone() }
+    }
+
+    fn files(&self) -> &[SafetensorsFile] {
+        match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.files(),
+            Weights::Converted(model) => std::slice::from_ref(model.file()),
+        }
+    }
+}
+
+impl WeightSource for ModelSource {
+    fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.read_weight(spec)?)
+    }
+}

@@ -1,0 +1,87 @@
+//! The plan as text: the mapping table that a dry run prints.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::plan::{Plan, SourceTensor, Step};
+use crate::rules::{Rule, expand};
+
+impl fmt::Display for Plan {
+    /// One line per rule, with `{i}` for the layer: source, shape, dtype, what happens, targets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = vec![["source", "shape", "dtype", "how", "target"].map(str::to_owned)];
+        for (number, rule) in self.architecture.rules.iter().enumerate() {
+            rows.extend(self.row(number, rule));
+        }
+        let mut widths = [0; 5];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let read = self.steps.iter().map(|step| step.sources.len()).sum::<usize>();
+        let weights = self.steps.iter().map(|step| step.targets.len()).sum::<usize>();
+        let (copies, ignored) = (usize::from(self.tied_copy.is_some()), self.ignored.len());
+        writeln!(
+            f,
+            "rules `{}` version {}, prefix `{}`",
+            self.architecture.id, self.architecture.version, self.prefix
+        )?;
+        writeln!(
+            f,
+            "{} tensors: {read} become {weights} weights of {} layers, {copies} equal to another, {ignored} kept aside\n",
+            read + copies + ignored,
+            self.model.decoder.layers
+        )?;
+        for row in &rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                line += &format!("{cell:width$}  ");
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// `None` for a rule that did not apply.
+    fn row(&self, number: usize, rule: &Rule) -> Option<[String; 5]> {
+        let name = |template: &str| template.replace("{p}", &self.prefix);
+        match *rule {
+            Rule::Map { source, targets, .. } => self.step_row(number, name(source), targets),
+            Rule::Tie { head, target, embed } => match &self.tied_copy {
+                Some((copy, _)) => {
+                    let [shape, dtype] = describe([copy].into_iter());
+                    Some([name(head), shape, dtype, "equal".to_owned(), format!("(is {})", name(embed))])
+                }
+                None => self.step_row(number, name(head), &[target]),
+            },
+            Rule::Ignore { name: template, why } => {
+                let layers = 0..self.model.decoder.layers;
+                let names: BTreeSet<String> = layers.map(|layer| expand(template, &self.prefix, layer, 0)).collect();
+                let found = self.ignored.iter().map(|ignored| &ignored.tensor).filter(|t| names.contains(&t.name));
+                let [shape, dtype] = describe(found);
+                (!shape.is_empty()).then(|| [name(template), shape, dtype, "keep aside".to_owned(), format!("({why})")])
+            }
+        }
+    }
+
+    fn step_row(&self, number: usize, source: String, targets: &[&str]) -> Option<[String; 5]> {
+        let steps: Vec<&Step> = self.steps.iter().filter(|step| step.rule == number).collect();
+        let [shape, dtype] = describe(steps.iter().flat_map(|step| &step.sources));
+        let ops: Vec<String> = steps.first()?.ops.iter().map(ToString::to_string).collect();
+        let how = if ops.is_empty() { "as it is".to_owned() } else { ops.join(", ") };
+        Some([source, shape, dtype, how, targets.join(", ")])
+    }
+}
+
+/// The shapes and dtypes that occur, normally one of each.
+fn describe<'a>(tensors: impl Iterator<Item = &'a SourceTensor>) -> [String; 2] {
+    let (mut shapes, mut dtypes) = (BTreeSet::new(), BTreeSet::new());
+    for tensor in tensors {
+        shapes.insert(format!("{:?}", tensor.shape));
+        dtypes.insert(tensor.dtype.to_string());
+    }
+    [shapes, dtypes].map(|set| set.into_iter().collect::<Vec<_>>().join(" | "))
+}

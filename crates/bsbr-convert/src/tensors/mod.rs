@@ -1,0 +1,20 @@
+//! Safetensors files: headers, bytes of single tensors, streamed writing.
+
+mod copy;
+mod file;
+mod float;
+mod header;
+mod map;
+mod recipe;
+mod write;
+
+pub use file::SafetensorsFile;
+pub use header::{Header, TensorEntry};
+pub use safetensors::Dtype;
+
+pub(crate) use copy::{Block, Pattern};
+#[cfg(test)]
+pub(crate) use copy::{bands, fill};
+pub(crate) use float::is_weight_dtype;
+pub(crate) use recipe::{Recipe, TensorRef};
+pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};

@@ -1,0 +1,68 @@
+//! Whether the output head is the embedding table: the file decides first, the configuration second.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ConvertError;
+use crate::checkpoint::Checkpoint;
+use crate::rules::{Architecture, Rule, SourceModel, expand};
+use crate::tensors::TensorRef;
+
+/// How a checkpoint stores its output head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadForm {
+    /// Not at all: the head is the embedding table.
+    Absent,
+    /// As a copy of the embedding table, equal bit for bit. An export writes both.
+    TiedCopy,
+    /// As weights of its own.
+    Own,
+}
+
+impl HeadForm {
+    /// Whether the head is the embedding table.
+    pub fn is_tied(self) -> bool {
+        self != Self::Own
+    }
+}
+
+/// Finds the form of the head; compares it with the embedding table where both are there.
+///
+/// # Errors
+///
+/// [`ConvertError::HeadMissing`] when there is no head and the configuration does not tie it.
+pub(crate) fn head_form(
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+    prefix: &str,
+    model: &SourceModel,
+) -> Result<HeadForm, ConvertError> {
+    let tie = architecture.rules.iter().find_map(|rule| match *rule {
+        Rule::Tie { head, embed, .. } => Some((expand(head, prefix, 0, 0), expand(embed, prefix, 0, 0))),
+        _ => None,
+    });
+    // Without a tie rule the head is an ordinary weight, or there is no room for one.
+    let Some((head, embed)) = tie else {
+        return Ok(if model.decoder.tied_head { HeadForm::Absent } else { HeadForm::Own });
+    };
+    match (checkpoint.find(&head), checkpoint.find(&embed)) {
+        (Some(head), Some(embed)) if equal(head, embed)? => Ok(HeadForm::TiedCopy),
+        (Some(_), _) => Ok(HeadForm::Own),
+        (None, _) if model.decoder.tied_head => Ok(HeadForm::Absent),
+        (None, _) => {
+            let declared = if model.tie_declared {
+                "\"tie_word_embeddings\": false in config.json"
+            } else {
+                "the default of this model type, as config.json has no `tie_word_embeddings`,"
+            };
+            Err(ConvertError::HeadMissing { dir: checkpoint.dir().to_owned(), head, embed, declared })
+        }
+    }
+}
+
+fn equal(a: TensorRef<'_>, b: TensorRef<'_>) -> Result<bool, ConvertError> {
+    if a.entry.dtype != b.entry.dtype || a.entry.shape != b.entry.shape {
+        return Ok(false);
+    }
+    Ok(*a.file.map(a.entry)? == *b.file.map(b.entry)?)
+}
