@@ -11,10 +11,16 @@ use crate::{
     buffer::RowBuffer,
     plain::{
         self, Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits,
-        far_part, hide_left_blocks, meta_scores, mixed_state, read_mixed_state, read_states, retrieved_state,
+        far_part, hide_left_blocks, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
+        retrieved_state,
     },
     statistics::{Statistics, StatisticsView},
 };
+
+/// From how many times `top_k` candidates on the chosen blocks are gathered for each token. Up to there one product with
+/// the keys of all candidates, most of them masked, is the faster way to the same numbers. A bound, so that the work for a
+/// token does not grow with the text.
+const GATHER_FROM: usize = 8;
 
 /// Queries of one chunk and everything they may read.
 pub(crate) struct TileInput<'a> {
@@ -149,10 +155,16 @@ fn read_blocks(
         let visible = hide_left_blocks(tile, mass.clone(), &view.blocks, options);
         choose_per_token(visible, plain::log_mass(&parts), attention.top_k)
     };
-    let first = attention.sink_tokens;
     let block = attention.block_size;
-    let numbered = choice.clone() + candidates.start as i32;
-    parts.push(chosen_part(tile, (input.keys, input.values), numbered, block, first, options));
+    parts.push(if candidates.len() <= GATHER_FROM * attention.top_k {
+        let positions = (candidates.start * block).max(attention.sink_tokens)..candidates.end * block;
+        let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
+        let (keys, values) = (of(input.keys), of(input.values));
+        masked_candidates_part(tile, keys, values, choice.clone(), block, positions, options)
+    } else {
+        let numbered = choice.clone() + candidates.start as i32;
+        chosen_part(tile, (input.keys, input.values), numbered, block, attention.sink_tokens, options)
+    });
     if attention.far == Far::None {
         return combine(parts, None).0;
     }

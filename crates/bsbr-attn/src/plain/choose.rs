@@ -1,6 +1,6 @@
 //! Which blocks a token reads exactly.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use super::MASKED;
 
@@ -37,5 +37,5 @@ pub(super) fn chosen_mask(choice: Tensor<4, Int>, blocks: usize, like: &Tensor<5
     let options = (&choice.device(), like.dtype());
     let chosen = Tensor::<4>::full([batch, kv_heads, choices, top_k], MASKED, options);
     let none = Tensor::<4>::zeros([batch, kv_heads, choices, blocks], options);
-    none.scatter(3, choice, chosen, burn::tensor::IndexingUpdateOp::Add).unsqueeze_dim(2)
+    none.scatter(3, choice, chosen, IndexingUpdateOp::Add).unsqueeze_dim(2)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use super::{MASKED, Part, Tile, Values, by_choice, by_set, int_tensor, scores};
 use crate::{AttentionOptions, buffer::RowBuffer};
@@ -65,6 +65,33 @@ pub(crate) fn chosen_part(
         logits = logits + hidden.float().cast(tile.query.dtype()) * MASKED;
     }
     Part { logits, values: Values::PerChoice(chosen_values) }
+}
+
+/// The same as [`chosen_part`] by way of every candidate: all of them are scored, those not chosen are masked.
+///
+/// `keys` and `values` `[batch, kv_heads, positions, head_dim]` are the candidates' tokens, sinks left out; `choice`
+/// numbers the blocks from the one at `positions.start`.
+pub(crate) fn masked_candidates_part(
+    tile: &Tile,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    choice: Tensor<4, Int>,
+    block: usize,
+    positions: Range<usize>,
+    options: &AttentionOptions,
+) -> Part {
+    let [batch, kv_heads, choices, top_k] = choice.dims();
+    let first_block = positions.start / block;
+    let blocks = positions.end / block - first_block;
+    let like = (&choice.device(), keys.dtype());
+    let hidden = Tensor::<4>::full([batch, kv_heads, choices, blocks], MASKED, like);
+    let shown = Tensor::<4>::full([batch, kv_heads, choices, top_k], -MASKED, like);
+    let hidden = hidden.scatter(3, choice, shown, IndexingUpdateOp::Add).unsqueeze_dim::<5>(4);
+    let hidden = hidden.expand([batch, kv_heads, choices, blocks, block]);
+    let hidden = hidden.reshape([batch, kv_heads, 1, choices, blocks * block]);
+    let hidden = hidden.narrow(4, positions.start - first_block * block, positions.len());
+    let part = contiguous_part(tile, keys, values, positions, options);
+    Part { logits: part.logits + hidden, values: part.values }
 }
 
 pub(super) fn masked(logits: Tensor<5>, mask: Option<Tensor<5>>) -> Tensor<5> {

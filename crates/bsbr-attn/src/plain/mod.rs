@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::softmax};
 
 pub(crate) use additive::retrieved_state;
 pub(crate) use choose::{choose_per_chunk, choose_per_token};
-pub(crate) use exact::{chosen_part, contiguous_part};
+pub(crate) use exact::{chosen_part, contiguous_part, masked_candidates_part};
 pub(crate) use far::{far_logits, far_part, hide_left_blocks, meta_scores, mixed_state, read_mixed_state, read_states};
 
 use crate::AttentionOptions;
