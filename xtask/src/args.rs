@@ -26,10 +26,10 @@ pub(crate) struct AttentionArgs {
     /// How the rest is read: none, blocks, state, additive [default: blocks]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Retrieval>)]
     retrieval: Option<Retrieval>,
-    /// Tokens of a block, the unit of retrieval [default: 16]
+    /// Tokens of a block, the unit of retrieval [default: 8]
     #[arg(long, value_name = "N")]
     block_size: Option<usize>,
-    /// Blocks each token reads exactly [default: 16]
+    /// Blocks each token reads exactly [default: 32]
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// What scores a block: mean-key, meta [default: mean-key]
@@ -123,6 +123,14 @@ impl DeviceArgs {
             DeviceName::Wgpu => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
         })
     }
+}
+
+/// Checks that `dir` can be written, before anything that takes long: it is absent, empty or to be replaced.
+pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
+    if !force && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display());
+    }
+    Ok(())
 }
 
 /// Checks that `--model` names a directory.

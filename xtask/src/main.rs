@@ -17,6 +17,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask",
+    bin_name = "cargo xtask",
     version,
     about = "Long-context conversion of pretrained transformers",
     max_term_width = 110

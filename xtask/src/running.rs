@@ -64,6 +64,9 @@ pub(crate) fn measure(
     tokens: &[u32],
     (window, windows): (usize, usize),
 ) -> Result<EvaluationReport> {
+    if windows == 0 {
+        bail!("--windows is 0: at least 1 is needed");
+    }
     let original = decoder.with_config(|config| config.attention = None)?;
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
     let control = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };

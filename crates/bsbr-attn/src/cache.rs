@@ -375,7 +375,9 @@ impl AttentionCache {
                 check("meta.key", &meta.key, self.block_ends(tokens).len())
             }
             None if !wanted => Ok(()),
-            Some(_) => Err(AttentionError::Input("meta inputs were given, but selector = meta is not set".into())),
+            Some(_) => Err(AttentionError::Input(
+                "meta inputs were given, but nothing reads them: that takes selector = meta and a retrieval".into(),
+            )),
             None => Err(AttentionError::Input("selector = meta needs meta queries and keys, none were given".into())),
         }
     }
@@ -386,7 +388,7 @@ pub(crate) fn reads_first_query(attention: &BlockAttentionConfig) -> bool {
     matches!(attention.retrieval, Retrieval::State | Retrieval::Additive) && !attention.needs_meta()
 }
 
-fn check_shape(tensor: &'static str, found: &Tensor<4>, expected: [usize; 4]) -> Result<(), AttentionError> {
+pub(crate) fn check_shape(tensor: &'static str, found: &Tensor<4>, expected: [usize; 4]) -> Result<(), AttentionError> {
     if found.dims() == expected {
         return Ok(());
     }

@@ -47,7 +47,7 @@ pub enum Far {
 /// ```
 /// use bsbr_attn::BlockAttentionConfig;
 ///
-/// let config = BlockAttentionConfig { top_k: 8, ..Default::default() };
+/// let config = BlockAttentionConfig { top_k: 16, ..Default::default() };
 /// config.validate().unwrap();
 /// assert!(BlockAttentionConfig { block_size: 48, ..config }.validate().is_err()); // does not divide 128
 /// ```
@@ -90,8 +90,8 @@ impl Default for BlockAttentionConfig {
             local_chunks: 1,
             sink_tokens: 4,
             retrieval: Retrieval::Blocks,
-            block_size: 16,
-            top_k: 16,
+            block_size: 8,
+            top_k: 32,
             selector: Selector::MeanKey,
             far: Far::Mean,
             covariance_weight: 0.8,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::{AttentionError, AttentionOptions, BlockAttentionConfig, attend};
+use crate::{AttentionError, AttentionOptions, BlockAttentionConfig, attend, cache::check_shape};
 
 /// Where the real tokens of a padded batch are. Padding may stand anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +72,9 @@ pub fn attend_padded(
         let problem = format!("the mask is {} x {}, the batch {batch} x {tokens}", padding.batch(), padding.width());
         return Err(AttentionError::Input(problem));
     }
+    let kv_heads = keys.dims()[1];
+    check_shape("keys", &keys, [batch, kv_heads, tokens, width])?;
+    check_shape("values", &values, [batch, kv_heads, tokens, width])?;
     let device = query.device();
     let mut rows = Vec::with_capacity(batch);
     for row in 0..batch {

@@ -9,7 +9,7 @@ use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 
 use super::verify;
 use crate::{
-    args::{AttentionArgs, DeviceArgs, model_dir},
+    args::{AttentionArgs, DeviceArgs, check_output_dir, model_dir},
     builtin,
     output::{self, Progress, bytes, grouped},
     running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
@@ -18,13 +18,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Hugging Face checkpoint; the built-in one when absent
-    #[arg(short, long, value_name = "DIR", requires = "output_dir_or_dry_run")]
+    #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Where to write the converted model
-    #[arg(short, long, value_name = "DIR", group = "output_dir_or_dry_run")]
+    #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Print what would become what, and write nothing
-    #[arg(long, group = "output_dir_or_dry_run")]
+    #[arg(long)]
     dry_run: bool,
     /// Replace an earlier conversion
     #[arg(long)]
@@ -60,9 +60,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_builtin = args.model.is_none();
     let dir = args.model.clone().unwrap_or_else(builtin::dir);
     let Some(output_dir) = args.output_dir.clone().or_else(|| is_builtin.then(builtin::output)) else {
-        bail!("--output-dir says where to write the converted model");
+        bail!("--output-dir DIR is needed: where to write the converted model (--dry-run writes nothing)");
     };
+    let force = args.force || (is_builtin && args.output_dir.is_none());
     model_dir(&dir)?;
+    check_output_dir(&output_dir, force)?;
     let eval_text = args.eval_text.clone().or_else(|| is_builtin.then(builtin::heldout));
     let report = eval_text.map(|text| measure_before(&args, &dir, &attention, &text)).transpose()?;
     let options = ConvertOptions {
@@ -70,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         attention: Some(attention),
         original_layers: args.original_layers,
         position_policy: args.positions,
-        force: args.force || (is_builtin && args.output_dir.is_none()),
+        force,
         measured: report.as_ref().map(card_numbers),
     };
     let started = Instant::now();

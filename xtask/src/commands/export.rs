@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    args::model_dir,
+    args::{check_output_dir, model_dir},
     output::{self, Progress, bytes},
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    check_output_dir(&args.output_dir, args.force)?;
     let mut bar = Progress::new("exporting");
     let report = bsbr_convert::export(model_dir(&args.model)?, &args.output_dir, args.force, &mut |progress| {
         bar.set(progress.done, progress.total);

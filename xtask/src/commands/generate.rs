@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Text to continue
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
     /// File with the text to continue
     #[arg(long, value_name = "FILE")]
