@@ -10,8 +10,8 @@ use crate::{
     AttentionOptions, BlockAttentionConfig, Far, Retrieval,
     buffer::RowBuffer,
     plain::{
-        self, Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits,
-        far_part, hide_left_blocks, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
+        Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
+        hide_left_blocks, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
         retrieved_state,
     },
     statistics::{Statistics, StatisticsView},
@@ -153,7 +153,7 @@ fn read_blocks(
         choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), attention.top_k)
     } else {
         let visible = hide_left_blocks(tile, mass.clone(), &view.blocks, options);
-        choose_per_token(visible, plain::log_mass(&parts), attention.top_k)
+        choose_per_token(visible, &parts, attention.top_k)
     };
     let block = attention.block_size;
     parts.push(if candidates.len() <= GATHER_FROM * attention.top_k {

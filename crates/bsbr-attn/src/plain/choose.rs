@@ -2,19 +2,20 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use super::MASKED;
+use super::{MASKED, Part, log_mass};
 
 /// The `top_k` blocks of each token and KV head, `[batch, kv_heads, tokens, top_k]`, numbered from 0 in `mass`.
 ///
 /// `mass` is the estimated log-mass of each block, `[batch, kv_heads, group, tokens, blocks]`, masked where the token may
-/// not read the block; `exact_mass` the log-mass of what the token reads anyway, `[batch, kv_heads, group, tokens, 1]`.
+/// not read the block; `exact` is what the token reads anyway.
 /// The heads of a group share a choice: a block counts by the sum of the shares of attention it has in each of them.
 /// Needs more than `top_k` blocks.
-pub(crate) fn choose_per_token(mass: Tensor<5>, exact_mass: Tensor<5>, top_k: usize) -> Tensor<4, Int> {
+pub(crate) fn choose_per_token(mass: Tensor<5>, exact: &[Part], top_k: usize) -> Tensor<4, Int> {
     let [batch, kv_heads, group, tokens, blocks] = mass.dims();
     let score = if group == 1 {
         mass
     } else {
+        let exact_mass = log_mass(exact);
         let highest = mass.clone().max_dim(4).max_pair(exact_mass.clone());
         let weight = (mass - highest.clone()).exp();
         let total = weight.clone().sum_dim(4) + (exact_mass - highest).exp();

@@ -17,11 +17,14 @@ pub(crate) fn contiguous_part(
     options: &AttentionOptions,
 ) -> Part {
     let logits = scores(tile, keys, options);
-    let mask = tile.mask(positions.len(), |token, column| {
-        let position = positions.start + column;
-        position <= tile.start + token && position >= options.first_visible(tile.start + token)
+    let all_visible = options.window.is_none() && positions.end <= tile.start + 1;
+    let mask = (!all_visible).then(|| {
+        tile.mask(positions.len(), |token, column| {
+            let position = positions.start + column;
+            position <= tile.start + token && position >= options.first_visible(tile.start + token)
+        })
     });
-    Part { logits: masked(logits, mask), values: Values::Shared(values) }
+    Part { logits: masked(logits, mask.flatten()), values: Values::Shared(values) }
 }
 
 /// The tokens of the chosen blocks.

@@ -105,7 +105,7 @@ pub(crate) fn combine(parts: Vec<Part>, watched: Option<usize>) -> (Tensor<5>, O
 }
 
 /// Log of the sum of the exponentials of every column of every part, `[batch, kv_heads, group, tokens, 1]`.
-pub(crate) fn log_mass(parts: &[Part]) -> Tensor<5> {
+fn log_mass(parts: &[Part]) -> Tensor<5> {
     let logits = Tensor::cat(parts.iter().map(|part| part.logits.clone()).collect(), 4);
     let highest = logits.clone().max_dim(4);
     (logits - highest.clone()).exp().sum_dim(4).log() + highest
