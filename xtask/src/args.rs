@@ -137,7 +137,7 @@ pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
 pub(crate) fn model_dir(model: &Path) -> Result<&Path> {
     if !model.is_dir() {
         bail!(
-            "{}: no such directory. --model takes a local Hugging Face directory or a converted model",
+            "{} is not a directory. --model takes a local Hugging Face directory or a converted model",
             model.display()
         );
     }

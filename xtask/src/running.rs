@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Retrieval};
 use bsbr_convert::ModelSource;
 use bsbr_model::{
-    Decoder, EvaluateConfig, EvaluationReport, TextTokenizer, WeightSource, WeightSpec, evaluate, weight_specs,
+    Decoder, EvaluateConfig, EvaluationReport, TextTokenizer, WeightSource, WeightSpec, check_windows, evaluate,
+    weight_specs,
 };
 use burn::tensor::Device;
 
@@ -57,16 +58,20 @@ pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<
     Ok(tokenizer.encode(&text)?)
 }
 
-/// Measures `decoder` under `attention` against its own original attention, with `retrieval = none` as the control.
+/// What to measure with a window of `window` tokens.
+fn windows_of(attention: &BlockAttentionConfig, window: usize, windows: usize) -> EvaluateConfig {
+    EvaluateConfig { window, windows, skip: attention.chunk_size.min(window.saturating_sub(2)) }
+}
+
+/// Measures `decoder` under `attention` against its own original attention, with `retrieval = none` as the control; one
+/// report for each of the window lengths `lengths`. All of them are checked before the first runs.
 pub(crate) fn measure(
     decoder: &Decoder,
     attention: &BlockAttentionConfig,
     tokens: &[u32],
-    (window, windows): (usize, usize),
-) -> Result<EvaluationReport> {
-    if windows == 0 {
-        bail!("--windows is 0: at least 1 is needed");
-    }
+    (lengths, windows): (&[usize], usize),
+    mut each: impl FnMut(EvaluationReport) -> Result<()>,
+) -> Result<()> {
     let original = decoder.with_config(|config| config.attention = None)?;
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
     let control = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
@@ -75,9 +80,18 @@ pub(crate) fn measure(
     if attention.retrieval != Retrieval::None {
         variants.push(("control: none", &control));
     }
-    let config = EvaluateConfig { window, windows, skip: attention.chunk_size.min(window.saturating_sub(2)) };
-    let mut progress = Progress::new("evaluating");
-    Ok(evaluate(&original, &variants, tokens, config, |done, total| progress.set(done as u64, total as u64))?)
+    for &length in lengths {
+        check_windows(decoder, tokens.len(), windows_of(attention, length, windows))?;
+    }
+    for &length in lengths {
+        let config = windows_of(attention, length, windows);
+        let mut progress = Progress::new("evaluating");
+        let report =
+            evaluate(&original, &variants, tokens, config, |done, total| progress.set(done as u64, total as u64))?;
+        drop(progress);
+        each(report)?;
+    }
+    Ok(())
 }
 
 /// An evaluation as two tables.

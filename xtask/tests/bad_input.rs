@@ -36,7 +36,7 @@ fn a_missing_model_directory() {
         // The logits are read first: their file is there.
         let place = Place::with("llama");
         fs::rename(place.path("model/expected.safetensors"), place.path("x")).expect("a file");
-        place.refused(&format!("{command} -m nowhere"), 2, &["nowhere: no such directory", "--model takes"]);
+        place.refused(&format!("{command} -m nowhere"), 2, &["nowhere is not a directory", "--model takes"]);
     }
 }
 
@@ -187,7 +187,9 @@ fn a_converted_model_as_the_source() {
 fn impossible_settings() {
     let place = Place::with("llama");
     for (flags, words) in [
-        ("--chunk-size 0", ["`chunk_size` is 0", "at least 1"]),
+        ("--chunk-size 0", ["`chunk_size` is 0", "1 to 65536"]),
+        ("--chunk-size 1000000 --block-size 1", ["`chunk_size` is 1000000", "1 to 65536"]),
+        ("--local-chunks 18446744073709551615 --top-k 0", ["`top_k` is 0", "at least 1"]),
         ("--chunk-size 128 --block-size 48", ["`block_size` is 48", "a divisor of chunk_size = 128"]),
         ("--chunk-size 128 --block-size 0", ["`block_size` is 0", "a divisor of chunk_size = 128"]),
         ("--retrieval blocks --top-k 0", ["`top_k` is 0", "retrieval = none reads no block"]),
@@ -208,7 +210,8 @@ fn a_text_longer_than_the_learned_positions() {
     for model in ["model", "converted"] {
         let words = ["tokens", "2048 learned positions", "shorten the text"];
         place.refused(&format!("generate -m {model} -p Abraham -n 3000"), 2, &words);
-        place.refused(&format!("eval -m {model} --seq-len 3072 --windows 1"), 2, &["3072 tokens", "2048 learned"]);
+        let words = ["4096 tokens", "2048 learned"];
+        place.refused(&format!("eval -m {model} --seq-len 256,4096 --windows 1"), 2, &words);
     }
     place.write("long.txt", &"And it came to pass. ".repeat(1000));
     place.refused("generate --prompt-file long.txt -n 1", 2, &["2048 learned positions", "shorten the text"]);
@@ -223,7 +226,7 @@ fn a_text_that_is_empty_or_too_short() {
     place.write("short.txt", "Abraham");
     place.refused("eval --text short.txt --seq-len 256", 2, &["the text has", "one window needs 256"]);
     place.refused("eval --text none.txt", 2, &["cannot read the text none.txt", "No such file"]);
-    place.refused("eval --windows 0", 2, &["--windows is 0"]);
+    place.refused("eval --windows 0", 2, &["0 windows"]);
     place.refused("eval --seq-len 2", 2, &["a window of 2 tokens"]);
 }
 

@@ -31,8 +31,8 @@ impl RowBuffer {
         Self { rows: Tensor::zeros([batch, heads, granularity, width], (device, dtype)), length: 0, granularity }
     }
 
-    /// Makes room for exactly `rows` rows (rounded up to the granularity).
-    pub(crate) fn reserve(&mut self, rows: usize) {
+    /// Makes room for `rows` rows, rounded up to the granularity.
+    fn reserve(&mut self, rows: usize) {
         let rows = rows.next_multiple_of(self.granularity);
         let [batch, heads, room, width] = self.rows.dims();
         if rows > room {

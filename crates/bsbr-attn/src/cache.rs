@@ -98,31 +98,19 @@ impl AttentionCache {
         config.validate()?;
         let CacheConfig { batch, heads, kv_heads, head_dim, dtype, .. } = config;
         let attention = config.attention.as_ref();
-        let granularity = attention.map_or(1, |a| a.statistics_block());
+        // Blocks are gathered out of the buffers as a whole.
+        let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.block_size } else { 1 });
         let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype);
-        let (mut keys, mut values) = (rows(), rows());
-        let mut statistics = None;
-        if let Some(attention) = attention {
-            if attention.retrieval != Retrieval::Blocks {
-                // Never more than the local region: sized once, so that the memory does not change with the text.
-                let room = (attention.local_chunks + 1) * attention.chunk_size;
-                keys.reserve(room);
-                values.reserve(room);
-            }
-            if attention.retrieval != Retrieval::None {
-                let kept = Kept {
-                    state: attention.needs_states(),
-                    covariance: attention.needs_covariance(),
-                    meta_key: attention.needs_meta(),
-                    compression: attention.compression_factor,
-                };
-                let mut empty = Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device);
-                if let Some(limit) = attention.max_chunks {
-                    empty.reserve(limit + 1);
-                }
-                statistics = Some(empty);
-            }
-        }
+        let statistics = attention.filter(|attention| attention.retrieval != Retrieval::None).map(|attention| {
+            let kept = Kept {
+                state: attention.needs_states(),
+                covariance: attention.needs_covariance(),
+                meta_key: attention.needs_meta(),
+                compression: attention.compression_factor,
+            };
+            Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device)
+        });
+        let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
             length: 0,

@@ -40,6 +40,9 @@ pub enum Far {
     State,
 }
 
+/// Largest chunk: exact attention inside one is quadratic, and a block takes memory as a whole.
+const LARGEST_CHUNK: usize = 1 << 16;
+
 /// The settings of BSBR attention.
 ///
 /// Sizes are in tokens, counted from the first token of each sequence (padding does not count).
@@ -54,7 +57,7 @@ pub enum Far {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BlockAttentionConfig {
-    /// Tokens of a chunk, the unit of exact local attention.
+    /// Tokens of a chunk, the unit of exact local attention; up to 65,536.
     pub chunk_size: usize,
     /// Chunks before the token's own that are read exactly.
     pub local_chunks: usize,
@@ -112,8 +115,9 @@ impl BlockAttentionConfig {
         let fail = |setting: &'static str, value: String, expected: &str| {
             Err(AttentionError::Config { setting, value, expected: expected.to_owned() })
         };
-        if self.chunk_size == 0 {
-            return fail("chunk_size", "0".into(), "at least 1");
+        if self.chunk_size == 0 || self.chunk_size > LARGEST_CHUNK {
+            let expected = format!("1 to {LARGEST_CHUNK}");
+            return fail("chunk_size", self.chunk_size.to_string(), &expected);
         }
         if self.block_size == 0 || !self.chunk_size.is_multiple_of(self.block_size) {
             let expected = format!("a divisor of chunk_size = {}", self.chunk_size);

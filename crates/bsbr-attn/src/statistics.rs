@@ -150,13 +150,6 @@ impl Statistics {
         *merged = if merged.start == merged.end { second } else { merged.start..second.end };
     }
 
-    /// Makes room for `blocks` blocks, so that the memory is fixed from the start.
-    pub(crate) fn reserve(&mut self, blocks: usize) {
-        for buffer in self.buffers_mut() {
-            buffer.reserve(blocks);
-        }
-    }
-
     /// Number of blocks.
     pub(crate) fn len(&self) -> usize {
         self.blocks.len()

@@ -156,7 +156,7 @@ fn read_blocks(
         choose_per_token(visible, &parts, attention.top_k)
     };
     let block = attention.block_size;
-    parts.push(if candidates.len() <= GATHER_FROM * attention.top_k {
+    parts.push(if candidates.len() <= attention.top_k.saturating_mul(GATHER_FROM) {
         let positions = (candidates.start * block).max(attention.sink_tokens)..candidates.end * block;
         let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
         let (keys, values) = (of(input.keys), of(input.values));

@@ -11,6 +11,8 @@ use crate::ConvertError;
 pub(crate) struct Staging {
     path: PathBuf,
     output: PathBuf,
+    /// Directories above the output that were made for it, innermost first.
+    made: Vec<PathBuf>,
     published: bool,
 }
 
@@ -19,10 +21,12 @@ impl Staging {
     pub(crate) fn new(output: &Path) -> Result<Self, ConvertError> {
         let output = std::path::absolute(output).map_err(ConvertError::io("resolve", output))?;
         let parent = output.parent().unwrap_or(&output);
-        fs::create_dir_all(parent).map_err(ConvertError::io("create", parent))?;
+        let made = parent.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
         let path = sibling(&output, "partial");
-        fs::create_dir(&path).map_err(ConvertError::io("create", &path))?;
-        Ok(Self { path, output, published: false })
+        let staging = Self { path, output: output.clone(), made, published: false };
+        fs::create_dir_all(parent).map_err(ConvertError::io("create", parent))?;
+        fs::create_dir(&staging.path).map_err(ConvertError::io("create", &staging.path))?;
+        Ok(staging)
     }
 
     /// The temporary directory.
@@ -78,6 +82,9 @@ impl Drop for Staging {
         if !self.published {
             // Nothing to tell anyone: an error that led here is already on its way.
             let _ = fs::remove_dir_all(&self.path);
+            for path in &self.made {
+                let _ = fs::remove_dir(path);
+            }
         }
     }
 }

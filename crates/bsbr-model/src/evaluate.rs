@@ -90,6 +90,26 @@ pub struct EvaluationReport {
     pub variants: Vec<VariantReport>,
 }
 
+/// Checks, before anything runs, that a text of `length` tokens can be measured so.
+///
+/// # Errors
+///
+/// [`ModelError::Input`] if the text is shorter than one window, the window leaves nothing to measure or no window is
+/// asked for; [`ModelError::TooLong`] if the window is longer than the learned positions.
+pub fn check_windows(decoder: &Decoder, length: usize, config: EvaluateConfig) -> Result<(), ModelError> {
+    let EvaluateConfig { window, windows, skip } = config;
+    let problem = if window < 3 || window - 2 < skip {
+        format!("a window of {window} tokens leaves none to measure after the first {skip}")
+    } else if windows == 0 {
+        "0 windows are asked for, at least 1 is needed".to_owned()
+    } else if length < window {
+        format!("the text has {length} tokens, one window needs {window}")
+    } else {
+        return decoder.check_length(window);
+    };
+    Err(ModelError::Input(problem))
+}
+
 /// Sums of negative log-likelihoods by position.
 #[derive(Debug, Clone)]
 struct Tally {
@@ -121,15 +141,10 @@ pub fn evaluate(
     mut each: impl FnMut(usize, usize),
 ) -> Result<EvaluationReport, ModelError> {
     let EvaluateConfig { window, skip, .. } = config;
-    if window < 3 || skip + 2 > window {
-        let problem = format!("a window of {window} tokens leaves none to measure after the first {skip}");
-        return Err(ModelError::Input(problem));
+    for decoder in decoders(original, variants) {
+        check_windows(decoder, tokens.len(), config)?;
     }
     let windows = (tokens.len() / window).min(config.windows);
-    if windows == 0 {
-        let problem = format!("the text has {} tokens, one window needs {window}", tokens.len());
-        return Err(ModelError::Input(problem));
-    }
     let mut tallies = vec![Tally { nll: vec![0.0; window - 1], elapsed: Duration::ZERO }; variants.len() + 1];
     let mut comparisons = vec![Comparison::default(); variants.len()];
     for (done, text) in tokens.chunks_exact(window).take(windows).enumerate() {
@@ -202,6 +217,10 @@ pub fn compare_logits(
     texts: &[Vec<u32>],
     expected: &[Vec<f32>],
 ) -> Result<LogitDifference, ModelError> {
+    if texts.len() != expected.len() {
+        let problem = format!("{} texts were given, and expected logits of {}", texts.len(), expected.len());
+        return Err(ModelError::Input(problem));
+    }
     let (mut max, mut sum, mut count, mut same, mut tokens) = (0.0f64, 0.0, 0usize, 0usize, 0usize);
     for (text, expected) in texts.iter().zip(expected) {
         let found = numbers(decoder.forward(text)?)?;

@@ -60,7 +60,7 @@ pub use decoder::Decoder;
 pub use error::ModelError;
 pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
-    compare_logits, evaluate,
+    check_windows, compare_logits, evaluate,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{ConversionReport, ConvertOptions, ExpectedLogits, convert};
 use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
@@ -115,7 +115,12 @@ fn measure_before(
         config.original_layers.clone_from(&args.original_layers);
         config.position_policy = args.positions;
     })?;
-    measure(&decoder, attention, &tokens, (args.seq_len, args.windows))
+    let mut report = None;
+    measure(&decoder, attention, &tokens, (&[args.seq_len], args.windows), |measured| {
+        report = Some(measured);
+        Ok(())
+    })?;
+    report.context("nothing was measured")
 }
 
 /// The numbers of a measurement that do not depend on the machine.

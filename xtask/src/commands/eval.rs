@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use bsbr_model::PositionPolicy;
 
 use crate::{
     args::{AttentionArgs, DeviceArgs},
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// Most windows of each length
     #[arg(long, value_name = "N", default_value_t = 12)]
     windows: usize,
+    /// Past the last learned position: error, clamp, interpolate [default: the model's own]
+    #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
+    positions: Option<PositionPolicy>,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -49,15 +53,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let tokens = read_tokens(&tokenizer, &args.text.unwrap_or_else(builtin::heldout))?;
     let description = source.description();
     source = source.with_attention(Some(attention.clone()))?;
-    let decoder = load(source, &device)?;
+    let mut decoder = load(source, &device)?;
+    if let Some(policy) = args.positions {
+        decoder = decoder.with_config(|config| config.position_policy = policy)?;
+    }
     let mut reports = Vec::with_capacity(args.seq_len.len());
-    for &window in &args.seq_len {
-        let report = measure(&decoder, &attention, &tokens, (window, args.windows))?;
+    measure(&decoder, &attention, &tokens, (&args.seq_len, args.windows), |report| {
         if matches!(args.format, Format::Table) {
             output::result(&format!("{description}\n{}\n", evaluation_tables(&report)))?;
         }
         reports.push(report);
-    }
+        Ok(())
+    })?;
     if matches!(args.format, Format::Json) {
         let json = serde_json::json!({
             "schema": "bsbr-eval/1", "model": description, "attention": attention, "lengths": reports,

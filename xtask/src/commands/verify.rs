@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bsbr_convert::ExpectedLogits;
 use bsbr_model::Decoder;
 
@@ -29,6 +29,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if !(args.atol >= 0.0) {
+        bail!("--atol is {}, expected 0 or more", args.atol);
+    }
     let expected = ExpectedLogits::open(&args.expected)?;
     let source = open(&args.model)?;
     let description = source.description();
