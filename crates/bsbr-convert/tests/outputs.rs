@@ -47,6 +47,18 @@ fn a_failed_forced_conversion_leaves_the_earlier_one() {
 }
 
 #[test]
+fn a_failed_conversion_leaves_no_directory_it_made_on_the_way() {
+    let (temp, dir) = checkout("llama", "config.json");
+    edit_tensors(&dir, |tensors| {
+        let norm = tensors.iter_mut().find(|tensor| tensor.name == "model.norm.weight").expect("a norm");
+        norm.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let error = convert_plain(&dir, &temp.path().join("new/deep/out")).expect_err("a NaN");
+    assert!(matches!(error, ConvertError::NotFinite { .. }), "{error}");
+    assert!(!temp.path().join("new").exists());
+}
+
+#[test]
 fn an_export_refuses_what_is_not_a_whole_converted_model() {
     let (temp, dir) = checkout("gpt2", "config.json");
     let (converted, back) = (temp.path().join("converted"), temp.path().join("back"));
