@@ -1,5 +1,7 @@
 //! Choosing the next token from its scores.
 
+use std::cmp::Ordering;
+
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -72,25 +74,32 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Input`] if a score is not a number.
+    /// [`ModelError::Input`] if a score is not a number or the best one is infinite.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, ModelError> {
+        if logits.is_empty() {
+            return Err(ModelError::EmptyInput);
+        }
         if let Some(token) = logits.iter().position(|score| score.is_nan()) {
             return Err(ModelError::Input(format!("the score of token {token} is not a number")));
         }
-        let mut ranked: Vec<usize> = (0..logits.len()).collect();
-        let best_first = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-        if self.config.temperature == 0.0 {
-            let best = ranked.into_iter().min_by(best_first);
-            return best.map(|token| token as u32).ok_or(ModelError::EmptyInput);
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if highest.is_infinite() {
+            return Err(ModelError::Input(format!("the best score is {highest}, expected a finite number")));
         }
+        if self.config.temperature == 0.0 {
+            return Ok(logits.iter().position(|&score| score == highest).unwrap_or_default() as u32);
+        }
+        let mut ranked: Vec<usize> = (0..logits.len()).collect();
+        // By value, so that 0 and -0 are equal; there is no NaN.
+        let best_first =
+            |&a: &usize, &b: &usize| logits[b].partial_cmp(&logits[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b));
         if let Some(k) = self.config.top_k.filter(|&k| k < ranked.len()) {
             ranked.select_nth_unstable_by(k - 1, best_first);
             ranked.truncate(k);
         }
         ranked.sort_unstable_by(best_first);
-        let Some(&best) = ranked.first() else { return Err(ModelError::EmptyInput) };
-        let highest = logits[best] as f64;
-        let weights = ranked.iter().map(|&token| ((logits[token] as f64 - highest) / self.config.temperature).exp());
+        let below = |token: usize| logits[token] as f64 - highest as f64;
+        let weights = ranked.iter().map(|&token| (below(token) / self.config.temperature).exp());
         let mut weights: Vec<f64> = weights.collect();
         if let Some(p) = self.config.top_p {
             let enough = p * weights.iter().sum::<f64>();

@@ -51,21 +51,28 @@ impl TextTokenizer {
 
     /// Turns tokens into text as they come.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, tokens: Vec::new(), shown: 0 }
+        TextStream { tokenizer: self, tokens: Vec::new(), shown: 0, shown_text: String::new() }
     }
 }
 
 /// Text of a growing run of tokens, handed out as soon as its characters are complete.
+///
+/// Decoders may treat the first token of a text in a way of their own, and some let a token depend on the one before
+/// it. So new tokens are decoded behind those shown last, and what is new in the text is the difference.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a TextTokenizer,
+    /// The tokens shown last, then those that are not shown yet.
     tokens: Vec<u32>,
-    /// Bytes of the decoded text that were handed out.
+    /// How many of `tokens` were shown.
     shown: usize,
+    /// Text of these alone.
+    shown_text: String,
 }
 
 impl TextStream<'_> {
-    /// The text that `token` completes, possibly none: a character can take several tokens.
+    /// The text that `token` completes, possibly none: a character can take several tokens. One that is still incomplete
+    /// at the end is never shown.
     ///
     /// # Errors
     ///
@@ -73,16 +80,33 @@ impl TextStream<'_> {
     pub fn push(&mut self, token: u32) -> Result<String, ModelError> {
         self.tokens.push(token);
         let text = self.tokenizer.decode(&self.tokens)?;
-        if text.ends_with('\u{fffd}') {
+        if text.len() <= self.shown_text.len() || text.ends_with('\u{fffd}') {
             return Ok(String::new());
         }
-        let new = text.get(self.shown..).unwrap_or_default().to_owned();
-        self.shown = text.len();
-        if new.ends_with('\n') {
-            // Decoding does not look back past a line end: start afresh, so that a long text stays linear.
-            self.tokens.clear();
-            self.shown = 0;
-        }
+        // All of `shown_text`, unless broken bytes behind it changed how its own bytes are read.
+        let same = text.chars().zip(self.shown_text.chars()).take_while(|(a, b)| a == b);
+        let same: usize = same.map(|(character, _)| character.len_utf8()).sum();
+        let new = text[same..].to_owned();
+        self.tokens.drain(..self.shown);
+        self.shown = self.tokens.len();
+        self.shown_text = self.tokenizer.decode(&self.tokens)?;
         Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_keeps_a_few_tokens_however_long_the_text() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+        let tokenizer = TextTokenizer::open(&path).unwrap();
+        let line = tokenizer.encode("A line of words with a 🦀 in it.").unwrap();
+        let mut stream = tokenizer.stream();
+        for &token in line.iter().cycle().take(5_000) {
+            stream.push(token).unwrap();
+            assert!(stream.tokens.len() <= 8, "{} tokens", stream.tokens.len());
+        }
     }
 }

@@ -1,0 +1,194 @@
+//! Tokens from text and text from tokens, at once and as they come.
+#![cfg(feature = "text")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use bsbr_model::{ModelError, TextTokenizer};
+use common::Numbers;
+use serde_json::{Value, json};
+
+const TEXTS: [&str; 8] = [
+    "A plain sentence.",
+    "  leading and trailing spaces  ",
+    "\n\n line ends \n  then spaces\r\n\ttabs\n",
+    "naïve café, Straße, Ω ≈ 1, 日本語のテキスト",
+    "🦀🚀 emoji 👩‍👩‍👧‍👦 with joiners 🏳️‍🌈\n🦀",
+    "¿?¡!«»…—–\u{a0}\u{2003}\u{200b}",
+    "\u{1}\u{7f}\u{85} control characters",
+    "",
+];
+
+fn builtin() -> TextTokenizer {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+    TextTokenizer::open(&path).unwrap()
+}
+
+/// A `tokenizer.json` of this name and content.
+fn written(name: &str, content: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+/// A tokenizer of whole words with a decoder; token 0 is special.
+fn with_decoder(name: &str, words: &[&str], decoder: Value) -> TextTokenizer {
+    let vocabulary: serde_json::Map<String, Value> =
+        std::iter::once(&"<s>").chain(words).enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+    let special = json!({
+        "id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true,
+    });
+    let content = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<s>"},
+    });
+    TextTokenizer::open(&written(name, &content.to_string())).unwrap()
+}
+
+/// The text of tokens that come one by one.
+fn streamed(tokenizer: &TextTokenizer, tokens: &[u32]) -> String {
+    let mut stream = tokenizer.stream();
+    tokens.iter().map(|&token| stream.push(token).unwrap()).collect()
+}
+
+#[test]
+fn a_text_comes_back_from_its_tokens() {
+    for text in TEXTS {
+        let tokens = builtin().encode(text).unwrap();
+        assert_eq!(builtin().decode(&tokens).unwrap(), text);
+    }
+}
+
+#[test]
+fn streamed_text_is_the_text_of_all_tokens() {
+    let tokenizer = builtin();
+    for text in TEXTS {
+        assert_eq!(streamed(&tokenizer, &tokenizer.encode(text).unwrap()), text);
+    }
+    let together = TEXTS.concat();
+    assert_eq!(streamed(&tokenizer, &tokenizer.encode(&together).unwrap()), together);
+}
+
+#[test]
+fn a_character_of_several_tokens_comes_whole_with_its_last() {
+    let tokenizer = builtin();
+    let tokens = tokenizer.encode("🦀").unwrap();
+    assert!(tokens.len() > 1, "the tokenizer splits it");
+    let mut stream = tokenizer.stream();
+    let pieces: Vec<String> = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+    let (last, before) = pieces.split_last().unwrap();
+    assert!(before.iter().all(String::is_empty), "{pieces:?}");
+    assert_eq!(last, "🦀");
+}
+
+#[test]
+fn complete_text_is_not_held_back() {
+    let tokenizer = builtin();
+    let mut stream = tokenizer.stream();
+    for token in tokenizer.encode("Every token of plain text is shown at once.").unwrap() {
+        assert_eq!(stream.push(token).unwrap(), tokenizer.decode(&[token]).unwrap());
+    }
+}
+
+#[test]
+fn special_tokens_are_not_shown() {
+    let tokenizer = builtin();
+    let tokens = tokenizer.encode("one<|endoftext|> two").unwrap();
+    assert!(tokens.contains(&0));
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), "one two");
+    assert_eq!(streamed(&tokenizer, &tokens), "one two");
+}
+
+#[test]
+fn random_tokens_stream_as_they_decode_but_for_what_is_incomplete_at_the_end() {
+    let tokenizer = builtin();
+    let mut numbers = Numbers::new(5);
+    for _ in 0..300 {
+        // The first 300 are mostly single bytes, of which few make characters.
+        let among = if numbers.bits().is_multiple_of(2) { 300 } else { 2048 };
+        let mut tokens: Vec<u32> = (0..12).map(|_| (numbers.bits() % among) as u32).collect();
+        let incomplete = tokenizer.decode(&tokens).unwrap();
+        assert!(incomplete.starts_with(&streamed(&tokenizer, &tokens)));
+        tokens.extend(tokenizer.encode(".").unwrap());
+        assert_eq!(streamed(&tokenizer, &tokens), tokenizer.decode(&tokens).unwrap());
+    }
+}
+
+/// Decoders that treat the first token of a text differently, or a token by what follows it.
+#[test]
+fn every_kind_of_decoder_streams_what_it_decodes() {
+    let pieces = ["▁Hello", "▁world", "▁", "ing", "<0x0A>", "<0xE2>", "<0x82>", "<0xAC>", "\n", "▁▁▁end"];
+    let llama = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]});
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let word_pieces = ["hello", "##ing", ".", "do", "n't", "\n", "world"];
+    let word_piece = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    let suffixed = ["hel", "lo</w>", "world</w>", "\n</w>", "</w>"];
+    let bpe = json!({"type": "BPEDecoder", "suffix": "</w>"});
+    let kinds: [(&str, &[&str], Value); 4] = [
+        ("llama.json", &pieces, llama),
+        ("metaspace.json", &pieces, metaspace),
+        ("word-piece.json", &word_pieces, word_piece),
+        ("bpe.json", &suffixed, bpe),
+    ];
+    for (name, words, decoder) in kinds {
+        let tokenizer = with_decoder(name, words, decoder);
+        let mut numbers = Numbers::new(6);
+        let mut texts = std::collections::HashSet::new();
+        for _ in 0..300 {
+            let mut tokens: Vec<u32> = Vec::new();
+            for _ in 0..10 {
+                match (numbers.bits() % (words.len() as u64 + 1)) as u32 {
+                    // The three bytes of the euro sign come together: elsewhere they are no text.
+                    6..=8 if words == pieces => tokens.extend([6, 7, 8]),
+                    token => tokens.push(token),
+                }
+            }
+            let expected = tokenizer.decode(&tokens).unwrap();
+            assert_eq!(streamed(&tokenizer, &tokens), expected, "{name}: {tokens:?}");
+            texts.insert(expected);
+        }
+        assert!(texts.len() > 200, "{name} decodes to something");
+    }
+}
+
+#[test]
+fn a_line_end_does_not_take_the_space_after_it() {
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let tokenizer = with_decoder("line-end.json", &["▁Hello", "\n", "▁world"], metaspace);
+    assert_eq!(streamed(&tokenizer, &[1, 2, 3]), "Hello\n world");
+}
+
+#[test]
+fn bytes_that_break_a_character_do_not_take_the_text_after_them() {
+    let fallback = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]});
+    let tokenizer = with_decoder("broken-bytes.json", &["<0x41>", "<0xE2>", "text"], fallback);
+    let found = streamed(&tokenizer, &[1, 2, 3, 3]);
+    assert!(found.starts_with('A') && found.ends_with("\u{fffd}texttext"), "{found}");
+}
+
+#[test]
+fn a_missing_tokenizer_is_named_with_a_way_to_make_one() {
+    let error = TextTokenizer::open(Path::new("nowhere/tokenizer.json")).unwrap_err();
+    assert!(matches!(error, ModelError::Tokenizer(_)));
+    let message = error.to_string();
+    assert!(message.starts_with("tokenizer: nowhere/tokenizer.json: not found"), "{message}");
+    assert!(message.contains("save_pretrained"), "{message}");
+}
+
+#[test]
+fn a_broken_tokenizer_is_named() {
+    for (name, content) in [("no-json.json", "{"), ("no-model.json", "{}")] {
+        let path = written(name, content);
+        let error = TextTokenizer::open(&path).unwrap_err();
+        assert!(matches!(error, ModelError::Tokenizer(_)));
+        assert!(error.to_string().starts_with(&format!("tokenizer: {}: ", path.display())), "{error}");
+    }
+}
