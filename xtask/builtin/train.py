@@ -13,12 +13,13 @@ held-out split, tokenizer, token files), `train`, `eval` (perplexity by context 
 `expected` (logits by Hugging Face transformers, which shares no code with this file); each is also a command
 of its own.  Nothing is written outside OUT; the checkpoint is in OUT/model, rewritten every few minutes.
 
-Seeds are fixed.  The schedule (sequence length, learning rate) follows the share of --minutes that has
-passed, so the number of steps depends on the machine and a second run gives a similar model, not the same bits.
+Seeds are fixed, but the schedule follows the used-up share of --minutes or of --tokens, whichever is larger: how
+many steps there are depends on the machine, and a second run gives a similar model, not the same bits.
 """
 import argparse
 import ctypes
 import gzip
+import itertools
 import json
 import math
 import random
@@ -29,36 +30,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
 VOCAB, N_POS, N_LAYER, N_EMBD, N_HEAD = 2048, 2048, 4, 128, 4
 EOT, SEED = "<|endoftext|>", 20231
-HELD_BOOKS = ["Esther", "Ecclesiastes", "Daniel", "1 John"]  # whole books
+HELD_BOOKS = ["Numbers", "Daniel", "Esther"]  # whole books that repeat themselves over long distances
 HELD_LETTER = "L"  # the lexicon entries of this letter, one contiguous slice
-PHASES = [(0.25, 256), (0.70, 1024), (1.00, 2048)]  # (until this share of the time, tokens)
-MICRO_STEPS, MICRO_TOKENS = 2, 2048
+PHASES = [(0.15, 256), (0.50, 1024), (1.00, 2048)]  # (until this share of the schedule, tokens)
+WORKERS, MICRO_TOKENS = 2, 2048  # processes of one thread, and what each works off at every step
 LR, LR_END, WARMUP_STEPS, DECAY, BETAS, CLIP = 2e-3, 0.04, 100, 0.1, (0.9, 0.98), 1.0
-REPEAT_SHARE = 0.15  # of training sequences: a passage is copied to a later place in them
+REPEAT_SHARE = 0.2  # of training sequences: passages are copied to a later place in them
 
-BOOKS = """Genesis,Exodus,Leviticus,Numbers,Deuteronomy,Joshua,Judges,Ruth,1 Samuel,2 Samuel,1 Kings,2 Kings,
-1 Chronicles,2 Chronicles,Ezra,Nehemiah,Esther,Job,Psalms,Proverbs,Ecclesiastes,Song of Solomon,Isaiah,
-Jeremiah,Lamentations,Ezekiel,Daniel,Hosea,Joel,Amos,Obadiah,Jonah,Micah,Nahum,Habakkuk,Zephaniah,
-Haggai,Zechariah,Malachi,Matthew,Mark,Luke,John,Acts,Romans,1 Corinthians,2 Corinthians,Galatians,
-Ephesians,Philippians,Colossians,1 Thessalonians,2 Thessalonians,1 Timothy,2 Timothy,Titus,Philemon,
-Hebrews,James,1 Peter,2 Peter,1 John,2 John,3 John,Jude,Revelation"""
-BOOKS = [b.strip() for b in BOOKS.split(",")]
+BOOKS = [b.strip() for b in """
+Genesis,Exodus,Leviticus,Numbers,Deuteronomy,Joshua,Judges,Ruth,1 Samuel,2 Samuel,1 Kings,2 Kings,1 Chronicles,
+2 Chronicles,Ezra,Nehemiah,Esther,Job,Psalms,Proverbs,Ecclesiastes,Song of Solomon,Isaiah,Jeremiah,Lamentations,
+Ezekiel,Daniel,Hosea,Joel,Amos,Obadiah,Jonah,Micah,Nahum,Habakkuk,Zephaniah,Haggai,Zechariah,Malachi,Matthew,
+Mark,Luke,John,Acts,Romans,1 Corinthians,2 Corinthians,Galatians,Ephesians,Philippians,Colossians,
+1 Thessalonians,2 Thessalonians,1 Timothy,2 Timothy,Titus,Philemon,Hebrews,James,1 Peter,2 Peter,1 John,2 John,
+3 John,Jude,Revelation""".split(",")]
 
 def bible_documents(text):
     """One document a book: its title, then chapters of running text in paragraphs of verses."""
     books, last = [], None  # (abbreviation, {chapter: [verse]})
     for line in text.splitlines():
-        m = re.match(r"([0-9]?[A-Za-z]+)(\d+):(\d+) (.*)", line)
-        if not m:
-            continue
-        if m[1] != last:
-            books, last = books + [{}], m[1]
-        books[-1].setdefault(int(m[2]), []).append(re.sub(r" +", " ", m[4]).strip())
+        if m := re.match(r"([0-9]?[A-Za-z]+)(\d+):(\d+) (.*)", line):
+            if m[1] != last:
+                books, last = books + [{}], m[1]
+            books[-1].setdefault(int(m[2]), []).append(re.sub(r" +", " ", m[4]).strip())
     assert len(books) == len(BOOKS) == 66, len(books)
     out = {}
     for name, chapters in zip(BOOKS, books):
@@ -77,12 +77,9 @@ def bible_documents(text):
 
 def paragraphs(lines):
     """Unwraps the Jargon File's 3-space-indented lines; tables and drawings are left out."""
-    out, block = [], []
-    for line in lines + [""]:
-        if line.strip():
-            block.append(line)
-            continue
-        if block:
+    out = []
+    for text, block in itertools.groupby(lines, lambda line: bool(line.strip())):
+        if text and (block := list(block)):
             verbatim = any(re.match(r" {4,}|\S.* {4,}", b) for b in block)
             text = "\n".join(block) if verbatim else " ".join(b.strip() for b in block)
             text = "\n".join(t[3:] if t.startswith("   ") else t for t in text.split("\n"))
@@ -90,25 +87,21 @@ def paragraphs(lines):
             prose = letters >= (0.8 if verbatim else 0.6) * len(text) or re.match(":\\S", text)
             if prose and not re.search("[\u2500-\u257f]", text):
                 out.append(text)
-        block = []
     return out
 
 def jargon_documents(text):
     """The introduction, the lexicon (a document a letter) and the appendices."""
-    quotes = {"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2014": "--", "\u00a0": " "}
-    lines = text.translate(str.maketrans(quotes)).replace("\t", "    ").splitlines()
-    at = {k: next(i for i, line in enumerate(lines) if re.match(k, line)) for k in
-          ["Chapter 1\\.", "Chapter 3\\.", "Chapter 4\\.", " +Part II\\. The", "   :\\(TM\\):", " +Part III", "Appendix A"]}
-    a, b, c, d, lex, e, f = at.values()
+    quotes = {"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2014": "--", "\u00a0": " ", "\t": "    "}
+    lines = text.translate(str.maketrans(quotes)).splitlines()
+    marks = "Chapter 1\\.", "Chapter 3\\.", "Chapter 4\\.", " +Part II\\. The", "   :\\(TM\\):", " +Part III", "Appendix A"
+    a, b, c, d, lex, e, f = (next(i for i, line in enumerate(lines) if re.match(k, line)) for k in marks)
     out = {"Jargon introduction": ["The Jargon File", "I. Introduction"] + paragraphs(lines[a:b] + lines[c:d])}
     key = "Symbols"  # these entries come first
     for p in paragraphs(lines[lex:e]):
-        m = re.match(r":(.)", p)
-        if m:
+        if m := re.match(r":(.)", p):
             key = m[1].upper() if re.match("[A-Za-z]", m[1]) else key
-        if len(p) == 1 and p.isalpha():
-            continue  # the letter that heads its section
-        out.setdefault("Jargon " + key, ["The Jargon Lexicon: " + key]).append(p)
+        if not (len(p) == 1 and p.isalpha()):  # the letter that heads its section
+            out.setdefault("Jargon " + key, ["The Jargon Lexicon: " + key]).append(p)
     out["Jargon appendices"] = ["The Jargon File", "III. Appendices"] + paragraphs(lines[f:])
     return {k: "\n\n".join(v) + "\n" for k, v in out.items()}
 
@@ -121,23 +114,18 @@ def command_data(a):
     docs = {**bible_documents(kjv), **jargon_documents(jargon.decode())}
     held_names = HELD_BOOKS + [f"Jargon {HELD_LETTER}"]
     train = [d for k, d in docs.items() if k not in held_names]
-    held = [docs[k] for k in held_names]
     (a.out / "model").mkdir(parents=True, exist_ok=True)
-    (a.out / "model/heldout.txt").write_text(EOT.join(held))
+    (a.out / "model/heldout.txt").write_text(EOT.join(docs[k] for k in held_names))
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
-    tok.train_from_iterator(train, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[EOT], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tok.train_from_iterator(train, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[EOT], show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     assert tok.get_vocab_size() == VOCAB and tok.token_to_id(EOT) == 0
     tok.save(str(a.out / "model/tokenizer.json"))
-    rng, ids = random.Random(SEED), []
-    order = [tok.encode(d).ids for d in train]
-    rng.shuffle(order)
-    for d in order:
-        ids += [0] + d
+    random.Random(SEED).shuffle(order := [tok.encode(d).ids for d in train])
+    ids = [i for d in order for i in [0, *d]]
     np.save(a.out / "train.npy", np.array(ids, np.int32))
     held_ids = tok.encode((a.out / "model/heldout.txt").read_text()).ids
     np.save(a.out / "heldout.npy", np.array(held_ids, np.int32))
@@ -147,13 +135,14 @@ def command_data(a):
           f"held out: {len(held_ids)} tokens", flush=True)
 
 def init_params():
-    """Small random weights, but for one thing: heads 0 of the first layers begin as an induction circuit.
+    """Small random weights, but for one thing: heads of the first two layers begin as an induction circuit.
 
-    Of the 128 residual dimensions 0..31 begin as sinusoids of the position, 32..95 as the token, 96..127
-    empty.  Layer 0, head 0 looks at the previous position and writes that token to 96..127; layer 1, heads
-    0 and 1 look for the places whose previous token was the present one and copy what stood there.  In a
-    model this small such heads do not emerge within minutes; begun this way they are used and refined
-    from the first step, and only they make a long context pay.
+    Of the 128 residual dimensions 0..31 begin as sinusoids of the position, 32..95 as the token, 96..127 empty.
+    Layer 0 writes the token one back to 96..127 (head 0) and the token two back over the position (head 1).
+    Layer 1 copies from the places whose previous token was the present one (heads 0 and 1) and from those
+    whose previous two were the present two (heads 2 and 3; far sharper over long distances).  In a model
+    this small such heads do not emerge within minutes; begun this way they are used and refined from the
+    first step, and only they make a long context pay.
     """
     g = torch.Generator().manual_seed(SEED)
     d, dh, size, p = N_EMBD, N_EMBD // N_HEAD, 0.1, {}
@@ -168,26 +157,33 @@ def init_params():
         h = f"transformer.h.{i}."
         for norm in ("ln_1", "ln_2"):
             p[h + norm + ".weight"], p[h + norm + ".bias"] = torch.ones(d), torch.zeros(d)
-        for name, n_in, n_out, std in (("attn.c_attn", d, 3 * d, 0.04), ("attn.c_proj", d, d, 0.01),
-                                       ("mlp.c_fc", d, 4 * d, 0.06), ("mlp.c_proj", 4 * d, d, 0.01)):
+        for name, n_in, n_out, std in (("attn.c_attn", d, 3 * d, 0.04), ("attn.c_proj", d, d, 0.002),
+                                       ("mlp.c_fc", d, 4 * d, 0.06), ("mlp.c_proj", 4 * d, d, 0.001)):
             p[h + name + ".weight"], p[h + name + ".bias"] = normal(n_in, n_out, std=std), torch.zeros(n_out)
     p["transformer.ln_f.weight"], p["transformer.ln_f.bias"] = torch.full((d,), 0.3), torch.zeros(d)
 
-    eye, turn, n = torch.eye(dh), torch.zeros(dh, dh), dh // 2
-    turn[:n, :n] = turn[n:, n:] = torch.diag(rates.cos())  # position p to p - 1
-    turn[n:, :n], turn[:n, n:] = -torch.diag(rates.sin()), torch.diag(rates.sin())
+    eye, n = torch.eye(dh), dh // 2
+    mix = torch.linalg.qr(torch.randn(dh, dh, generator=g))[0]  # tells the token before from the present one
 
-    def head(layer, head, q_from, q, k_from, k, v_from, to, gain):
+    def turn(by):  # position p to p - by
+        block, c, s = torch.zeros(dh, dh), torch.diag((by * rates).cos()), torch.diag((by * rates).sin())
+        block[:n, :n], block[n:, n:], block[n:, :n], block[:n, n:] = c, c, -s, s
+        return block
+
+    def head(layer, head, q_from, k_from, v_from, to, gain):
         w, o = (p[f"transformer.h.{layer}.attn.{m}.weight"] for m in ("c_attn", "c_proj"))
-        for part, start, block in ((0, q_from, q), (1, k_from, k), (2, v_from, eye)):
+        for part, blocks in enumerate((q_from, k_from, [(v_from, eye)])):
             columns = slice(part * d + head * dh, part * d + head * dh + dh)
             w[:, columns] *= 0.25
-            w[start:start + dh, columns] += block
+            for start, block in blocks:
+                w[start:start + dh, columns] += block
         o[head * dh:head * dh + dh, to:to + dh] += gain * eye
 
-    head(0, 0, 0, 2 * turn, 0, 2 * eye, 32, 96, size)
-    head(1, 0, 32, 1.9 * eye, 96, 1.9 * eye, 32, 32, 2 * size)
-    head(1, 1, 32, 1.9 * eye, 96, 1.9 * eye, 64, 64, 2 * size)
+    head(0, 0, [(0, 2 * turn(1))], [(0, 2 * eye)], 32, 96, size)
+    head(0, 1, [(0, 2 * turn(2))], [(0, 2 * eye)], 32, 0, 1.5 * size)
+    for i, dims in enumerate((32, 64)):
+        head(1, i, [(32, 1.9 * eye)], [(96, 1.9 * eye)], dims, dims, 2 * size)
+        head(1, 2 + i, [(32, 1.9 * eye), (96, 1.9 * mix)], [(96, 1.9 * eye), (0, 1.3 * mix)], dims, dims, 2 * size)
     return p
 
 def forward(p, ids, first_position=0):
@@ -199,9 +195,8 @@ def forward(p, ids, first_position=0):
     linear = lambda x, n: F.linear(x, p[n + ".weight"].t(), p[n + ".bias"])
     for i in range(N_LAYER):
         h = f"transformer.h.{i}."
-        q, k, v = (linear(norm(x, h + "ln_1"), h + "attn.c_attn")
-                   .view(b, t, 3, N_HEAD, N_EMBD // N_HEAD).permute(2, 0, 3, 1, 4))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        qkv = linear(norm(x, h + "ln_1"), h + "attn.c_attn").view(b, t, 3, N_HEAD, N_EMBD // N_HEAD)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), is_causal=True)
         x = x + linear(y.transpose(1, 2).reshape(b, t, N_EMBD), h + "attn.c_proj")
         x = x + linear(F.gelu(linear(norm(x, h + "ln_2"), h + "mlp.c_fc"), approximate="tanh"), h + "mlp.c_proj")
     return F.linear(norm(x, "transformer.ln_f"), p["transformer.wte.weight"])
@@ -211,15 +206,14 @@ def export(p, folder):
     save_file(arrays, folder / "model.safetensors.part", metadata={"format": "pt"})
     (folder / "model.safetensors.part").replace(folder / "model.safetensors")
     config = {
-        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.0,
-        "bos_token_id": 0, "embd_pdrop": 0.0, "eos_token_id": 0, "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": N_POS, "n_embd": N_EMBD, "n_head": N_HEAD,
-        "n_inner": None, "n_layer": N_LAYER, "n_positions": N_POS, "reorder_and_upcast_attn": False,
-        "resid_pdrop": 0.0, "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True,
-        "summary_activation": None, "summary_first_dropout": 0.0, "summary_proj_to_labels": True,
-        "summary_type": "cls_index", "summary_use_proj": True, "tie_word_embeddings": True,
-        "torch_dtype": "float16", "use_cache": True, "vocab_size": VOCAB,
-    }
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.0, "bos_token_id": 0,
+        "embd_pdrop": 0.0, "eos_token_id": 0, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
+        "model_type": "gpt2", "n_ctx": N_POS, "n_embd": N_EMBD, "n_head": N_HEAD, "n_inner": None, "n_layer": N_LAYER,
+        "n_positions": N_POS, "reorder_and_upcast_attn": False, "resid_pdrop": 0.0,
+        "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "summary_activation": None,
+        "summary_first_dropout": 0.0, "summary_proj_to_labels": True, "summary_type": "cls_index",
+        "summary_use_proj": True, "tie_word_embeddings": True, "torch_dtype": "float16", "use_cache": True,
+        "vocab_size": VOCAB}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 def load(folder):
@@ -233,93 +227,101 @@ def batch(rng, data, count, t):
         at = rng.integers(0, len(data) - t - 1)
         row = data[at:at + t + 1].copy()
         if rng.random() < REPEAT_SHARE:
-            n = int(rng.integers(16, t // 4))
-            src = int(rng.integers(0, t - 2 * n))
-            dst = int(rng.integers(src + n, t + 1 - n))
-            row[dst:dst + n] = row[src:src + n]
+            for _ in range(3):
+                n = int(math.exp(rng.uniform(math.log(16), math.log(t // 4))))
+                src = int(rng.integers(0, t - 2 * n))
+                dst = int(rng.integers(src + n, t + 1 - n))
+                row[dst:dst + n] = row[src:src + n]
         rows.append(row)
     start = rng.integers(0, N_POS - t + 1, count) * (rng.random(count) < 0.7)
-    return np.stack(rows).astype(np.int64), start
+    return torch.from_numpy(np.stack(rows).astype(np.int64)), start
 
-def command_train(a):
-    torch.set_num_threads(2)
+def work(rank, a):
+    """One of the processes that train together: the same weights, other sequences, gradients averaged."""
+    torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)  # keep freed memory: page faults cost a quarter of the time
-    rng = np.random.default_rng(SEED)
+    dist.init_process_group("gloo", init_method=f"file://{a.out.resolve()}/rendezvous", rank=rank, world_size=WORKERS)
+    rng = np.random.default_rng([SEED, rank])
     data, held = np.load(a.out / "train.npy"), np.load(a.out / "heldout.npy")
     p = {k: v.requires_grad_() for k, v in init_params().items()}
-    print("parameters:", sum(v.numel() for v in p.values()), flush=True)
     scale = lambda k: 0.1 if "wpe" in k else 1.0 if ".h." in k and p[k].dim() == 2 else 0.5  # of LR
     opt = torch.optim.AdamW([{"params": [v], "scale": scale(k), "weight_decay": DECAY if scale(k) == 1 else 0.0}
                              for k, v in p.items()], lr=LR, betas=BETAS, fused=True)
     begin = saved = time.time()
-    step, log = 0, []
-    while (done := (time.time() - begin) / (60 * a.minutes)) < 1:
+    step, done, log, lengths = 0, 0.0, [], {}
+    while done < 1:
         t = next(n for until, n in PHASES if done < until)
         lr = LR * min((step + 1) / WARMUP_STEPS, LR_END + (1 - LR_END) * (1 + math.cos(math.pi * done)) / 2)
         for group in opt.param_groups:
             group["lr"] = lr * group["scale"]
         opt.zero_grad()
-        log.append(0.0)
-        for _ in range(MICRO_STEPS):
-            rows, start = batch(rng, data, MICRO_TOKENS // t, t)
-            rows = torch.from_numpy(rows)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = forward(p, rows[:, :-1], start)
-            loss = F.cross_entropy(logits.float().reshape(-1, VOCAB), rows[:, 1:].reshape(-1)) / MICRO_STEPS
-            loss.backward()
-            log[-1] += loss.item()
+        rows, start = batch(rng, data, MICRO_TOKENS // t, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(p, rows[:, :-1], start)
+        loss = F.cross_entropy(logits.float().reshape(-1, VOCAB), rows[:, 1:].reshape(-1))
+        loss.backward()
+        step, tokens = step + 1, (step + 1) * WORKERS * MICRO_TOKENS
+        lengths[t] = lengths.get(t, 0) + WORKERS * MICRO_TOKENS
+        minutes = (time.time() - begin) / 60
+        shared = torch.cat([v.grad.reshape(-1) for v in p.values()] + [torch.stack([
+            loss.detach(), torch.tensor(max(minutes / a.minutes, tokens / a.tokens))])])
+        dist.all_reduce(shared)
+        shared /= WORKERS
+        for v, gradient in zip(p.values(), shared.split([v.numel() for v in p.values()] + [2])):
+            v.grad.copy_(gradient.view_as(v))
+        log, done = log + [float(shared[-2])], float(shared[-1])
         torch.nn.utils.clip_grad_norm_(p.values(), CLIP)
         opt.step()
-        step += 1
-        tokens = step * MICRO_STEPS * MICRO_TOKENS
-        if step % 50 == 0:
-            print(f"step {step} tokens {tokens} T {t} lr {lr:.2e} loss {np.mean(log[-50:]):.4f} "
-                  f"minutes {(time.time() - begin) / 60:.1f}", flush=True)
-        if time.time() - saved > 240:
+        if rank == 0 and step % 50 == 0:
+            print(f"step {step} T {t} lr {lr:.2e} loss {np.mean(log[-50:]):.4f} minutes {minutes:.1f}", flush=True)
+        if rank == 0 and time.time() - saved > 300:
             export(p, a.out / "model")
             saved = time.time()
             with torch.no_grad():
                 few = {n: perplexity(load(a.out / "model"), held[:16384], n)[1] for n in (128, 1024, 2048)}
             print("  held-out, last quarter:", {n: round(v, 2) for n, v in few.items()}, flush=True)
-    export(p, a.out / "model")
-    summary = {"steps": step, "tokens": tokens, "epochs": tokens / len(data),
-               "minutes": (time.time() - begin) / 60, "last_loss": float(np.mean(log[-100:]))}
-    (a.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(summary, flush=True)
+    if rank == 0:
+        export(p, a.out / "model")
+        summary = {"steps": step, "tokens": tokens, "tokens_by_length": lengths, "epochs": tokens / len(data),
+                   "minutes": minutes, "last_loss": float(np.mean(log[-100:]))}
+        (a.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
+        print(summary, flush=True)
 
-def losses(p, rows):
-    rows = torch.from_numpy(rows.astype(np.int64))
-    logits = forward(p, rows[:, :-1])
-    return F.cross_entropy(logits.reshape(-1, VOCAB), rows[:, 1:].reshape(-1), reduction="none").view(len(rows), -1)
+def command_train(a):
+    (a.out / "rendezvous").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(work, (a,), WORKERS)
+
+def losses(p, rows, last=N_POS):
+    """The loss of every token, or of the `last` ones, of equally long rows, some 4096 tokens at a time."""
+    out = []
+    for part in torch.from_numpy(rows.astype(np.int64)).split(max(1, 4096 // rows.shape[1])):
+        logits = forward(p, part[:, :-1])[:, -last:]
+        out.append(F.cross_entropy(logits.transpose(1, 2), part[:, 1:][:, -last:], reduction="none").numpy())
+    return np.concatenate(out)
 
 def perplexity(p, ids, n):
     """Windows of n tokens side by side, positions from 0: (overall, last quarter of each window)."""
-    usable = len(ids) // N_POS * N_POS  # the same text for every n
-    rows = ids[:usable].reshape(-1, n)
-    each = np.concatenate([losses(p, rows[i:i + 4096 // n]).numpy() for i in range(0, len(rows), 4096 // n)])
+    each = losses(p, ids[:len(ids) // N_POS * N_POS].reshape(-1, n))  # the same text for every n
     return float(np.exp(each.mean())), float(np.exp(each[:, -(n // 4):].mean()))
 
 def command_eval(a):
     torch.set_num_threads(2)
     p, ids, block = load(a.out / "model"), np.load(a.out / "heldout.npy"), 64
-    loss = lambda rows: np.concatenate([losses(p, rows[i:i + 4])[:, -block:].numpy() for i in range(0, len(rows), 4)])
-    result = {"windows": {}, "same_tokens": {}, "same_tokens_by_document": {}, "repeated": {}}
+    result = {"same_tokens": {}, "repeated": {}}
     with torch.no_grad():
-        for n in (64, 128, 256, 512, 1024, 2048):
-            result["windows"][n] = perplexity(p, ids, n)
+        result["windows"] = {n: perplexity(p, ids, n) for n in (64, 128, 256, 512, 1024, 2048)}
         # The same tokens every time, every sixth block of 64 of them, after exactly c tokens of context.
         ends = np.arange(N_POS, len(ids) + 1, 6 * block)
         document = np.cumsum(ids == 0)[ends - block]
+        groups = {"all": ends > 0, "first 25k": ends < 25600, **{f"document {k}": document == k for k in set(document)}}
         for c in (64, 128, 256, 512, 1024, N_POS - block):
-            each = loss(np.stack([ids[e - block - c:e] for e in ends])).mean(1)
-            result["same_tokens"][c] = float(np.exp(each.mean()))
-            result["same_tokens_by_document"][c] = [float(np.exp(each[document == k].mean())) for k in set(document)]
+            each = losses(p, np.stack([ids[e - block - c:e] for e in ends]), block).mean(1)
+            result["same_tokens"][c] = {k: float(np.exp(each[group].mean())) for k, group in groups.items()}
         # Blocks that stood in the context already, c tokens before: is the long context of use when it must be?
-        for c in (0, 128, 512, 1024, N_POS - block):
-            at = np.arange(0, len(ids) - N_POS, 1024)
+        for c, at in itertools.product((0, 128, 512, 1024, N_POS - block), [np.arange(0, len(ids) - N_POS, 1024)]):
             repeated = np.stack([np.r_[ids[i:i + c], ids[i:i + block]] if c else ids[i:i + block + 1] for i in at])
-            result["repeated"][c] = float(np.exp(loss(repeated).mean()))
+            result["repeated"][c] = float(np.exp(losses(p, repeated, block).mean()))
     (a.out / "eval.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
 
@@ -340,8 +342,8 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=["all", *commands])
     for path in ("out", "--kjv", "--jargon"):
         parser.add_argument(path, type=Path)
-    parser.add_argument("--minutes", type=float, default=40)
+    for budget, default in (("--minutes", 40), ("--tokens", 30e6)):
+        parser.add_argument(budget, type=float, default=default)
     args = parser.parse_args()
-    for name, run in commands.items():
-        if args.command in ("all", name):
-            run(args)
+    for name in commands if args.command == "all" else [args.command]:
+        commands[name](args)
