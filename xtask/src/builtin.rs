@@ -19,5 +19,6 @@ pub(crate) fn expected() -> PathBuf {
 
 /// Where its conversion goes when nothing else is said.
 pub(crate) fn output() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bsbr/builtin")
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).join("target/bsbr/builtin")
 }
