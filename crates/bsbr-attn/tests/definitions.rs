@@ -3,11 +3,11 @@
 mod common;
 
 use bsbr_attn::{AttentionOptions, attend};
-use common::{Rows, cases, devices};
+use common::{Rows, cases, devices, settings};
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(settings(512))]
 
     #[test]
     fn every_kind_computes_its_definition(case in cases()) {

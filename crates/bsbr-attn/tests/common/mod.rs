@@ -3,9 +3,11 @@
 
 pub(crate) mod naive;
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Meta, Retrieval, Selector};
-use burn::tensor::{Device, Tensor, TensorData};
-use proptest::prelude::*;
+use std::ops::Range;
+
+use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Meta, Retrieval, Selector};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use proptest::{prelude::*, test_runner::RngSeed};
 
 /// Every device the tests run on.
 pub(crate) fn devices() -> Vec<Device> {
@@ -109,7 +111,7 @@ impl Case {
     }
 
     /// Meta inputs of the tokens `range`, as the cache wants them; `None` where the settings need none.
-    pub(crate) fn meta(&self, inputs: &Inputs, range: std::ops::Range<usize>, device: &Device) -> Option<Meta> {
+    pub(crate) fn meta(&self, inputs: &Inputs, range: Range<usize>, device: &Device) -> Option<Meta> {
         if !self.config.needs_meta() {
             return None;
         }
@@ -140,9 +142,46 @@ impl Case {
         )
         .unwrap()
     }
+
+    /// What the original model computes: full attention.
+    pub(crate) fn full(&self, inputs: &Inputs, device: &Device) -> Tensor<4> {
+        let (query, keys, values) =
+            (inputs.query.tensor(device), inputs.keys.tensor(device), inputs.values.tensor(device));
+        bsbr_attn::attend(query, keys, values, None, None, self.options).unwrap()
+    }
+
+    /// An empty cache.
+    pub(crate) fn cache(&self, device: &Device) -> AttentionCache {
+        let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
+        let attention = Some(self.config.clone());
+        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype: DType::F32 };
+        AttentionCache::new(config, device).unwrap()
+    }
+
+    /// The tokens `range` of the text, through a cache that has seen those before it.
+    pub(crate) fn feed(
+        &self,
+        cache: &mut AttentionCache,
+        inputs: &Inputs,
+        range: Range<usize>,
+        device: &Device,
+    ) -> Tensor<4> {
+        assert_eq!(cache.len(), range.start);
+        let of = |rows: &Rows| rows.tensor(device).narrow(2, range.start, range.len());
+        let meta = self.meta(inputs, range.clone(), device);
+        cache.prefill(of(&inputs.query), of(&inputs.keys), of(&inputs.values), meta).unwrap()
+    }
 }
 
-/// Cases of every kind: chunk sizes that do not divide the length, lengths of 1 to 5 chunks, grouped heads, windows.
+/// So many cases, the same in every run: where two blocks score nearly the same, rounding decides which one is read,
+/// and a test that fails once in a thousand runs helps nobody. `PROPTEST_RNG_SEED` chooses other cases.
+pub(crate) fn settings(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let rng_seed = if default.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { default.rng_seed };
+    ProptestConfig { cases, rng_seed, failure_persistence: None, ..default }
+}
+
+/// Cases of every kind: chunk sizes that do not divide the length, lengths of 1 to 12 chunks, grouped heads, windows.
 pub(crate) fn cases() -> impl Strategy<Value = Case> {
     let shape =
         (1usize..=2, prop::sample::select(vec![(1, 1), (2, 1), (4, 2), (3, 3)]), prop::sample::select(vec![4, 8]));
@@ -161,8 +200,12 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
         prop::sample::select(vec![0.0, 0.8]),
         prop::option::of(1usize..=4),
     );
-    let model =
-        (prop::option::weighted(0.3, 3usize..=30), prop::option::weighted(0.3, 2.0..6.0f64), any::<u64>(), 1usize..=60);
+    let model = (
+        prop::option::weighted(0.3, 3usize..=60),
+        prop::option::weighted(0.3, 2.0..6.0f64),
+        any::<u64>(),
+        1usize..=100,
+    );
     (shape, sizes, kind, model).prop_map(|((batch, (heads, kv_heads), head_dim), sizes, kind, model)| {
         let ((chunk_size, block_size), local_chunks, sink_tokens) = sizes;
         let (retrieval, selector, far, top_k, covariance_weight, max_chunks) = kind;
@@ -182,17 +225,24 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             additive_gate: 1.0,
         };
         let options = AttentionOptions { softcap, window, ..AttentionOptions::new(head_dim) };
-        Case { batch, heads, kv_heads, head_dim, tokens: length.min(5 * chunk_size), config, options, seed }
+        Case { batch, heads, kv_heads, head_dim, tokens: length.min(12 * chunk_size), config, options, seed }
     })
 }
 
-/// Largest absolute difference of two tensors.
+/// Every number of a tensor.
+pub(crate) fn numbers(tensor: Tensor<4>) -> Vec<f32> {
+    tensor.try_into_vec_as::<f32>().unwrap()
+}
+
+/// Every number of a tensor, bit for bit.
+pub(crate) fn bits(tensor: Tensor<4>) -> Vec<u32> {
+    numbers(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+/// Largest difference of two tensors, each relative to 1 + the size of the second; a NaN differs from everything.
 pub(crate) fn difference(a: Tensor<4>, b: Tensor<4>) -> f64 {
-    let (a, b) = (a.into_data_as::<f32>(), b.into_data_as::<f32>());
-    let (a, b) = (a.as_slice::<f32>().unwrap(), b.as_slice::<f32>().unwrap());
-    assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (*a as f64 - *b as f64).abs())
-        .fold(0.0, |worst, x| if x.is_nan() { f64::NAN } else { worst.max(x) })
+    assert_eq!(a.dims(), b.dims());
+    let relative = |(a, b): (f32, f32)| (f64::from(a) - f64::from(b)).abs() / (1.0 + f64::from(b).abs());
+    let differences = numbers(a).into_iter().zip(numbers(b)).map(relative);
+    differences.fold(0.0, |worst, x| if x.is_nan() { f64::INFINITY } else { worst.max(x) })
 }

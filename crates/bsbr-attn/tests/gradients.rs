@@ -1,0 +1,181 @@
+//! Gradients against central finite differences, in f64.
+
+mod common;
+
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Meta, Retrieval, Selector, attend};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use common::Numbers;
+
+const HEADS: usize = 2;
+const KV_HEADS: usize = 1;
+const WIDTH: usize = 4;
+const TOKENS: usize = 15;
+
+/// Half of the distance between two points of a finite difference: errors of its square and of rounding meet here.
+const STEP: f64 = 1e-5;
+const TOLERANCE: f64 = 1e-6;
+
+struct Problem {
+    attention: Option<BlockAttentionConfig>,
+    options: AttentionOptions,
+    /// Query, keys, values, and with the meta selector its queries and keys.
+    inputs: Vec<Input>,
+    /// The loss is the sum of the output, weighted by these.
+    weights: Input,
+}
+
+#[derive(Clone)]
+struct Input {
+    shape: [usize; 4],
+    data: Vec<f64>,
+}
+
+impl Input {
+    fn random(numbers: &mut Numbers, heads: usize, rows: usize) -> Self {
+        let shape = [1, heads, rows, WIDTH];
+        Self { shape, data: (0..heads * rows * WIDTH).map(|_| numbers.normal()).collect() }
+    }
+
+    fn tensor(&self, device: &Device) -> Tensor<4> {
+        Tensor::from_data(TensorData::new(self.data.clone(), self.shape), (device, DType::F64))
+    }
+}
+
+impl Problem {
+    fn new(attention: Option<BlockAttentionConfig>, options: AttentionOptions) -> Self {
+        let mut numbers = Numbers::new(11);
+        let mut inputs = vec![
+            Input::random(&mut numbers, HEADS, TOKENS),
+            Input::random(&mut numbers, KV_HEADS, TOKENS),
+            Input::random(&mut numbers, KV_HEADS, TOKENS),
+        ];
+        if let Some(config) = attention.as_ref().filter(|config| config.needs_meta()) {
+            inputs.push(Input::random(&mut numbers, HEADS, TOKENS.div_ceil(config.chunk_size)));
+            inputs.push(Input::random(&mut numbers, HEADS, TOKENS / config.statistics_block()));
+        }
+        Self { attention, options, inputs, weights: Input::random(&mut numbers, HEADS, TOKENS) }
+    }
+
+    fn loss(&self, inputs: &[Tensor<4>], device: &Device) -> Tensor<1> {
+        let [query, keys, values, meta @ ..] = inputs else { unreachable!() };
+        let meta = match meta {
+            [query, key] => Some(Meta { query: Some(query.clone()), key: Some(key.clone()) }),
+            _ => None,
+        };
+        let output =
+            attend(query.clone(), keys.clone(), values.clone(), meta, self.attention.as_ref(), self.options).unwrap();
+        (output * self.weights.tensor(device)).sum()
+    }
+
+    /// The loss with number `at` of input `which` moved by `by`.
+    fn moved(&self, which: usize, at: usize, by: f64, device: &Device) -> f64 {
+        let mut inputs = self.inputs.clone();
+        inputs[which].data[at] += by;
+        let tensors: Vec<Tensor<4>> = inputs.iter().map(|input| input.tensor(device)).collect();
+        self.loss(&tensors, device).into_scalar()
+    }
+
+    fn assert_gradients(&self, device: &Device) {
+        let training = device.clone().autodiff();
+        let tensors: Vec<Tensor<4>> = self.inputs.iter().map(|input| input.tensor(&training).require_grad()).collect();
+        let gradients = self.loss(&tensors, &training).backward();
+        for (which, (input, tensor)) in self.inputs.iter().zip(&tensors).enumerate() {
+            let name = ["query", "keys", "values", "meta.query", "meta.key"][which];
+            // What only chooses blocks has no gradient at all.
+            let found = match tensor.grad(&gradients) {
+                Some(gradient) => gradient.try_into_vec_as::<f64>().unwrap(),
+                None => vec![0.0; input.data.len()],
+            };
+            assert_eq!(found.len(), input.data.len());
+            for (at, found) in found.into_iter().enumerate() {
+                let expected =
+                    (self.moved(which, at, STEP, device) - self.moved(which, at, -STEP, device)) / (2.0 * STEP);
+                assert!(
+                    (found - expected).abs() <= TOLERANCE * (1.0 + expected.abs()),
+                    "gradient {at} of {name}: {found} instead of {expected} with {:?}, {:?}",
+                    self.attention,
+                    self.options
+                );
+            }
+        }
+    }
+}
+
+fn base() -> BlockAttentionConfig {
+    BlockAttentionConfig { chunk_size: 4, block_size: 2, sink_tokens: 1, top_k: 2, ..Default::default() }
+}
+
+/// Devices that compute in f64.
+fn devices() -> Vec<Device> {
+    vec![
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        Device::ndarray(),
+    ]
+}
+
+/// Checks the settings for a model as it is, with a window, and with a softcap.
+fn assert_gradients(attention: Option<BlockAttentionConfig>) {
+    let plain = AttentionOptions::new(WIDTH);
+    let window = AttentionOptions { window: Some(11), ..plain };
+    let softcap = AttentionOptions { softcap: Some(2.0), ..plain };
+    for options in [plain, window, softcap] {
+        let problem = Problem::new(attention.clone(), options);
+        for device in devices() {
+            problem.assert_gradients(&device);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_full_attention_are_right() {
+    assert_gradients(None);
+}
+
+#[test]
+fn gradients_without_retrieval_are_right() {
+    assert_gradients(Some(BlockAttentionConfig { retrieval: Retrieval::None, ..base() }));
+}
+
+#[test]
+fn gradients_of_retrieved_blocks_are_right() {
+    // Few candidates are masked, many are gathered.
+    let many = BlockAttentionConfig { block_size: 1, top_k: 1, local_chunks: 0, ..base() };
+    for config in [base(), many] {
+        for far in [Far::None, Far::Mean, Far::State] {
+            for selector in [Selector::MeanKey, Selector::Meta] {
+                assert_gradients(Some(BlockAttentionConfig { far, selector, ..config.clone() }));
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_states_are_right() {
+    for selector in [Selector::MeanKey, Selector::Meta] {
+        for max_chunks in [None, Some(2)] {
+            let state = BlockAttentionConfig { retrieval: Retrieval::State, selector, max_chunks, ..base() };
+            assert_gradients(Some(state));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_published_formula_are_right() {
+    for selector in [Selector::MeanKey, Selector::Meta] {
+        let additive = BlockAttentionConfig { retrieval: Retrieval::Additive, selector, additive_gate: 0.5, ..base() };
+        assert_gradients(Some(additive));
+    }
+}
+
+#[test]
+fn gradients_of_compressed_states_are_right() {
+    // Rank 1 of states of rank 3, and of the one token that the sinks leave of their block.
+    let compressed = BlockAttentionConfig { compression_factor: 2, covariance_weight: 0.0, block_size: 4, ..base() };
+    for retrieval in [Retrieval::State, Retrieval::Additive] {
+        for sink_tokens in [1, 3] {
+            assert_gradients(Some(BlockAttentionConfig { retrieval, sink_tokens, ..compressed.clone() }));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What the attention promises whatever the settings, on random cases: one file per promise.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bounded;
+mod causal;
+mod exact;
+mod one_function;
+mod padding;
