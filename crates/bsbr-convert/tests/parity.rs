@@ -36,7 +36,6 @@ fn every_fixture_gives_the_logits_of_transformers_from_the_checkpoint_and_from_i
         let converted = convert_with(&dir, None);
         for source in [&dir, &converted] {
             let difference = difference(source, name);
-            println!("{name} {config}: {difference:.1e}");
             assert!(difference <= TOLERANCE, "{name} {config}: {difference}");
         }
     }

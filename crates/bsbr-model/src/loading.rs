@@ -99,7 +99,7 @@ impl Loader<'_> {
                 let plain = if kind.is_layer() { Norm::LayerPlain } else { Norm::Rms };
                 // A name without weights, so that nothing is read.
                 let plain = self.norm("", plain, decoder.norm_eps, decoder.head_dim)?;
-                HeadNormalisation::EachHead(EachHeadNorm { plain, weight })
+                HeadNormalisation::EachHead(EachHeadNorm { plain, weight, plus_one: kind == Norm::RmsPlusOne })
             }
         }))
     }

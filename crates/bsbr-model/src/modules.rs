@@ -51,6 +51,9 @@ pub struct EachHeadNorm {
     pub plain: Normalisation,
     /// `[heads, head_dim]`.
     pub weight: Param<Tensor<2>>,
+    /// Multiplies by `1 + weight`.
+    #[module(skip)]
+    pub plus_one: bool,
 }
 
 impl HeadNormalisation {
@@ -58,7 +61,10 @@ impl HeadNormalisation {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Head(norm) => norm.forward(x),
-            Self::EachHead(norm) => norm.plain.forward(x) * norm.weight.val().unsqueeze(),
+            Self::EachHead(norm) => {
+                let weight = if norm.plus_one { norm.weight.val() + 1.0 } else { norm.weight.val() };
+                norm.plain.forward(x) * weight.unsqueeze()
+            }
             Self::AllHeads(norm) => {
                 let [tokens, heads, width] = x.dims();
                 norm.forward(x.reshape([tokens, heads * width])).reshape([tokens, heads, width])

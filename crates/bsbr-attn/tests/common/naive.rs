@@ -1,4 +1,5 @@
 //! The definitions of BSBR attention, one token at a time, in f64 and without a single tensor.
+#![allow(clippy::needless_range_loop)] // Sums run over the indices of the formulas.
 
 use std::ops::Range;
 
@@ -90,7 +91,7 @@ impl Case {
                 let (end, start) = (blocks[pair + 1].end, blocks[pair].start);
                 // Position `start` of a block of sinks alone is a sink.
                 let start = if blocks[pair].is_empty() { blocks[pair + 1].start } else { start };
-                blocks.splice(pair..pair + 2, [start..end]);
+                blocks.splice(pair..pair + 2, std::iter::once(start..end));
             }
         }
         blocks.retain(|block| !block.is_empty());
