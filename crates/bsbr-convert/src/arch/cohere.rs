@@ -4,7 +4,9 @@
 use bsbr_model::{BlockForm, Norm};
 
 use super::keys::{self, Defaults};
-use super::names::{LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_MLP, LLAMA_OUTPUT, ROPE_KEY, ROPE_QUERY, copy, map, table};
+use super::names::{
+    LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_OUTPUT, ROPE_KEY, ROPE_QUERY, copy, map, table,
+};
 use super::rope::RopeKeys;
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -24,7 +26,7 @@ pub(super) const COHERE: Architecture = Architecture {
         },
         Reject { key: "attention_bias", why: "there is no rule for biases whose positions pair neighbours" },
     ],
-    rules: table![LLAMA_ENDS, ATTENTION, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM],
+    rules: table![LLAMA_EMBED, ATTENTION, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 

@@ -5,8 +5,8 @@ use bsbr_model::{Activation, BlockForm, HeadNorm, LayerRotary, Norm, Positions};
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ATTENTION_BIASES, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_NORMS, LLAMA_OUTPUT,
-    LLAMA_QKV, copy, table,
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_NORMS,
+    LLAMA_OUTPUT, LLAMA_QKV, copy, table,
 };
 use super::rope::{self, RopeKeys};
 use crate::ConvertError;
@@ -22,13 +22,14 @@ pub(super) const GEMMA: Architecture = Architecture {
     alternatives: &["attention_bias"],
     rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         LLAMA_NORMS,
         LLAMA_QKV,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config: read_gemma,
 };
@@ -42,13 +43,14 @@ pub(super) const GEMMA2: Architecture = Architecture {
     alternatives: &["attention_bias"],
     rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         SANDWICH_NORMS,
         LLAMA_QKV,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config: read_gemma2,
 };
@@ -62,14 +64,15 @@ pub(super) const GEMMA3: Architecture = Architecture {
     alternatives: &["attention_bias"],
     rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         SANDWICH_NORMS,
         LLAMA_QKV,
         LLAMA_HEAD_NORMS,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config: read_gemma3,
 };

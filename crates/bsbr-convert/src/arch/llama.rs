@@ -2,8 +2,8 @@
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ATTENTION_BIASES, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_MLP, LLAMA_MLP_BIASES, LLAMA_NORMS, LLAMA_OUTPUT,
-    LLAMA_QKV, table,
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_MLP_BIASES, LLAMA_NORMS,
+    LLAMA_OUTPUT, LLAMA_QKV, table,
 };
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -18,14 +18,15 @@ pub(super) const LLAMA: Architecture = Architecture {
     alternatives: &["attention_bias", "mlp_bias"],
     rejects: &[],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         LLAMA_NORMS,
         LLAMA_QKV,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
         LLAMA_MLP_BIASES,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config,
 };

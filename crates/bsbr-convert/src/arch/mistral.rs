@@ -1,7 +1,7 @@
 //! Mistral and Mistral Nemo: Llama's names, a window in every layer of the first version, heads of a width of their own.
 
 use super::keys::{self, Defaults};
-use super::names::{LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_MLP, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV, table};
+use super::names::{LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV, table};
 use crate::ConvertError;
 use crate::json::ConfigFile;
 use crate::rules::{Architecture, SourceModel};
@@ -14,7 +14,7 @@ pub(super) const MISTRAL: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
     rejects: &[],
-    rules: table![LLAMA_ENDS, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM],
+    rules: table![LLAMA_EMBED, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 

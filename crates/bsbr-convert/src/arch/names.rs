@@ -79,9 +79,10 @@ pub(super) const GATE_UP: Op = Split { groups: N(1), parts: &[Intermediate, Inte
 pub(super) const ROPE_QUERY: Op = RopePermute { heads: Heads, head_dim: HeadDim, rotary: Dim::Rotary };
 pub(super) const ROPE_KEY: Op = RopePermute { heads: KvHeads, head_dim: HeadDim, rotary: Dim::Rotary };
 
-/// Embedding and head of the models with Llama's names.
-pub(super) const LLAMA_ENDS: &[Rule] = &[
-    copy("{p}embed_tokens.weight", &["embed.weight"]),
+pub(super) const LLAMA_EMBED: &[Rule] = &[copy("{p}embed_tokens.weight", &["embed.weight"])];
+
+/// The head, and buffers of old files.
+pub(super) const LLAMA_HEAD: &[Rule] = &[
     Tie { head: "lm_head.weight", embed: "{p}embed_tokens.weight", target: "head.weight" },
     Ignore { name: "{p}layers.{i}.self_attn.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
 ];

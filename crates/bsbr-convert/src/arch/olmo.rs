@@ -5,8 +5,8 @@ use bsbr_model::{BlockForm, HeadNorm, Norm};
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ATTENTION_BIASES, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_OUTPUT, LLAMA_QKV, copy,
-    table,
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_OUTPUT,
+    LLAMA_QKV, copy, table,
 };
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -20,7 +20,7 @@ pub(super) const OLMO: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
     rejects: &[],
-    rules: table![LLAMA_ENDS, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_ATTENTION_BIASES, LLAMA_MLP],
+    rules: table![LLAMA_EMBED, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_ATTENTION_BIASES, LLAMA_MLP, LLAMA_HEAD],
     read_config: read_olmo,
 };
 
@@ -33,14 +33,15 @@ pub(super) const OLMO2: Architecture = Architecture {
     alternatives: &["attention_bias"],
     rejects: &[],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         LLAMA_QKV,
         LLAMA_HEAD_NORMS,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
         NORMS_AFTER,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config: read_olmo2,
 };

@@ -4,7 +4,7 @@
 use bsbr_model::{Activation, BlockForm, Norm};
 
 use super::keys::{self, Defaults};
-use super::names::{LLAMA_ENDS, LLAMA_QKV, LLAMA_QKV_BIASES, copy, table};
+use super::names::{LLAMA_EMBED, LLAMA_HEAD, LLAMA_QKV, LLAMA_QKV_BIASES, copy, table};
 use super::rope::RopeKeys;
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -18,7 +18,7 @@ pub(super) const PHI: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
     rejects: &[Reject { key: "qk_layernorm", why: "there is no rule for norms of queries and keys" }],
-    rules: table![LLAMA_ENDS, LLAMA_QKV, LLAMA_QKV_BIASES, REST],
+    rules: table![LLAMA_EMBED, LLAMA_QKV, LLAMA_QKV_BIASES, REST, LLAMA_HEAD],
     read_config,
 };
 

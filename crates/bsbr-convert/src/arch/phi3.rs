@@ -2,7 +2,7 @@
 
 use super::keys::{self, Defaults};
 use super::names::{
-    GATE_UP, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_NORMS, LLAMA_OUTPUT, QKV, QKV_WEIGHT, copy, map, table,
+    GATE_UP, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, QKV, QKV_WEIGHT, copy, map, table,
 };
 use super::rope::RopeKeys;
 use crate::ConvertError;
@@ -17,7 +17,7 @@ pub(super) const PHI3: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
     rejects: &[],
-    rules: table![LLAMA_ENDS, LLAMA_NORMS, FUSED, LLAMA_OUTPUT, LLAMA_FINAL_NORM],
+    rules: table![LLAMA_EMBED, LLAMA_NORMS, FUSED, LLAMA_OUTPUT, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 

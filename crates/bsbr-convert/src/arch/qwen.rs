@@ -5,8 +5,8 @@ use bsbr_model::HeadNorm;
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ATTENTION_BIASES, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_NORMS, LLAMA_OUTPUT,
-    LLAMA_QKV, LLAMA_QKV_BIASES, table,
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_NORMS,
+    LLAMA_OUTPUT, LLAMA_QKV, LLAMA_QKV_BIASES, table,
 };
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -20,7 +20,16 @@ pub(super) const QWEN2: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
     rejects: &[],
-    rules: table![LLAMA_ENDS, LLAMA_NORMS, LLAMA_QKV, LLAMA_QKV_BIASES, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM],
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        LLAMA_QKV,
+        LLAMA_QKV_BIASES,
+        LLAMA_OUTPUT,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
     read_config: read_qwen2,
 };
 
@@ -33,14 +42,15 @@ pub(super) const QWEN3: Architecture = Architecture {
     alternatives: &["attention_bias"],
     rejects: &[],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         LLAMA_NORMS,
         LLAMA_QKV,
         LLAMA_HEAD_NORMS,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config: read_qwen3,
 };

@@ -4,8 +4,8 @@ use bsbr_model::LayerRotary;
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ATTENTION_BIASES, LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_MLP, LLAMA_MLP_BIASES, LLAMA_NORMS, LLAMA_OUTPUT,
-    LLAMA_QKV, table,
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_MLP_BIASES, LLAMA_NORMS,
+    LLAMA_OUTPUT, LLAMA_QKV, table,
 };
 use super::rope::RopeKeys;
 use crate::ConvertError;
@@ -21,14 +21,15 @@ pub(super) const SMOLLM3: Architecture = Architecture {
     alternatives: &["attention_bias", "mlp_bias"],
     rejects: &[],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         LLAMA_NORMS,
         LLAMA_QKV,
         LLAMA_OUTPUT,
         LLAMA_ATTENTION_BIASES,
         LLAMA_MLP,
         LLAMA_MLP_BIASES,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config,
 };

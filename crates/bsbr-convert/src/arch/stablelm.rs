@@ -5,7 +5,8 @@ use bsbr_model::{BlockForm, HeadNorm, Norm};
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_MLP, LLAMA_OUTPUT, LLAMA_QKV, LLAMA_QKV_BIASES, copy, copy_if, table,
+    LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_OUTPUT, LLAMA_QKV, LLAMA_QKV_BIASES, copy, copy_if,
+    table,
 };
 use super::rope::RopeKeys;
 use crate::ConvertError;
@@ -25,14 +26,15 @@ pub(super) const STABLELM: Architecture = Architecture {
     alternatives: &["use_parallel_residual", "qk_layernorm"],
     rejects: &[],
     rules: table![
-        LLAMA_ENDS,
+        LLAMA_EMBED,
         NORMS,
         LLAMA_QKV,
         LLAMA_QKV_BIASES,
         HEAD_NORMS,
         LLAMA_OUTPUT,
         LLAMA_MLP,
-        LLAMA_FINAL_NORM
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
     read_config,
 };

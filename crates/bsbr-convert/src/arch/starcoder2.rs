@@ -3,7 +3,9 @@
 use bsbr_model::{Activation, Norm};
 
 use super::keys::{self, Defaults};
-use super::names::{LLAMA_ENDS, LLAMA_FINAL_NORM, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV, copy, copy_if, table};
+use super::names::{
+    LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV, copy, copy_if, table,
+};
 use crate::ConvertError;
 use crate::json::ConfigFile;
 use crate::rules::When::Flag;
@@ -17,7 +19,7 @@ pub(super) const STARCODER2: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &["use_bias"],
     rejects: &[],
-    rules: table![LLAMA_ENDS, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, MLP, BIASES, LLAMA_FINAL_NORM],
+    rules: table![LLAMA_EMBED, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, MLP, BIASES, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 
