@@ -136,7 +136,8 @@ mod tests {
             for rank in 1..=width / (2 * factor) {
                 let values: Vec<f64> = (0..width).map(|k| if k < rank { 3.0 / (1 + k) as f64 } else { 0.0 }).collect();
                 let matrix = matrix(&values, 31 * rank);
-                let error = distance(&truncated(&[matrix.clone()], width, factor)[0], &matrix) / norm(&values);
+                let error =
+                    distance(&truncated(std::slice::from_ref(&matrix), width, factor)[0], &matrix) / norm(&values);
                 assert!(error < 1e-5, "width {width}, factor {factor}, rank {rank}: {error}");
             }
         }
@@ -144,7 +145,8 @@ mod tests {
 
     #[test]
     fn the_error_is_within_one_percent_of_the_best_approximation() {
-        let spectra: [(&str, fn(usize) -> f64); 4] = [
+        type Spectrum = fn(usize) -> f64;
+        let spectra: [(&str, Spectrum); 4] = [
             ("fast", |k| 0.5f64.powi(k as i32)),
             ("slow", |k| 0.95f64.powi(k as i32)),
             ("harmonic", |k| 1.0 / (1 + k) as f64),
@@ -196,7 +198,7 @@ mod tests {
     fn factor_one_changes_no_bit() {
         let values: Vec<f64> = (0..8).map(|k| 1.0 / (1 + k) as f64).collect();
         let matrix: Vec<f64> = matrix(&values, 5).iter().map(|&x| f64::from(x as f32)).collect();
-        assert_eq!(truncated(&[matrix.clone()], 8, 1)[0], matrix);
+        assert_eq!(truncated(std::slice::from_ref(&matrix), 8, 1)[0], matrix);
     }
 
     #[test]
