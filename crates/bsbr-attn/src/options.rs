@@ -2,7 +2,9 @@
 
 use burn::tensor::Tensor;
 
-/// The model's own attention: factor, softcap and window.
+use crate::plain::float_tensor;
+
+/// The model's own attention: factor, softcap, window and linear bias.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionOptions {
     /// Factor on `q . k`.
@@ -11,12 +13,25 @@ pub struct AttentionOptions {
     pub softcap: Option<f64>,
     /// A token sees itself and the `window - 1` tokens before it.
     pub window: Option<usize>,
+    /// ALiBi: adds `-slope_h (t - i)` to the score of position `i` for the token at `t`, with this factor on the usual
+    /// [slopes](AttentionOptions::alibi_slopes). A block read through its statistics counts at the mean position of its
+    /// tokens.
+    pub alibi: Option<f64>,
 }
 
 impl AttentionOptions {
-    /// The usual `1 / sqrt(head_dim)`, no softcap, no window.
+    /// The usual `1 / sqrt(head_dim)`, no softcap, no window, no bias.
     pub fn new(head_dim: usize) -> Self {
-        Self { scale: 1.0 / (head_dim as f64).sqrt(), softcap: None, window: None }
+        Self { scale: 1.0 / (head_dim as f64).sqrt(), softcap: None, window: None, alibi: None }
+    }
+
+    /// The slope of each of `heads` heads: `2^(-8 h / p)` for `h` from 1 to the largest power of two `p` there is room
+    /// for, then the slopes between them that twice as many heads would have.
+    pub fn alibi_slopes(heads: usize) -> Vec<f64> {
+        let power = heads.checked_ilog2().map_or(0, |log| 1_usize << log);
+        let slope = |step: f64| (-8.0 * step / power as f64).exp2();
+        let between = (0..heads - power).map(|n| slope(n as f64 + 0.5));
+        (1..=power).map(|n| slope(n as f64)).chain(between).collect()
     }
 
     /// The first position that the token at `position` sees.
@@ -30,5 +45,12 @@ impl AttentionOptions {
             Some(cap) => (scores / cap).tanh() * cap,
             None => scores,
         }
+    }
+
+    /// The ALiBi slope of each head, `[1, kv_heads, group, 1, 1]`, of the device and type of `like`.
+    pub(crate) fn slopes(&self, kv_heads: usize, group: usize, like: &Tensor<5>) -> Option<Tensor<5>> {
+        let factor = self.alibi?;
+        let slopes = Self::alibi_slopes(kv_heads * group).into_iter().map(|slope| (slope * factor) as f32).collect();
+        Some(float_tensor(slopes, &like.device(), like.dtype()).reshape([1, kv_heads, group, 1, 1]))
     }
 }

@@ -53,6 +53,13 @@ impl ConfigFile {
         other
     }
 
+    /// The same file without a key.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let mut other = self.clone();
+        other.object.remove(key);
+        other
+    }
+
     /// An object inside this one.
     ///
     /// # Errors
@@ -111,6 +118,31 @@ impl ConfigFile {
         self.optional(key, "a list of numbers", list)?.ok_or_else(|| self.error(key, "a list of numbers"))
     }
 
+    /// A list of whole numbers, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_usize_list(&self, key: &str) -> Result<Option<Vec<usize>>, ConvertError> {
+        let number = |value: &Value| value.as_u64()?.try_into().ok();
+        self.optional(key, "a list of whole numbers", |value| value.as_array()?.iter().map(number).collect())
+    }
+
+    /// A list of texts, if present.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::ConfigKey`] when `key` is something else.
+    pub fn optional_str_list(&self, key: &str) -> Result<Option<Vec<String>>, ConvertError> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        self.optional(key, "a list of texts", |value| value.as_array()?.iter().map(text).collect())
+    }
+
+    /// Whether `key` is there, even as `null`: some defaults hold only for a key that is absent altogether.
+    pub fn contains(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
     /// `true` or `false`, if present.
     ///
     /// # Errors
@@ -165,8 +197,17 @@ impl ConfigFile {
                 }
             }
         };
-        let key = format!("{}{key}", self.parent);
-        ConvertError::ConfigKey { path: self.path.clone(), key, expected: expected.to_owned(), found }
+        ConvertError::ConfigKey {
+            path: self.path.clone(),
+            key: self.full_key(key),
+            expected: expected.to_owned(),
+            found,
+        }
+    }
+
+    /// The key with those of the objects around it.
+    pub(crate) fn full_key(&self, key: &str) -> String {
+        format!("{}{key}", self.parent)
     }
 
     fn optional<T>(

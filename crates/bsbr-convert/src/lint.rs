@@ -57,7 +57,11 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
 }
 
 fn exclusive(a: When, b: When) -> bool {
-    matches!((a, b), (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) if x == y)
+    match (a, b) {
+        (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) => x == y,
+        (When::All(parts), other) | (other, When::All(parts)) => parts.iter().any(|&part| exclusive(part, other)),
+        _ => false,
+    }
 }
 
 fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {

@@ -104,6 +104,8 @@ pub enum When {
     Flag(&'static str),
     /// If the flag is not set.
     Not(&'static str),
+    /// If all of these hold.
+    All(&'static [When]),
 }
 
 impl When {
@@ -113,6 +115,7 @@ impl When {
             Self::Always => Some(true),
             Self::Flag(name) => model.flag(name),
             Self::Not(name) => model.flag(name).map(|set| !set),
+            Self::All(parts) => parts.iter().try_fold(true, |all, part| Some(part.holds(model)? && all)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_convert::{ConvertOptions, HeadForm, ModelSource, convert, export, plan_checkpoint};
-use common::{FIXTURES, Tensor, checkout, convert_plain, edit_tensors, read_dir_tensors, snapshot, write_tensors};
+use common::{Tensor, all_fixtures, checkout, convert_plain, edit_tensors, read_dir_tensors, snapshot, write_tensors};
 
 fn meta() -> Option<BlockAttentionConfig> {
     Some(BlockAttentionConfig { selector: Selector::Meta, ..Default::default() })
@@ -14,7 +14,7 @@ fn meta() -> Option<BlockAttentionConfig> {
 
 #[test]
 fn every_fixture_in_every_configuration_style_plans_without_a_problem() {
-    for (name, config) in FIXTURES {
+    for (name, config) in all_fixtures() {
         let (_temp, dir) = checkout(name, config);
         let planned = plan_checkpoint(&dir).unwrap_or_else(|error| panic!("{name} {config}: {error}"));
         let used: usize = planned.plan.steps.iter().map(|step| step.sources.len()).sum();
@@ -24,7 +24,7 @@ fn every_fixture_in_every_configuration_style_plans_without_a_problem() {
 
 #[test]
 fn every_fixture_comes_back_file_for_file_and_byte_for_byte() {
-    for (name, config) in FIXTURES {
+    for (name, config) in all_fixtures() {
         let (temp, dir) = checkout(name, config);
         for (kind, attention) in [("plain", None), ("meta", meta())] {
             let (converted, back) = (temp.path().join(format!("c-{kind}")), temp.path().join(format!("b-{kind}")));

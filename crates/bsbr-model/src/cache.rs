@@ -3,7 +3,7 @@
 use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig};
 use burn::tensor::{DType, Device};
 
-use crate::{ModelConfig, ModelError, Positions, rotary::rotary_frequencies};
+use crate::{ModelConfig, ModelError, Positions, rotary::rotary_sets};
 
 /// The state of a batch of texts, each of its own length.
 #[derive(Debug, Clone)]
@@ -20,8 +20,8 @@ pub(crate) struct TextCache {
     pub(crate) length: usize,
     /// Length the text is expected to reach.
     pub(crate) expected: usize,
-    /// Rotary frequencies and their factor.
-    pub(crate) frequencies: (Vec<f64>, f64),
+    /// Rotary frequencies and their factor, for each way a layer rotates.
+    pub(crate) frequencies: Vec<(Vec<f64>, f64)>,
 }
 
 impl DecoderCache {
@@ -47,18 +47,17 @@ impl DecoderCache {
                         scale: decoder.layer_scale(layer),
                         softcap: decoder.attention_softcap,
                         window: decoder.window(layer),
+                        alibi: match decoder.positions {
+                            Positions::Alibi { factor } => Some(factor),
+                            Positions::Learned | Positions::Rotary { .. } => None,
+                        },
                     },
                     attention: config.layer_attention(layer).cloned(),
                     dtype: DType::F32,
                 };
                 AttentionCache::new(cache, device)
             });
-            let frequencies = match &decoder.positions {
-                Positions::Learned => (Vec::new(), 1.0),
-                Positions::Rotary { theta, rotary_dim, scaling } => {
-                    rotary_frequencies(*theta, *rotary_dim, scaling.as_ref(), expected)
-                }
-            };
+            let frequencies = rotary_sets(decoder, expected);
             Ok(TextCache { layers: layers.collect::<Result<_, _>>()?, length: 0, expected, frequencies })
         };
         Ok(Self { texts: expected_lengths.iter().map(text).collect::<Result<_, ModelError>>()? })

@@ -12,7 +12,7 @@ use burn::{
 use crate::{
     DecoderCache, ModelConfig, ModelError, PositionPolicy,
     modules::{Block, Normalisation, Projections},
-    rotary::Rotation,
+    rotary::{Rotation, rotary_set},
 };
 
 /// A decoder with its weights.
@@ -21,16 +21,24 @@ use crate::{
 /// there is no padding anywhere.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// `[vocab_size, hidden_size]`.
+    /// `[vocab_size, hidden_size]`, or of the width of the embedding where that is another.
     pub embed: Embedding,
-    /// `[max_positions, hidden_size]` where positions are learned.
+    /// `[position_offset + max_positions, hidden_size]` where positions are learned.
     pub position: Option<Param<Tensor<2>>>,
+    /// Of the embeddings.
+    pub embed_norm: Option<Normalisation>,
+    /// From the width of the embedding to `[hidden_size]`.
+    pub project_in: Option<Linear>,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// Before the head.
-    pub final_norm: Normalisation,
+    pub final_norm: Option<Normalisation>,
+    /// From `[hidden_size]` to the width of the embedding.
+    pub project_out: Option<Linear>,
     /// `[hidden_size]` to `[vocab_size]` unless the embedding serves.
     pub head: Option<Linear>,
+    /// Of the embedding as a head.
+    pub head_bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     pub(crate) config: ModelConfig,
 }
@@ -94,6 +102,12 @@ impl Decoder {
         let count = ids.len();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
         let mut x = self.embed.weight.val().select(0, ids);
+        if let Some(scale) = self.config.decoder.embedding.scale {
+            x = x * scale;
+        }
+        if let Some(projection) = &self.project_in {
+            x = projection.forward(x);
+        }
 
         let positions: Vec<(usize, usize)> = tokens
             .iter()
@@ -104,10 +118,15 @@ impl Decoder {
         if let Some(table) = &self.position {
             x = x + self.positions(table.val(), &positions, cache);
         }
-        let rotation = cache.texts.iter().any(|text| !text.frequencies.0.is_empty()).then(|| {
-            let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies));
+        if let Some(norm) = &self.embed_norm {
+            x = norm.forward(x);
+        }
+        let sets = cache.texts.first().map_or(0, |text| text.frequencies.len());
+        let rotations = (0..sets).map(|set| {
+            let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies[set]));
             Rotation::new(tokens, &device, x.dtype())
         });
+        let rotations: Vec<Rotation> = rotations.collect();
         let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
         let mut start = 0;
         for (text, new) in tokens.iter().enumerate() {
@@ -117,22 +136,38 @@ impl Decoder {
             start += new.len();
         }
         for (layer, block) in self.blocks.iter().enumerate() {
-            let normed = block.attention_norm.forward(x.clone());
-            x = x + attend(&block.attention, normed, rotation.as_ref(), &pieces, layer, cache)?;
-            let normed = block.mlp_norm.forward(x.clone());
-            x = x + block.mlp.forward(normed);
+            let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
+            x = block.forward(x, |projections, normed| attend(projections, normed, rotation, &pieces, layer, cache))?;
         }
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
         }
-        Ok(self.final_norm.forward(x))
+        Ok(match &self.final_norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        })
     }
 
     /// Scores of the next token, `[tokens, vocab_size]`, from final hidden states `[tokens, hidden_size]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.head {
+        let hidden = match &self.project_out {
+            Some(projection) => projection.forward(hidden),
+            None => hidden,
+        };
+        let mut logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => hidden.matmul(self.embed.weight.val().transpose()),
+        };
+        if let Some(bias) = &self.head_bias {
+            logits = logits + bias.val().unsqueeze();
+        }
+        let settings = self.config.decoder.head;
+        if let Some(scale) = settings.scale {
+            logits = logits * scale;
+        }
+        match settings.softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
         }
     }
 
@@ -150,8 +185,10 @@ impl Decoder {
     fn positions(&self, table: Tensor<2>, tokens: &[(usize, usize)], cache: &DecoderCache) -> Tensor<2> {
         let last = self.config.decoder.max_positions - 1;
         let device = table.device();
+        let offset = self.config.decoder.embedding.position_offset as i32;
         let rows = |index: Vec<i32>| {
             let count = index.len();
+            let index: Vec<i32> = index.into_iter().map(|row| row + offset).collect();
             table.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &device))
         };
         // Where each token stands in the table, possibly between two rows.
@@ -227,6 +264,12 @@ fn attend(
     let mut query = heads_of(&projections.query, normed.clone(), width);
     let mut key = heads_of(&projections.key, normed.clone(), width);
     let value = heads_of(&projections.value, normed.clone(), width);
+    if let Some(norm) = &projections.query_norm {
+        query = norm.forward(query);
+    }
+    if let Some(norm) = &projections.key_norm {
+        key = norm.forward(key);
+    }
     if let Some(rotation) = rotation {
         query = rotation.apply(query);
         key = rotation.apply(key);

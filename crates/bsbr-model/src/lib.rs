@@ -29,7 +29,8 @@
 //!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
 //!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false,
 //!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
-//!     tied_head: true,
+//!     tied_head: true, embedding: Default::default(), block: Default::default(), head: Default::default(),
+//!     layer_rotary: vec![],
 //! };
 //! let device = burn::tensor::Device::flex();
 //! let model = Decoder::load(ModelConfig::original(decoder), &mut Constant, &device).unwrap();
@@ -55,7 +56,10 @@ mod text;
 mod weights;
 
 pub use cache::DecoderCache;
-pub use config::{Activation, DecoderConfig, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling};
+pub use config::{
+    Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
+    Norm, PositionPolicy, Positions, RotaryScaling,
+};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use evaluate::{
@@ -64,7 +68,7 @@ pub use evaluate::{
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
-pub use modules::{Block, Mlp, Normalisation, Projections};
+pub use modules::{Block, EachHeadNorm, HeadNormalisation, Mlp, Normalisation, Projections};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]

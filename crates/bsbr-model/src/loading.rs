@@ -7,8 +7,8 @@ use burn::{
 };
 
 use crate::{
-    Decoder, EXTRA_PREFIX, ModelConfig, ModelError, Norm, WeightSpec,
-    modules::{Block, Mlp, Normalisation, Projections},
+    Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, ModelConfig, ModelError, Norm, WeightSpec,
+    modules::{Block, EachHeadNorm, HeadNormalisation, Mlp, Normalisation, Projections},
     weight_specs,
 };
 
@@ -58,17 +58,79 @@ impl Loader<'_> {
         self.specs.contains_key(&format!("{name}.weight")).then(|| self.linear(name)).transpose()
     }
 
-    fn norm(&mut self, name: &str, kind: Norm, epsilon: f64) -> Result<Normalisation, ModelError> {
-        let gamma = Param::from_tensor(self.tensor::<1>(&format!("{name}.weight"))?);
+    /// A normalisation of `width` numbers with whatever parameters its kind has.
+    fn norm(&mut self, name: &str, kind: Norm, epsilon: f64, width: usize) -> Result<Normalisation, ModelError> {
+        let gamma = self.optional(&format!("{name}.weight"))?;
         Ok(match kind {
-            Norm::Layer => {
-                let width = gamma.dims()[0];
-                let mut norm = LayerNormConfig::new(width).with_epsilon(epsilon).init(self.device);
-                norm.gamma = gamma;
+            Norm::Layer | Norm::LayerWeight | Norm::LayerPlain => {
+                let mut norm = LayerNormConfig::new(width).with_epsilon(epsilon).with_bias(false).init(self.device);
+                norm.gamma = gamma.unwrap_or(norm.gamma);
                 norm.beta = self.optional(&format!("{name}.bias"))?;
                 Normalisation::Layer(norm)
             }
-            Norm::Rms => Normalisation::Rms(RmsNorm { gamma, epsilon }),
+            Norm::Rms | Norm::RmsPlusOne => {
+                let gamma = gamma.unwrap_or_else(|| Param::from_tensor(Tensor::ones([width], self.device)));
+                let norm = RmsNorm { gamma, epsilon };
+                if kind == Norm::Rms { Normalisation::Rms(norm) } else { Normalisation::RmsPlusOne(norm) }
+            }
+        })
+    }
+
+    /// A normalisation of the residual stream, where `there` is one.
+    fn stream_norm(
+        &mut self,
+        name: &str,
+        there: bool,
+        decoder: &DecoderConfig,
+    ) -> Result<Option<Normalisation>, ModelError> {
+        there.then(|| self.norm(name, decoder.norm, decoder.norm_eps, decoder.hidden_size)).transpose()
+    }
+
+    /// The normalisation of queries or keys, where the decoder has one.
+    fn head_norm(&mut self, name: &str, decoder: &DecoderConfig) -> Result<Option<HeadNormalisation>, ModelError> {
+        let Some(over) = decoder.block.head_norm else { return Ok(None) };
+        let kind = decoder.norm.without_bias();
+        Ok(Some(match over {
+            HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, decoder.head_dim)?),
+            // The width of what is normalised is that of the weight.
+            HeadNorm::AllHeads => HeadNormalisation::AllHeads(self.norm(name, kind, decoder.norm_eps, 1)?),
+            HeadNorm::EachHead => {
+                let weight = Param::from_tensor(self.tensor::<2>(&format!("{name}.weight"))?);
+                let plain = if kind.is_layer() { Norm::LayerPlain } else { Norm::Rms };
+                // A name without weights, so that nothing is read.
+                let plain = self.norm("", plain, decoder.norm_eps, decoder.head_dim)?;
+                HeadNormalisation::EachHead(EachHeadNorm { plain, weight, plus_one: kind == Norm::RmsPlusOne })
+            }
+        }))
+    }
+
+    fn block(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<Block, ModelError> {
+        let at = |part: &str| format!("layers.{layer}.{part}");
+        let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
+        let form = decoder.block.form;
+        let (before_attention, before_mlp) = form.norms_before();
+        Ok(Block {
+            attention_norm: self.stream_norm(&at("attention_norm"), before_attention, decoder)?,
+            attention: Projections {
+                query: self.linear(&at("attention.query"))?,
+                key: self.linear(&at("attention.key"))?,
+                value: self.linear(&at("attention.value"))?,
+                output: self.linear(&at("attention.output"))?,
+                query_norm: self.head_norm(&at("attention.query_norm"), decoder)?,
+                key_norm: self.head_norm(&at("attention.key_norm"), decoder)?,
+                meta_query: self.optional_linear(&extra("meta_query"))?,
+                meta_key: self.optional_linear(&extra("meta_key"))?,
+            },
+            attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,
+            mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
+            mlp: Mlp {
+                gate: self.optional_linear(&at("mlp.gate"))?,
+                up: self.linear(&at("mlp.up"))?,
+                down: self.linear(&at("mlp.down"))?,
+                activation: decoder.activation,
+            },
+            mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
+            config: decoder.block,
         })
     }
 
@@ -91,31 +153,17 @@ impl Decoder {
         let decoder = &config.decoder;
         let embed = loader.table("embed.weight")?;
         let position = loader.optional("position.weight")?;
+        let embed_norm = loader.stream_norm("embed_norm", decoder.embedding.norm, decoder)?;
+        let project_in = loader.optional_linear("project_in")?;
         let mut blocks = Vec::with_capacity(decoder.layers);
         for layer in 0..decoder.layers {
-            let at = |part: &str| format!("layers.{layer}.{part}");
-            let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
-            blocks.push(Block {
-                attention_norm: loader.norm(&at("attention_norm"), decoder.norm, decoder.norm_eps)?,
-                attention: Projections {
-                    query: loader.linear(&at("attention.query"))?,
-                    key: loader.linear(&at("attention.key"))?,
-                    value: loader.linear(&at("attention.value"))?,
-                    output: loader.linear(&at("attention.output"))?,
-                    meta_query: loader.optional_linear(&extra("meta_query"))?,
-                    meta_key: loader.optional_linear(&extra("meta_key"))?,
-                },
-                mlp_norm: loader.norm(&at("mlp_norm"), decoder.norm, decoder.norm_eps)?,
-                mlp: Mlp {
-                    gate: loader.optional_linear(&at("mlp.gate"))?,
-                    up: loader.linear(&at("mlp.up"))?,
-                    down: loader.linear(&at("mlp.down"))?,
-                    activation: decoder.activation,
-                },
-            });
+            blocks.push(loader.block(layer, decoder)?);
         }
-        let final_norm = loader.norm("final_norm", decoder.norm, decoder.norm_eps)?;
+        let final_norm = loader.stream_norm("final_norm", decoder.block.form.final_norm(), decoder)?;
+        let project_out = loader.optional_linear("project_out")?;
         let head = loader.optional_linear("head")?;
-        Ok(Self { embed, position, blocks, final_norm, head, config })
+        // An own head brings its bias with it.
+        let head_bias = if head.is_none() { loader.optional("head.bias")? } else { None };
+        Ok(Self { embed, position, embed_norm, project_in, blocks, final_norm, project_out, head, head_bias, config })
     }
 }

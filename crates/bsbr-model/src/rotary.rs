@@ -4,7 +4,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::RotaryScaling;
+use crate::{DecoderConfig, LayerRotary, Positions, RotaryScaling};
 
 /// Inverse frequencies `[rotary_dim / 2]` and the factor on cos and sin for texts of up to `length` tokens.
 ///
@@ -72,6 +72,40 @@ pub fn rotary_frequencies(
             (base(theta).iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), *attention_factor)
         }
     }
+}
+
+/// The frequencies of a text of up to `length` tokens, one entry for each way a layer of `decoder` rotates; see
+/// [`rotary_set`].
+pub(crate) fn rotary_sets(decoder: &DecoderConfig, length: usize) -> Vec<(Vec<f64>, f64)> {
+    let Positions::Rotary { theta, rotary_dim, scaling } = &decoder.positions else { return Vec::new() };
+    let global = rotary_frequencies(*theta, *rotary_dim, scaling.as_ref(), length);
+    let local = local_bases(decoder).into_iter().map(|theta| rotary_frequencies(theta, *rotary_dim, None, length));
+    std::iter::once(global).chain(local).collect()
+}
+
+/// Which entry of [`rotary_sets`] layer `layer` rotates by.
+pub(crate) fn rotary_set(decoder: &DecoderConfig, layer: usize) -> Option<usize> {
+    if !matches!(decoder.positions, Positions::Rotary { .. }) {
+        return None;
+    }
+    match decoder.rotary(layer) {
+        LayerRotary::Global => Some(0),
+        LayerRotary::Local { theta } => local_bases(decoder).iter().position(|&base| base == theta).map(|at| at + 1),
+        LayerRotary::Off => None,
+    }
+}
+
+/// The distinct bases of layers with their own.
+fn local_bases(decoder: &DecoderConfig) -> Vec<f64> {
+    let mut bases = Vec::new();
+    for layer in &decoder.layer_rotary {
+        if let LayerRotary::Local { theta } = layer
+            && !bases.contains(theta)
+        {
+            bases.push(*theta);
+        }
+    }
+    bases
 }
 
 /// Cosines and sines of some positions, ready to rotate with.

@@ -1,6 +1,6 @@
 //! The names and shapes of a decoder's weights: the one list that loading, converting and counting share.
 
-use crate::{ModelConfig, Norm, Positions};
+use crate::{DecoderConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,59 +18,112 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 
 /// Every weight of the model, in file order.
 ///
-/// Names: `embed.weight`, `position.weight`, `layers.{i}.attention_norm.{weight,bias}`,
-/// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.mlp_norm.{weight,bias}`,
-/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `head.weight`, and for the `meta`
-/// selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`.
+/// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
+/// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
+/// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
+/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
+/// `head.{weight,bias}`, and for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`. Which of
+/// them there are follows from the configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
-    let mut specs = Vec::new();
-    let mut add = |name: String, shape: &[usize], extra: bool| {
-        specs.push(WeightSpec { name, shape: shape.to_vec(), extra });
-    };
-    let query_width = d.heads * d.head_dim;
-    let key_width = d.kv_heads * d.head_dim;
-    add("embed.weight".into(), &[d.vocab_size, d.hidden_size], false);
+    let mut list = List { specs: Vec::new(), decoder: d };
+    let width = d.embedding_width();
+    list.add("embed.weight".into(), &[d.vocab_size, width]);
     if d.positions == Positions::Learned {
-        add("position.weight".into(), &[d.max_positions, d.hidden_size], false);
+        list.add("position.weight".into(), &[d.max_positions + d.embedding.position_offset, d.hidden_size]);
+    }
+    if d.embedding.norm {
+        list.norm("embed_norm".into());
+    }
+    if d.embedding.width.is_some() {
+        list.linear("project_in".into(), d.hidden_size, width, false);
     }
     for layer in 0..d.layers {
-        let at = |part: &str| format!("layers.{layer}.{part}");
-        for norm in ["attention_norm", "mlp_norm"] {
-            add(at(&format!("{norm}.weight")), &[d.hidden_size], false);
-            if d.norm == Norm::Layer {
-                add(at(&format!("{norm}.bias")), &[d.hidden_size], false);
-            }
-        }
-        let mut linear = |part: &str, out: usize, input: usize, bias: bool, extra: bool| {
-            let name = if extra { format!("{EXTRA_PREFIX}{}", at(part)) } else { at(part) };
-            add(format!("{name}.weight"), &[out, input], extra);
-            if bias {
-                add(format!("{name}.bias"), &[out], extra);
-            }
-        };
-        linear("attention.query", query_width, d.hidden_size, d.qkv_bias, false);
-        linear("attention.key", key_width, d.hidden_size, d.qkv_bias, false);
-        linear("attention.value", key_width, d.hidden_size, d.qkv_bias, false);
-        linear("attention.output", d.hidden_size, query_width, d.attention_output_bias, false);
-        if d.gated_mlp {
-            linear("mlp.gate", d.intermediate_size, d.hidden_size, d.mlp_bias, false);
-        }
-        linear("mlp.up", d.intermediate_size, d.hidden_size, d.mlp_bias, false);
-        linear("mlp.down", d.hidden_size, d.intermediate_size, d.mlp_bias, false);
-        if config.layer_attention(layer).is_some_and(|a| a.needs_meta()) {
-            linear("meta_query", query_width, d.hidden_size, d.qkv_bias, true);
-            linear("meta_key", query_width, d.hidden_size, d.qkv_bias, true);
-        }
+        list.layer(layer, config.layer_attention(layer).is_some_and(|a| a.needs_meta()));
     }
-    add("final_norm.weight".into(), &[d.hidden_size], false);
-    if d.norm == Norm::Layer {
-        add("final_norm.bias".into(), &[d.hidden_size], false);
+    if d.block.form.final_norm() {
+        list.norm("final_norm".into());
+    }
+    if d.embedding.width.is_some() {
+        list.linear("project_out".into(), width, d.hidden_size, false);
     }
     if !d.tied_head {
-        add("head.weight".into(), &[d.vocab_size, d.hidden_size], false);
+        list.add("head.weight".into(), &[d.vocab_size, width]);
     }
-    specs
+    if d.head.bias {
+        list.add("head.bias".into(), &[d.vocab_size]);
+    }
+    list.specs
+}
+
+/// The list while it is made.
+struct List<'a> {
+    specs: Vec<WeightSpec>,
+    decoder: &'a DecoderConfig,
+}
+
+impl List<'_> {
+    fn add(&mut self, name: String, shape: &[usize]) {
+        let extra = name.starts_with(EXTRA_PREFIX);
+        self.specs.push(WeightSpec { name, shape: shape.to_vec(), extra });
+    }
+
+    fn linear(&mut self, name: String, out: usize, input: usize, bias: bool) {
+        self.add(format!("{name}.weight"), &[out, input]);
+        if bias {
+            self.add(format!("{name}.bias"), &[out]);
+        }
+    }
+
+    fn norm(&mut self, name: String) {
+        let d = self.decoder;
+        if d.norm.has_weight() {
+            self.add(format!("{name}.weight"), &[d.hidden_size]);
+        }
+        if d.norm.has_bias() {
+            self.add(format!("{name}.bias"), &[d.hidden_size]);
+        }
+    }
+
+    fn layer(&mut self, layer: usize, meta: bool) {
+        let d = self.decoder;
+        let at = |part: &str| format!("layers.{layer}.{part}");
+        let (query_width, key_width) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+        let ((before_attention, before_mlp), after) = (d.block.form.norms_before(), d.block.form.norms_after());
+        for (norm, there) in [
+            ("attention_norm", before_attention),
+            ("attention_post_norm", after),
+            ("mlp_norm", before_mlp),
+            ("mlp_post_norm", after),
+        ] {
+            if there {
+                self.norm(at(norm));
+            }
+        }
+        self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
+        self.linear(at("attention.key"), key_width, d.hidden_size, d.qkv_bias);
+        self.linear(at("attention.value"), key_width, d.hidden_size, d.qkv_bias);
+        self.linear(at("attention.output"), d.hidden_size, query_width, d.attention_output_bias);
+        if let Some(over) = d.block.head_norm {
+            for (part, heads) in [("attention.query_norm.weight", d.heads), ("attention.key_norm.weight", d.kv_heads)] {
+                match over {
+                    HeadNorm::Head => self.add(at(part), &[d.head_dim]),
+                    HeadNorm::EachHead => self.add(at(part), &[heads, d.head_dim]),
+                    HeadNorm::AllHeads => self.add(at(part), &[heads * d.head_dim]),
+                }
+            }
+        }
+        if d.gated_mlp {
+            self.linear(at("mlp.gate"), d.intermediate_size, d.hidden_size, d.mlp_bias);
+        }
+        self.linear(at("mlp.up"), d.intermediate_size, d.hidden_size, d.mlp_bias);
+        self.linear(at("mlp.down"), d.hidden_size, d.intermediate_size, d.mlp_bias);
+        if meta {
+            for part in ["meta_query", "meta_key"] {
+                self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);
+            }
+        }
+    }
 }
 
 /// Numbers in the weights of the original model and numbers BSBR adds.

@@ -4,8 +4,8 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
-    Activation, DecoderConfig, EXTRA_PREFIX, ModelConfig, ModelError, Norm, PositionPolicy, Positions, RotaryScaling,
-    WeightSpec, parameter_counts, weight_specs,
+    Activation, DecoderConfig, EXTRA_PREFIX, LayerRotary, ModelConfig, ModelError, Norm, PositionPolicy, Positions,
+    RotaryScaling, WeightSpec, parameter_counts, weight_specs,
 };
 use common::{families, gpt2_like, llama_like, original, rotary};
 use serde_json::{Value, json};
@@ -269,4 +269,43 @@ fn settings_with_a_plain_default_may_be_left_out_of_the_json() {
     assert_eq!(serde_json::from_value::<ModelConfig>(value.clone()).unwrap(), ModelConfig::original(llama_like()));
     value.as_object_mut().unwrap().remove("decoder");
     assert!(serde_json::from_value::<ModelConfig>(value).is_err());
+}
+
+#[test]
+fn the_switches_of_embedding_block_head_and_positions_are_checked() {
+    for bad in [0.0, -1.0, f64::NAN] {
+        assert_eq!(refused(|d| d.block.residual_multiplier = Some(bad)), "block.residual_multiplier");
+        assert_eq!(refused(|d| d.embedding.scale = Some(bad)), "embedding.scale");
+        assert_eq!(refused(|d| d.head.scale = Some(bad)), "head.scale");
+        assert_eq!(refused(|d| d.head.softcap = Some(bad)), "head.softcap");
+        assert_eq!(refused(|d| d.positions = Positions::Alibi { factor: bad }), "positions.factor");
+        assert_eq!(refused(|d| d.layer_rotary = vec![LayerRotary::Local { theta: bad }; 2]), "layer_rotary.theta");
+    }
+    assert_eq!(refused(|d| d.embedding.width = Some(0)), "embedding.width");
+    assert_eq!(refused(|d| d.layer_rotary = vec![LayerRotary::Off]), "layer_rotary");
+    let unrotated = |d: &mut DecoderConfig| {
+        d.layer_rotary = vec![LayerRotary::Off; 2];
+        d.positions = Positions::Learned;
+    };
+    assert_eq!(refused(unrotated), "layer_rotary");
+}
+
+#[test]
+fn models_written_before_a_switch_existed_have_it_off() {
+    let config = ModelConfig::original(llama_like());
+    let mut value = serde_json::to_value(&config).unwrap();
+    for key in ["embedding", "block", "head", "layer_rotary"] {
+        assert!(value["decoder"].as_object_mut().unwrap().remove(key).is_some());
+    }
+    assert_eq!(serde_json::from_value::<ModelConfig>(value).unwrap(), config);
+}
+
+#[test]
+fn json_brings_every_family_back() {
+    for decoder in families() {
+        let config = ModelConfig::original(decoder);
+        config.validate().unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<ModelConfig>(&text).unwrap(), config, "{text}");
+    }
 }

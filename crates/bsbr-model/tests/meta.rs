@@ -3,7 +3,7 @@
 mod common;
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Meta, Retrieval, Selector, attend};
-use bsbr_model::{Decoder, DecoderConfig};
+use bsbr_model::{Decoder, DecoderConfig, Normalisation};
 use burn::{
     nn::Linear,
     tensor::{Int, Tensor, TensorData},
@@ -31,7 +31,8 @@ fn put_together(model: &Decoder, tokens: &[u32], attention: &BlockAttentionConfi
     let table = model.position.as_ref().unwrap().val();
     let x = model.embed.weight.val().select(0, index(tokens.iter().map(|&token| token as i32).collect()))
         + table.narrow(0, 0, TOKENS);
-    let normed = block.attention_norm.forward(x.clone());
+    let norm = |norm: &Option<Normalisation>, x: Tensor<2>| norm.as_ref().unwrap().forward(x);
+    let normed = norm(&block.attention_norm, x.clone());
     let of = |linear: &Linear, x: &Tensor<2>| heads(linear, x.clone(), decoder.head_dim);
     let projections = &block.attention;
     let (first, last) = (
@@ -52,8 +53,8 @@ fn put_together(model: &Decoder, tokens: &[u32], attention: &BlockAttentionConfi
     );
     let read = read.unwrap().swap_dims(1, 2).reshape([TOKENS, decoder.heads * decoder.head_dim]);
     let x = x + projections.output.forward(read);
-    let x = x.clone() + block.mlp.forward(block.mlp_norm.forward(x));
-    rows(model.logits(model.final_norm.forward(x)))
+    let x = x.clone() + block.mlp.forward(norm(&block.mlp_norm, x));
+    rows(model.logits(norm(&model.final_norm, x)))
 }
 
 #[test]

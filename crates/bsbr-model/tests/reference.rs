@@ -2,7 +2,10 @@
 
 mod common;
 
-use bsbr_model::{Activation, DecoderConfig, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling};
+use bsbr_model::{
+    Activation, BlockConfig, BlockForm, DecoderConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
+    Positions, RotaryScaling,
+};
 use common::{
     devices, difference, families, gemma_like, gpt2_like, llama_like, load, logits, multi_query, naive::Naive, rotary,
     text,
@@ -195,4 +198,65 @@ fn position_policies_go_on_past_the_last_learned_position() {
         seen.push(reference.logits(&text(40, 5)));
     }
     assert!(difference(&seen[0], &seen[1]) > 0.1, "the policies are two");
+}
+
+#[test]
+fn every_norm_and_every_form_of_a_block_is_its_own() {
+    for norm in [Norm::Layer, Norm::LayerWeight, Norm::LayerPlain, Norm::RmsPlusOne] {
+        check_switch(llama_like(), |decoder| decoder.norm = norm);
+    }
+    for form in [
+        BlockForm::Sandwich,
+        BlockForm::NormedBranches,
+        BlockForm::NormAfter,
+        BlockForm::Parallel,
+        BlockForm::ParallelSharedNorm,
+    ] {
+        for base in [gpt2_like(), llama_like()] {
+            check_switch(base.clone(), |decoder| decoder.block.form = form);
+            let base = DecoderConfig { block: BlockConfig { form, ..base.block }, ..base };
+            check_switch(base, |decoder| decoder.block.residual_multiplier = Some(0.4));
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_can_be_normed_in_three_ways() {
+    for over in [HeadNorm::Head, HeadNorm::EachHead, HeadNorm::AllHeads] {
+        for norm in [Norm::Layer, Norm::Rms, Norm::RmsPlusOne] {
+            let base = DecoderConfig { norm, ..llama_like() };
+            check_switch(base, |decoder| decoder.block.head_norm = Some(over));
+        }
+    }
+}
+
+#[test]
+fn each_layer_rotates_in_its_own_way() {
+    let local = LayerRotary::Local { theta: 50.0 };
+    for layers in [[local, LayerRotary::Global], [LayerRotary::Global, LayerRotary::Off], [LayerRotary::Off, local]] {
+        check_switch(llama_like(), |decoder| decoder.layer_rotary = layers.to_vec());
+    }
+}
+
+#[test]
+fn scores_can_fall_with_the_distance() {
+    for base in [gpt2_like(), llama_like()] {
+        check_switch(base.clone(), |decoder| decoder.positions = Positions::Alibi { factor: 1.0 });
+        let base = DecoderConfig { positions: Positions::Alibi { factor: 1.0 }, ..base };
+        check_switch(base, |decoder| decoder.positions = Positions::Alibi { factor: 0.3 });
+    }
+}
+
+#[test]
+fn embeddings_and_heads_have_their_switches() {
+    for base in [gpt2_like(), llama_like()] {
+        check_switch(base.clone(), |decoder| decoder.embedding.norm = true);
+        check_switch(base.clone(), |decoder| decoder.embedding.scale = Some(3.0));
+        check_switch(base.clone(), |decoder| decoder.head.scale = Some(0.1));
+        check_switch(base.clone(), |decoder| decoder.head.softcap = Some(1.0));
+        check_switch(base, |decoder| decoder.head.bias = true);
+    }
+    check_switch(gpt2_like(), |decoder| decoder.embedding.width = Some(10));
+    check_switch(llama_like(), |decoder| decoder.embedding.width = Some(30));
+    check_switch(gpt2_like(), |decoder| decoder.embedding.position_offset = 2);
 }

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    if !(args.atol >= 0.0) {
+    if args.atol.is_nan() || args.atol < 0.0 {
         bail!("--atol is {}, expected 0 or more", args.atol);
     }
     let expected = ExpectedLogits::open(&args.expected)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use super::{MASKED, Part, Tile, Values, by_choice, by_set, int_tensor, scores};
+use super::{MASKED, Part, Tile, Values, biased, by_choice, by_set, int_tensor, scores};
 use crate::{AttentionOptions, buffer::RowBuffer};
 
 /// The keys at `positions`, given as `[batch, kv_heads, positions, head_dim]`: each token sees those up to itself and
@@ -16,7 +16,7 @@ pub(crate) fn contiguous_part(
     positions: Range<usize>,
     options: &AttentionOptions,
 ) -> Part {
-    let logits = scores(tile, keys, options);
+    let logits = biased(tile, scores(tile, keys, options), positions.clone().map(|at| at as f64), options);
     let all_visible = options.window.is_none() && positions.end <= tile.start + 1;
     let mask = (!all_visible).then(|| {
         tile.mask(positions.len(), |token, column| {
@@ -57,15 +57,24 @@ pub(crate) fn chosen_part(
     let logits = options.capped(query.matmul(chosen_keys.swap_dims(1, 2)) * options.scale);
     let mut logits = by_choice(logits, [batch, kv_heads, group, tokens, columns], choices);
 
-    if options.window.is_some() || !first.is_multiple_of(block) {
+    let hides = options.window.is_some() || !first.is_multiple_of(block);
+    if hides || options.alibi.is_some() {
         let within = int_tensor(0..block, &device).reshape([1, 1, 1, 1, block]);
         let position =
             (choice.unsqueeze_dim::<5>(4) * block as i32 + within).reshape([batch, kv_heads, 1, choices, columns]);
+        let shape = [batch, kv_heads, 1, tokens, columns];
+        let position = position.expand(shape);
+        if let Some(slopes) = options.slopes(kv_heads, group, &logits) {
+            let token = int_tensor((0..tokens).map(|token| tile.start + token), &device).reshape([1, 1, 1, tokens, 1]);
+            let distance = position.clone() - token.expand(shape);
+            logits = logits + distance.float().cast(tile.query.dtype()) * slopes;
+        }
         let bounds = (0..tokens).map(|token| options.first_visible(tile.start + token).max(first));
         let bound = int_tensor(bounds, &device).reshape([1, 1, 1, tokens, 1]);
-        let shape = [batch, kv_heads, 1, tokens, columns];
-        let hidden = position.expand(shape).lower(bound.expand(shape));
-        logits = logits + hidden.float().cast(tile.query.dtype()) * MASKED;
+        if hides {
+            let hidden = position.lower(bound.expand(shape));
+            logits = logits + hidden.float().cast(tile.query.dtype()) * MASKED;
+        }
     }
     Part { logits, values: Values::PerChoice(chosen_values) }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor};
 
-use super::{MASKED, Part, Tile, Values, choose::chosen_mask, exact::masked, float_tensor, scores};
+use super::{MASKED, Part, Tile, Values, biased, choose::chosen_mask, exact::masked, float_tensor, scores};
 use crate::{AttentionOptions, statistics::StatisticsView};
 
 /// The covariance term may add at most this to a log-mass: keys that are rotated through a block are not normally
@@ -15,7 +15,7 @@ const MOST_COVARIANCE_NATS: f64 = 4.0;
 const QUADRATIC_BUDGET: usize = 1 << 22;
 
 /// Estimated log-mass of each block for each token, `[batch, kv_heads, group, tokens, blocks]`:
-/// `log n + scale q . mu + (w / 2) scale^2 q^T S q`; blocks without tokens are masked.
+/// `log n + scale q . mu + (w / 2) scale^2 q^T S q`, ALiBi at the mean position; blocks without tokens are masked.
 pub(crate) fn far_logits(
     tile: &Tile,
     statistics: &StatisticsView,
@@ -26,7 +26,9 @@ pub(crate) fn far_logits(
     let log_counts: Vec<f32> = statistics.blocks.iter().map(log_count).collect();
     let blocks = log_counts.len();
     let log_counts = float_tensor(log_counts, &tile.query.device(), tile.query.dtype()).reshape([1, 1, 1, 1, blocks]);
-    let logits = scores(tile, statistics.mean_key.clone(), options) + log_counts;
+    let mean_position = |block: &Range<usize>| (block.start + block.end.max(1) - 1) as f64 / 2.0;
+    let scores = scores(tile, statistics.mean_key.clone(), options);
+    let logits = biased(tile, scores, statistics.blocks.iter().map(mean_position), options) + log_counts;
     match &statistics.covariance {
         Some(covariance) if covariance_weight > 0.0 => {
             let spread = quadratic_forms(tile, covariance);

@@ -63,6 +63,23 @@ impl Tile {
     }
 }
 
+/// Adds the ALiBi of columns that stand at `positions` to their logits. A block stands between two tokens when it has
+/// an even number of them.
+pub(crate) fn biased(
+    tile: &Tile,
+    logits: Tensor<5>,
+    positions: impl Iterator<Item = f64>,
+    options: &AttentionOptions,
+) -> Tensor<5> {
+    let [_, kv_heads, group, tokens, columns] = logits.dims();
+    let Some(slopes) = options.slopes(kv_heads, group, &logits) else { return logits };
+    // Differences of positions, not positions: the numbers stay small and exact however long the text is.
+    let from_start: Vec<f64> = positions.map(|position| position - tile.start as f64).collect();
+    let distance = (0..tokens).flat_map(|token| from_start.iter().map(move |at| (at - token as f64) as f32));
+    let distance = float_tensor(distance.collect(), &logits.device(), logits.dtype());
+    logits + distance.reshape([1, 1, 1, tokens, columns]) * slopes
+}
+
 /// Something a tile reads.
 pub(crate) struct Part {
     /// `[batch, kv_heads, group, tokens, columns]`.

@@ -224,7 +224,8 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
             additive_gate: 1.0,
         };
-        let options = AttentionOptions { softcap, window, ..AttentionOptions::new(head_dim) };
+        let alibi = [None, None, None, Some(1.0), Some(0.3)][(seed % 5) as usize];
+        let options = AttentionOptions { softcap, window, alibi, ..AttentionOptions::new(head_dim) };
         Case { batch, heads, kv_heads, head_dim, tokens: length.min(12 * chunk_size), config, options, seed }
     })
 }

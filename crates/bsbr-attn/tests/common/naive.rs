@@ -98,15 +98,30 @@ impl Case {
         blocks
     }
 
-    fn score(&self, q: &[f64], k: &[f64]) -> f64 {
+    /// Score of a key that stands at `position` for the token at `t`.
+    fn score(&self, h: usize, t: usize, q: &[f64], (k, position): (&[f64], f64)) -> f64 {
         let score = self.options.scale * dot(q, k);
-        self.options.softcap.map_or(score, |cap| cap * (score / cap).tanh())
+        let score = self.options.softcap.map_or(score, |cap| cap * (score / cap).tanh());
+        // The paper's slopes: a geometric sequence from the power of two below, the rest from the one above.
+        let power = 1 << self.heads.ilog2();
+        let slope = if h < power {
+            0.5_f64.powf(8.0 / power as f64 * (h + 1) as f64)
+        } else {
+            0.5_f64.powf(4.0 / power as f64 * (2 * (h - power) + 1) as f64)
+        };
+        score - self.options.alibi.unwrap_or(0.0) * slope * (t as f64 - position)
     }
 
-    fn log_mass(&self, q: &[f64], block: &Block, covariance_weight: f64) -> f64 {
+    fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize) -> f64 {
+        let kv = h / (self.heads / self.kv_heads);
+        self.score(h, t, &inputs.query.row(b, h, t), (&inputs.keys.row(b, kv, i), i as f64))
+    }
+
+    fn log_mass(&self, (h, t): (usize, usize), q: &[f64], block: &Block, covariance_weight: f64) -> f64 {
+        let position = block.positions.clone().map(|i| i as f64).sum::<f64>() / block.positions.len() as f64;
         let turned: Vector = block.covariance.iter().map(|row| dot(row, q)).collect();
         let spread = 0.5 * covariance_weight * self.options.scale.powi(2) * dot(q, &turned);
-        (block.positions.len() as f64).ln() + self.score(q, &block.mean_key) + spread.min(4.0)
+        (block.positions.len() as f64).ln() + self.score(h, t, q, (&block.mean_key, position)) + spread.min(4.0)
     }
 
     /// What token `t` of query head `h` reads.
@@ -121,7 +136,7 @@ impl Case {
         let exact: Vec<usize> = (first_visible..=t).filter(|&i| i >= local_start || i < config.sink_tokens).collect();
         let blocks: Vec<Block> = self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r)).collect();
 
-        let mut logits: Vec<f64> = exact.iter().map(|&i| self.score(&q, &inputs.keys.row(b, kv, i))).collect();
+        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i)).collect();
         let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
         let mut add = vec![0.0; self.head_dim];
         let first_query = (c * config.chunk_size, inputs);
@@ -159,10 +174,13 @@ impl Case {
                         }
                         // The share of this head's attention that the block would have.
                         let q = inputs.query.row(b, head, t);
-                        let all = blocks.iter().filter(|block| visible(block)).map(|x| self.log_mass(&q, x, weight));
-                        let near = exact.iter().map(|&i| self.score(&q, &inputs.keys.row(b, kv, i)));
+                        let all = blocks
+                            .iter()
+                            .filter(|block| visible(block))
+                            .map(|x| self.log_mass((head, t), &q, x, weight));
+                        let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i));
                         let total: f64 = all.chain(near).map(f64::exp).sum();
-                        score += self.log_mass(&q, block, weight).exp() / total;
+                        score += self.log_mass((head, t), &q, block, weight).exp() / total;
                     }
                     ranked.push((score, j));
                 }
@@ -172,12 +190,12 @@ impl Case {
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {
                         for i in block.positions.clone().filter(|&i| i >= first_visible) {
-                            logits.push(self.score(&q, &inputs.keys.row(b, kv, i)));
+                            logits.push(self.key_score(inputs, (b, h, t), i));
                             values.push(inputs.values.row(b, kv, i));
                         }
                     } else if config.far != Far::None && block.positions.start >= first_visible {
                         state_reads.push((logits.len(), j));
-                        logits.push(self.log_mass(&q, block, weight));
+                        logits.push(self.log_mass((h, t), &q, block, weight));
                         values.push(block.mean_value.clone());
                     }
                 }
@@ -198,7 +216,7 @@ impl Case {
                 let near = logits.len();
                 if !additive {
                     for block in &seen {
-                        logits.push(self.log_mass(&q, block, config.covariance_weight));
+                        logits.push(self.log_mass((h, t), &q, block, config.covariance_weight));
                         values.push(block.mean_value.clone());
                     }
                 }

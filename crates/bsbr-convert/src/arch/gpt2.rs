@@ -1,16 +1,14 @@
 //! GPT-2. Linear weights are stored `[in, out]` (the `Conv1D` layout), the square attention output included.
 
-use std::collections::BTreeMap;
+use bsbr_model::{Activation, Norm, Positions};
 
-use bsbr_model::{Activation, DecoderConfig, Norm, Positions};
-
-use super::{activation, head_dim};
+use super::keys::{self, Sizes};
+use super::names::{QKV, QKV_BIAS, QKV_WEIGHT, map};
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::Dim::{HeadDim, Heads, KvHeads, Mul, N};
-use crate::rules::Op::{Split, Transpose};
-use crate::rules::Rule::{Ignore, Map, Tie};
-use crate::rules::{Architecture, Dim, Op, Reject, SourceModel, When};
+use crate::rules::Op::Transpose;
+use crate::rules::Rule::{Ignore, Tie};
+use crate::rules::{Architecture, Reject, SourceModel};
 
 pub(super) const GPT2: Architecture = Architecture {
     id: "gpt2",
@@ -44,22 +42,6 @@ pub(super) const GPT2: Architecture = Architecture {
     read_config,
 };
 
-pub(super) const QKV_WEIGHT: &[&str] =
-    &["layers.{i}.attention.query.weight", "layers.{i}.attention.key.weight", "layers.{i}.attention.value.weight"];
-pub(super) const QKV_BIAS: &[&str] =
-    &["layers.{i}.attention.query.bias", "layers.{i}.attention.key.bias", "layers.{i}.attention.value.bias"];
-
-/// Rows of all queries, and of all keys or values.
-const QUERIES: Dim = Mul(&Heads, &HeadDim);
-const KEYS: Dim = Mul(&KvHeads, &HeadDim);
-
-/// `[Q; K; V]`, one after the other.
-pub(super) const QKV: Op = Split { groups: N(1), parts: &[QUERIES, KEYS, KEYS] };
-
-const fn map(source: &'static str, targets: &'static [&'static str], ops: &'static [Op]) -> crate::rules::Rule {
-    Map { source, targets, ops, when: When::Always }
-}
-
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let heads = config.usize("n_head")?;
     let mut model = read_gpt2_keys(config, heads, Activation::GeluTanh)?;
@@ -75,11 +57,8 @@ pub(super) fn read_gpt2_keys(
 ) -> Result<SourceModel, ConvertError> {
     let hidden_size = config.usize("n_embd")?;
     let heads = config.usize("n_head")?;
-    let head_dim = head_dim(config, "n_head", hidden_size, heads)?;
-    let scaled = config.bool_or("scale_attn_weights", true)?;
-    let tied = config.optional_bool("tie_word_embeddings")?;
-    let decoder = DecoderConfig {
-        vocab_size: config.usize("vocab_size")?,
+    let head_dim = keys::head_dim(config, "n_head", hidden_size, heads)?;
+    let sizes = Sizes {
         hidden_size,
         layers: config.usize("n_layer")?,
         heads,
@@ -87,19 +66,14 @@ pub(super) fn read_gpt2_keys(
         head_dim,
         intermediate_size: config.optional_usize("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
         max_positions: config.usize("n_positions")?,
-        norm: Norm::Layer,
-        norm_eps: config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5),
-        positions: Positions::Learned,
-        activation: activation(config, "activation_function", default)?,
-        gated_mlp: false,
-        attention_scale: if scaled { (head_dim as f64).powf(-0.5) } else { 1.0 },
-        scale_by_layer: false,
-        attention_softcap: None,
-        windows: Vec::new(),
-        qkv_bias: true,
-        attention_output_bias: true,
-        mlp_bias: true,
-        tied_head: tied.unwrap_or(true),
     };
-    Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: tied.is_some() })
+    let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
+    let activation = keys::activation(config, "activation_function", default)?;
+    let mut model = keys::decoder(config, sizes, norm, Positions::Learned, activation, true)?;
+    let decoder = &mut model.decoder;
+    (decoder.qkv_bias, decoder.attention_output_bias, decoder.mlp_bias) = (true, true, true);
+    if !config.bool_or("scale_attn_weights", true)? {
+        decoder.attention_scale = 1.0;
+    }
+    Ok(model)
 }

@@ -5,14 +5,13 @@
 
 use bsbr_model::Activation;
 
-use super::gpt2::{QKV, QKV_BIAS, QKV_WEIGHT, read_gpt2_keys};
+use super::gpt2::read_gpt2_keys;
+use super::names::{QKV, QKV_BIAS, QKV_PER_HEAD, QKV_WEIGHT, copy};
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::Dim::{HeadDim, Heads};
-use crate::rules::Op::Split;
 use crate::rules::Rule::{Ignore, Map, Tie};
-use crate::rules::When::{Always, Flag, Not};
-use crate::rules::{Architecture, Op, Reject, Rule, SourceModel};
+use crate::rules::When::{Flag, Not};
+use crate::rules::{Architecture, Reject, SourceModel};
 
 pub(super) const GPT_BIGCODE: Architecture = Architecture {
     id: "gpt_bigcode",
@@ -29,8 +28,8 @@ pub(super) const GPT_BIGCODE: Architecture = Architecture {
         copy("{p}h.{i}.ln_1.bias", &["layers.{i}.attention_norm.bias"]),
         Map { source: C_ATTN_WEIGHT, targets: QKV_WEIGHT, ops: &[QKV], when: Flag("multi_query") },
         Map { source: C_ATTN_BIAS, targets: QKV_BIAS, ops: &[QKV], when: Flag("multi_query") },
-        Map { source: C_ATTN_WEIGHT, targets: QKV_WEIGHT, ops: &[PER_HEAD], when: Not("multi_query") },
-        Map { source: C_ATTN_BIAS, targets: QKV_BIAS, ops: &[PER_HEAD], when: Not("multi_query") },
+        Map { source: C_ATTN_WEIGHT, targets: QKV_WEIGHT, ops: &[QKV_PER_HEAD], when: Not("multi_query") },
+        Map { source: C_ATTN_BIAS, targets: QKV_BIAS, ops: &[QKV_PER_HEAD], when: Not("multi_query") },
         copy("{p}h.{i}.attn.c_proj.weight", &["layers.{i}.attention.output.weight"]),
         copy("{p}h.{i}.attn.c_proj.bias", &["layers.{i}.attention.output.bias"]),
         copy("{p}h.{i}.ln_2.weight", &["layers.{i}.mlp_norm.weight"]),
@@ -51,13 +50,6 @@ pub(super) const GPT_BIGCODE: Architecture = Architecture {
 
 const C_ATTN_WEIGHT: &str = "{p}h.{i}.attn.c_attn.weight";
 const C_ATTN_BIAS: &str = "{p}h.{i}.attn.c_attn.bias";
-
-/// Query, key and value of the first head, then of the second, ...
-const PER_HEAD: Op = Split { groups: Heads, parts: &[HeadDim, HeadDim, HeadDim] };
-
-const fn copy(source: &'static str, targets: &'static [&'static str]) -> Rule {
-    Map { source, targets, ops: &[], when: Always }
-}
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let multi_query = config.bool_or("multi_query", true)?;

@@ -1,20 +1,65 @@
-//! The supported architectures: one file each, holding a table of rules and a reader of `config.json`.
+//! The supported architectures: one file each (or one family), holding a table of rules and a reader of `config.json`.
 //!
-//! Another architecture is another such file and a line in [`ARCHITECTURES`].
+//! Another architecture is another such file and a line in [`ARCHITECTURES`]. What several share is in `names` (rules) and
+//! `keys` (reading).
 
+mod bloom;
+mod cohere;
+mod falcon;
+mod gemma;
 mod gpt2;
 mod gpt_bigcode;
+mod gpt_neo;
+mod gpt_neox;
+mod gptj;
+mod granite;
+mod keys;
 mod llama;
+mod mistral;
+mod mpt;
+mod names;
+mod olmo;
+mod opt;
+mod phi;
+mod phi3;
+mod qwen;
 mod rope;
-
-use bsbr_model::Activation;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
 use crate::rules::Architecture;
 
 /// Every architecture there are rules for.
-pub const ARCHITECTURES: &[Architecture] = &[gpt2::GPT2, gpt_bigcode::GPT_BIGCODE, llama::LLAMA];
+pub const ARCHITECTURES: &[Architecture] = &[
+    gpt2::GPT2,
+    gpt_bigcode::GPT_BIGCODE,
+    llama::LLAMA,
+    mistral::MISTRAL,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    phi3::PHI3,
+    gpt_neox::GPT_NEOX,
+    starcoder2::STARCODER2,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    smollm3::SMOLLM3,
+    olmo::OLMO2,
+    olmo::OLMO,
+    granite::GRANITE,
+    phi::PHI,
+    stablelm::STABLELM,
+    cohere::COHERE,
+    gptj::GPTJ,
+    gpt_neo::GPT_NEO,
+    falcon::FALCON,
+    opt::OPT,
+    bloom::BLOOM,
+    mpt::MPT,
+];
 
 /// The architecture of a checkpoint, by the `model_type` of its configuration.
 ///
@@ -46,28 +91,4 @@ pub fn architecture(config: &ConfigFile) -> Result<&'static Architecture, Conver
 fn supported() -> String {
     let types = ARCHITECTURES.iter().flat_map(|arch| arch.model_types);
     types.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// The activation under `key`, or `default`.
-fn activation(config: &ConfigFile, key: &str, default: Activation) -> Result<Activation, ConvertError> {
-    let Some(name) = config.optional_str(key)? else { return Ok(default) };
-    // The tanh forms differ from the exact one by up to 5e-4 in the logits: mixing them up shows in no sample text.
-    Ok(match name.as_str() {
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Activation::GeluTanh,
-        "gelu" | "gelu_python" => Activation::GeluErf,
-        "silu" | "swish" => Activation::Silu,
-        "relu" => Activation::Relu,
-        _ => {
-            let expected = "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu, swish, relu";
-            return Err(config.error(key, expected));
-        }
-    })
-}
-
-/// `width / heads`, which must be whole. `key` is the key of the heads.
-fn head_dim(config: &ConfigFile, key: &str, width: usize, heads: usize) -> Result<usize, ConvertError> {
-    if heads == 0 || !width.is_multiple_of(heads) {
-        return Err(config.error(key, &format!("a divisor of the hidden size {width}")));
-    }
-    Ok(width / heads)
 }

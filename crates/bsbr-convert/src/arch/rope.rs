@@ -3,36 +3,86 @@
 //! Until version 4 the keys were `rope_theta` and `rope_scaling` with `type` or `rope_type`; from version 5 on there
 //! is one object, `rope_parameters`.
 
-use bsbr_model::RotaryScaling;
+use bsbr_model::{Positions, RotaryScaling};
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
 
-/// Base of the frequencies and their scaling.
-pub(super) fn read(config: &ConfigFile, max_positions: usize) -> Result<(f64, Option<RotaryScaling>), ConvertError> {
+/// Where an architecture keeps its rotary settings, and the defaults of its class.
+#[derive(Clone, Copy)]
+pub(super) struct RopeKeys {
+    /// Key of the base, outside `rope_parameters`; `None` for no default.
+    pub(super) theta: (&'static str, Option<f64>),
+    /// Key of the part of a head that rotates, outside `rope_parameters`; `None` where heads rotate whole.
+    pub(super) part: Option<(&'static str, f64)>,
+    /// The first files of Phi-3 call `longrope` `yarn`.
+    pub(super) yarn_is_longrope: bool,
+}
+
+impl RopeKeys {
+    pub(super) const LLAMA: Self = Self { theta: ("rope_theta", Some(10_000.0)), part: None, yarn_is_longrope: false };
+}
+
+/// Rotary positions for heads of width `head_dim`.
+pub(super) fn read(
+    config: &ConfigFile,
+    keys: &RopeKeys,
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<Positions, ConvertError> {
     let parameters = config.object("rope_parameters")?;
+    read_from(config, parameters, keys, head_dim, max_positions)
+}
+
+/// The same with the object that newer files keep the settings in.
+pub(super) fn read_from(
+    config: &ConfigFile,
+    parameters: Option<ConfigFile>,
+    keys: &RopeKeys,
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<Positions, ConvertError> {
     let scaling = match &parameters {
         Some(parameters) => Some(parameters.clone()),
         None => config.object("rope_scaling")?,
     };
-    let inner = parameters.as_ref().map(|p| p.optional_f64("rope_theta")).transpose()?.flatten();
-    let theta = match inner {
-        Some(theta) => theta,
-        None => config.optional_f64("rope_theta")?.unwrap_or(10_000.0),
+    let inner = |key: &str| parameters.as_ref().map(|p| p.optional_f64(key)).transpose().map(Option::flatten);
+    let theta = match (inner("rope_theta")?, config.optional_f64(keys.theta.0)?, keys.theta.1) {
+        (Some(theta), _, _) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
+        (None, None, None) => return Err(config.error(keys.theta.0, "a number")),
     };
-    for place in std::iter::once(config).chain(&scaling) {
-        // Llama rotates whole heads; another value would be read by nothing.
-        if place.optional_f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-            return Err(place.error("partial_rotary_factor", "1 or absent for this architecture"));
+    let rotary_dim = match keys.part {
+        Some((key, default)) => {
+            let part = match inner("partial_rotary_factor")? {
+                Some(part) => part,
+                None => config.optional_f64(key)?.unwrap_or(default),
+            };
+            if !(0.0..=1.0).contains(&part) {
+                return Err(config.error(key, "a number from 0 to 1"));
+            }
+            (head_dim as f64 * part) as usize
         }
-    }
-    let Some(scaling) = scaling else { return Ok((theta, None)) };
-    Ok((theta, read_scaling(config, &scaling, max_positions)?))
+        None => {
+            for place in std::iter::once(config).chain(&scaling) {
+                // Whole heads rotate; another value would be read by nothing.
+                if place.optional_f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+                    return Err(place.error("partial_rotary_factor", "1 or absent for this architecture"));
+                }
+            }
+            head_dim
+        }
+    };
+    let scaling = match scaling {
+        Some(scaling) => read_scaling(config, &scaling, keys, max_positions)?,
+        None => None,
+    };
+    Ok(Positions::Rotary { theta, rotary_dim, scaling })
 }
 
 fn read_scaling(
     config: &ConfigFile,
     scaling: &ConfigFile,
+    keys: &RopeKeys,
     max_positions: usize,
 ) -> Result<Option<RotaryScaling>, ConvertError> {
     let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
@@ -43,6 +93,7 @@ fn read_scaling(
         inner => inner,
     };
     Ok(Some(match kind.as_str() {
+        "yarn" if keys.yarn_is_longrope => longrope(scaling, None, original, max_positions)?,
         "default" => return Ok(None),
         "linear" => RotaryScaling::Linear { factor: factor(scaling)? },
         // The trained length of this kind is the model's maximum: the base grows only beyond it.

@@ -9,19 +9,48 @@ use bsbr_convert::{ConversionReport, ConvertError, ConvertOptions, SafetensorsFi
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Every fixture with weights in safetensors form, and the configuration styles it has.
-pub const FIXTURES: [(&str, &str); 10] = [
-    ("gpt2", "config.json"),
-    ("gpt2", "config_v4.json"),
-    ("gpt2_sharded", "config.json"),
-    ("gpt_bigcode_mqa", "config.json"),
-    ("gpt_bigcode_mqa", "config_v4.json"),
-    ("gpt_bigcode_mha", "config.json"),
-    ("gpt_bigcode_mha", "config_v4.json"),
-    ("llama", "config.json"),
-    ("llama", "config_v4.json"),
-    ("llama_bf16", "config.json"),
+/// Every fixture with weights in safetensors form that has both styles of configuration.
+pub const BOTH_STYLES: [&str; 30] = [
+    "gpt2",
+    "gpt_bigcode_mqa",
+    "gpt_bigcode_mha",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gpt_neox",
+    "starcoder2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "olmo2",
+    "olmo",
+    "granite",
+    "phi",
+    "stablelm",
+    "stablelm_12b",
+    "cohere",
+    "gptj",
+    "gpt_neo",
+    "falcon_7b",
+    "falcon_40b",
+    "falcon_rw",
+    "opt",
+    "opt_350m_like",
+    "bloom",
+    "mpt",
 ];
+
+/// Those that only have the newer style.
+pub const NEWER_STYLE: [&str; 2] = ["gpt2_sharded", "llama_bf16"];
+
+/// Every fixture with every configuration it has.
+pub fn all_fixtures() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let both = BOTH_STYLES.into_iter().flat_map(|name| [(name, "config.json"), (name, "config_v4.json")]);
+    both.chain(NEWER_STYLE.map(|name| (name, "config.json")))
+}
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")

@@ -4,7 +4,10 @@
 pub(crate) mod naive;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
-use bsbr_model::{Activation, Decoder, DecoderConfig, ModelConfig, Norm, Positions, WeightSource, WeightSpec};
+use bsbr_model::{
+    Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary,
+    ModelConfig, Norm, Positions, WeightSource, WeightSpec,
+};
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
 
@@ -97,6 +100,10 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         attention_output_bias: true,
         mlp_bias: true,
         tied_head: true,
+        embedding: EmbeddingConfig::default(),
+        block: BlockConfig::default(),
+        head: HeadConfig::default(),
+        layer_rotary: vec![],
     }
 }
 
@@ -131,9 +138,49 @@ pub(crate) fn gemma_like() -> DecoderConfig {
     DecoderConfig { attention_softcap, windows, activation: Activation::GeluTanh, ..llama_like() }
 }
 
+/// As Gemma 3: norms on either side, normed heads, another rotation in one layer, scaled embeddings.
+pub(crate) fn sandwich() -> DecoderConfig {
+    DecoderConfig {
+        norm: Norm::RmsPlusOne,
+        block: BlockConfig { form: BlockForm::Sandwich, head_norm: Some(HeadNorm::Head), ..Default::default() },
+        embedding: EmbeddingConfig { scale: Some(1.5), ..Default::default() },
+        layer_rotary: vec![LayerRotary::Local { theta: 50.0 }, LayerRotary::Global],
+        ..gemma_like()
+    }
+}
+
+/// As BLOOM: ALiBi and normed embeddings.
+pub(crate) fn alibi() -> DecoderConfig {
+    let embedding = EmbeddingConfig { norm: true, ..Default::default() };
+    DecoderConfig { positions: Positions::Alibi { factor: 1.0 }, embedding, ..gpt2_like() }
+}
+
+/// As the small form of OPT: norms after everything, learned positions from row 2 on, narrow embeddings.
+pub(crate) fn norm_after() -> DecoderConfig {
+    DecoderConfig {
+        block: BlockConfig { form: BlockForm::NormAfter, ..Default::default() },
+        embedding: EmbeddingConfig { width: Some(12), position_offset: 2, ..Default::default() },
+        ..gpt2_like()
+    }
+}
+
+/// As StableLM 12B: attention and MLP side by side on one norm, each head with a norm of its own.
+pub(crate) fn side_by_side() -> DecoderConfig {
+    DecoderConfig {
+        norm: Norm::Layer,
+        positions: rotary(4),
+        block: BlockConfig {
+            form: BlockForm::ParallelSharedNorm,
+            head_norm: Some(HeadNorm::EachHead),
+            ..Default::default()
+        },
+        ..llama_like()
+    }
+}
+
 /// One decoder of each family.
 pub(crate) fn families() -> Vec<DecoderConfig> {
-    vec![gpt2_like(), llama_like(), multi_query(), gemma_like()]
+    vec![gpt2_like(), llama_like(), multi_query(), gemma_like(), sandwich(), alibi(), norm_after(), side_by_side()]
 }
 
 pub(crate) fn rotary(rotary_dim: usize) -> Positions {

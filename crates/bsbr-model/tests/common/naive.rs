@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, f64::consts::PI};
 
-use bsbr_model::{Activation, ModelConfig, Norm, PositionPolicy, Positions, weight_specs};
+use bsbr_model::{
+    Activation, BlockForm, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, weight_specs,
+};
 
 use super::weight;
 
@@ -23,10 +25,8 @@ impl Naive {
             (spec.name, numbers)
         });
         let frequencies = match config.decoder.positions {
-            Positions::Learned => Vec::new(),
-            Positions::Rotary { theta, rotary_dim, .. } => {
-                (0..rotary_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f64 / rotary_dim as f64)).collect()
-            }
+            Positions::Learned | Positions::Alibi { .. } => Vec::new(),
+            Positions::Rotary { theta, rotary_dim, .. } => frequencies(theta, rotary_dim),
         };
         Self { config: config.clone(), weights: weights.collect(), rotation: (frequencies, 1.0) }
     }
@@ -36,32 +36,85 @@ impl Naive {
         let decoder = &self.config.decoder;
         let mut stream: Rows = Vec::new();
         for (position, &token) in tokens.iter().enumerate() {
-            let mut x = self.row("embed.weight", token as usize);
+            let mut x =
+                self.row("embed.weight", token as usize, decoder.embedding.width.unwrap_or(decoder.hidden_size));
+            x.iter_mut().for_each(|x| *x *= decoder.embedding.scale.unwrap_or(1.0));
+            if decoder.embedding.width.is_some() {
+                x = self.linear("project_in", &x);
+            }
             if decoder.positions == Positions::Learned {
                 add(&mut x, &self.learned_position(position, tokens.len()));
             }
-            stream.push(x);
+            stream.push(if decoder.embedding.norm { self.norm("embed_norm", &x) } else { x });
         }
         for layer in 0..decoder.layers {
-            let at = |part: &str| format!("layers.{layer}.{part}");
-            let normed: Rows = stream.iter().map(|x| self.norm(&at("attention_norm"), x)).collect();
-            for (x, read) in stream.iter_mut().zip(self.attention(layer, &normed)) {
-                add(x, &self.linear(&at("attention.output"), &read));
-            }
-            for x in &mut stream {
-                let normed = self.norm(&at("mlp_norm"), x);
-                let mut inner = self.linear(&at("mlp.up"), &normed);
-                if decoder.gated_mlp {
-                    let gate = self.linear(&at("mlp.gate"), &normed);
-                    inner.iter_mut().zip(gate).for_each(|(up, gate)| *up *= self.activate(gate));
-                } else {
-                    inner.iter_mut().for_each(|x| *x = self.activate(*x));
-                }
-                add(x, &self.linear(&at("mlp.down"), &inner));
-            }
+            stream = self.block(layer, &stream);
         }
         let head = if decoder.tied_head { "embed" } else { "head" };
-        stream.iter().map(|x| self.linear(head, &self.norm("final_norm", x))).collect()
+        let last = |x: &Vec<f64>| {
+            let mut x = if decoder.block.form == BlockForm::NormAfter { x.clone() } else { self.norm("final_norm", x) };
+            if decoder.embedding.width.is_some() {
+                x = self.linear("project_out", &x);
+            }
+            let mut logits = self.linear(head, &x);
+            if decoder.head.bias && decoder.tied_head {
+                add(&mut logits, &self.weights["head.bias"]);
+            }
+            logits.iter_mut().for_each(|logit| {
+                *logit *= decoder.head.scale.unwrap_or(1.0);
+                *logit = decoder.head.softcap.map_or(*logit, |cap| cap * (*logit / cap).tanh());
+            });
+            logits
+        };
+        stream.iter().map(last).collect()
+    }
+
+    fn block(&self, layer: usize, stream: &Rows) -> Rows {
+        let decoder = &self.config.decoder;
+        let norm = |part: &str, x: &[f64]| self.norm(&format!("layers.{layer}.{part}"), x);
+        let attention = |rows: &Rows| -> Rows {
+            let read = self.attention(layer, rows);
+            read.iter().map(|x| self.linear(&format!("layers.{layer}.attention.output"), x)).collect()
+        };
+        let plus = |x: &[f64], y: &[f64]| -> Vec<f64> {
+            let factor = decoder.block.residual_multiplier.unwrap_or(1.0);
+            x.iter().zip(y).map(|(x, y)| x + factor * y).collect()
+        };
+        let normed: Rows = stream.iter().map(|x| norm_or_not(decoder.block.form, &norm, x)).collect();
+        let rows = stream.iter().zip(attention(&normed)).zip(&normed);
+        rows.map(|((x, read), normed)| match decoder.block.form {
+            BlockForm::Sequential => {
+                let x = plus(x, &read);
+                plus(&x, &self.mlp(layer, &norm("mlp_norm", &x)))
+            }
+            BlockForm::Sandwich => {
+                let x = plus(x, &norm("attention_post_norm", &read));
+                plus(&x, &norm("mlp_post_norm", &self.mlp(layer, &norm("mlp_norm", &x))))
+            }
+            BlockForm::NormedBranches => {
+                let x = plus(x, &norm("attention_post_norm", &read));
+                plus(&x, &norm("mlp_post_norm", &self.mlp(layer, &x)))
+            }
+            BlockForm::NormAfter => {
+                let x = norm("attention_post_norm", &plus(x, &read));
+                norm("mlp_post_norm", &plus(&x, &self.mlp(layer, &x)))
+            }
+            BlockForm::Parallel => plus(&plus(x, &read), &self.mlp(layer, &norm("mlp_norm", x))),
+            BlockForm::ParallelSharedNorm => plus(&plus(x, &read), &self.mlp(layer, normed)),
+        })
+        .collect()
+    }
+
+    fn mlp(&self, layer: usize, x: &[f64]) -> Vec<f64> {
+        let at = |part: &str| format!("layers.{layer}.mlp.{part}");
+        let mut inner = self.linear(&at("up"), x);
+        if self.config.decoder.gated_mlp {
+            let gate = self.linear(&at("gate"), x);
+            inner.iter_mut().zip(gate).for_each(|(up, gate)| *up *= self.activate(gate));
+        } else {
+            inner.iter_mut().for_each(|x| *x = self.activate(*x));
+        }
+        self.linear(&at("down"), &inner)
     }
 
     /// What each token reads, `[tokens][heads * head_dim]`.
@@ -72,9 +125,10 @@ impl Naive {
             normed.iter().map(|x| self.linear(&format!("layers.{layer}.attention.{part}"), x)).collect()
         };
         let (mut queries, mut keys, values) = (project("query"), project("key"), project("value"));
-        for rows in [&mut queries, &mut keys] {
+        for (rows, name) in [(&mut queries, "query_norm"), (&mut keys, "key_norm")] {
             for (position, row) in rows.iter_mut().enumerate() {
-                row.chunks_exact_mut(width).for_each(|head| self.rotate(head, position));
+                self.norm_heads(&format!("layers.{layer}.attention.{name}.weight"), row);
+                row.chunks_exact_mut(width).for_each(|head| self.rotate(layer, head, position));
             }
         }
         let divisor = if decoder.scale_by_layer { (layer + 1) as f64 } else { 1.0 };
@@ -88,7 +142,8 @@ impl Naive {
                 let weights: Vec<(usize, f64)> = seen
                     .map(|key| {
                         let score = decoder.attention_scale / divisor * dot(query, &keys[key][kv..][..width]);
-                        (key, decoder.attention_softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp())
+                        let capped = decoder.attention_softcap.map_or(score, |cap| cap * (score / cap).tanh());
+                        (key, (capped + self.bias(head, token - key)).exp())
                     })
                     .collect();
                 let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
@@ -102,8 +157,41 @@ impl Naive {
         read
     }
 
-    fn rotate(&self, head: &mut [f64], position: usize) {
-        let (frequencies, factor) = &self.rotation;
+    /// ALiBi; the tests have powers of two and one more than that.
+    fn bias(&self, head: usize, distance: usize) -> f64 {
+        let Positions::Alibi { factor } = self.config.decoder.positions else { return 0.0 };
+        let slope: f64 = match self.config.decoder.heads {
+            3 => [2f64.powi(-4), 2f64.powi(-8), 2f64.powi(-2)][head],
+            heads => 2f64.powf(-8.0 * (head + 1) as f64 / heads as f64),
+        };
+        -factor * slope * distance as f64
+    }
+
+    fn norm_heads(&self, name: &str, row: &mut [f64]) {
+        let decoder = &self.config.decoder;
+        let Some(over) = decoder.block.head_norm else { return };
+        let size = if over == HeadNorm::AllHeads { row.len() } else { decoder.head_dim };
+        let weight = &self.weights[name];
+        for (n, head) in row.chunks_exact_mut(size).enumerate() {
+            let from = if over == HeadNorm::EachHead { n * size } else { 0 };
+            let normed = self.normalise(head);
+            for (x, (normed, weight)) in head.iter_mut().zip(normed.iter().zip(&weight[from..])) {
+                *x = normed * self.weight_of_norm(*weight);
+            }
+        }
+    }
+
+    fn rotate(&self, layer: usize, head: &mut [f64], position: usize) {
+        let local;
+        let (frequencies, factor) = match (self.config.decoder.layer_rotary.get(layer), &self.config.decoder.positions)
+        {
+            (Some(LayerRotary::Off), _) => return,
+            (Some(LayerRotary::Local { theta }), Positions::Rotary { rotary_dim, .. }) => {
+                local = (frequencies(*theta, *rotary_dim), 1.0);
+                &local
+            }
+            _ => &self.rotation,
+        };
         let half = frequencies.len();
         for (i, frequency) in frequencies.iter().enumerate() {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
@@ -115,28 +203,39 @@ impl Naive {
 
     fn learned_position(&self, position: usize, length: usize) -> Vec<f64> {
         let last = self.config.decoder.max_positions - 1;
+        let width = self.config.decoder.hidden_size;
+        let row = |row: usize| self.row("position.weight", row + self.config.decoder.embedding.position_offset, width);
         if self.config.position_policy != PositionPolicy::Interpolate || length <= last + 1 {
-            return self.row("position.weight", position.min(last));
+            return row(position.min(last));
         }
         let place = position as f64 * last as f64 / (length - 1) as f64;
-        let (below, above) =
-            (self.row("position.weight", place as usize), self.row("position.weight", last.min(place as usize + 1)));
+        let (below, above) = (row(place as usize), row(last.min(place as usize + 1)));
         below.iter().zip(above).map(|(below, above)| below + (above - below) * place.fract()).collect()
     }
 
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let mut normed = self.normalise(x);
+        if let Some(weight) = self.weights.get(&format!("{name}.weight")) {
+            normed.iter_mut().zip(weight).for_each(|(x, weight)| *x *= self.weight_of_norm(*weight));
+        }
+        if let Some(bias) = self.weights.get(&format!("{name}.bias")) {
+            add(&mut normed, bias);
+        }
+        normed
+    }
+
+    fn weight_of_norm(&self, weight: f64) -> f64 {
+        if self.config.decoder.norm == Norm::RmsPlusOne { 1.0 + weight } else { weight }
+    }
+
+    fn normalise(&self, x: &[f64]) -> Vec<f64> {
         let decoder = &self.config.decoder;
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let centre = if decoder.norm == Norm::Layer { mean(x) } else { 0.0 };
+        let centre = if matches!(decoder.norm, Norm::Rms | Norm::RmsPlusOne) { 0.0 } else { mean(x) };
         let centred: Vec<f64> = x.iter().map(|x| x - centre).collect();
         let squares: Vec<f64> = centred.iter().map(|x| x * x).collect();
         let size = (mean(&squares) + decoder.norm_eps).sqrt();
-        let weight = &self.weights[&format!("{name}.weight")];
-        let mut normed: Vec<f64> = centred.iter().zip(weight).map(|(x, weight)| x / size * weight).collect();
-        if decoder.norm == Norm::Layer {
-            add(&mut normed, &self.weights[&format!("{name}.bias")]);
-        }
-        normed
+        centred.iter().map(|x| x / size).collect()
     }
 
     /// `W x + b` with `W` `[out, in]`; `b` where there is one.
@@ -149,8 +248,7 @@ impl Naive {
         y
     }
 
-    fn row(&self, table: &str, row: usize) -> Vec<f64> {
-        let width = self.config.decoder.hidden_size;
+    fn row(&self, table: &str, row: usize, width: usize) -> Vec<f64> {
         self.weights[table][row * width..][..width].to_vec()
     }
 
@@ -161,6 +259,19 @@ impl Naive {
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Relu => x.max(0.0),
         }
+    }
+}
+
+fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
+    (0..rotary_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f64 / rotary_dim as f64)).collect()
+}
+
+/// What attention reads of the stream.
+fn norm_or_not(form: BlockForm, norm: &impl Fn(&str, &[f64]) -> Vec<f64>, x: &[f64]) -> Vec<f64> {
+    if matches!(form, BlockForm::NormedBranches | BlockForm::NormAfter) {
+        x.to_vec()
+    } else {
+        norm("attention_norm", x)
     }
 }
 

@@ -1,0 +1,171 @@
+//! Gemma, Gemma 2 and the text models of Gemma 3: Llama's names, norms that multiply by `1 + weight`, embeddings scaled by
+//! `sqrt(hidden_size)`; from Gemma 2 on a norm on either side of attention and MLP.
+
+use bsbr_model::{Activation, BlockForm, HeadNorm, LayerRotary, Norm, Positions};
+
+use super::keys::{self, Defaults};
+use super::names::{
+    LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_HEAD_NORMS, LLAMA_MLP, LLAMA_NORMS,
+    LLAMA_OUTPUT, LLAMA_QKV, copy, table,
+};
+use super::rope::{self, RopeKeys};
+use crate::ConvertError;
+use crate::json::ConfigFile;
+use crate::rules::{Architecture, Reject, Rule, SourceModel};
+
+pub(super) const GEMMA: Architecture = Architecture {
+    id: "gemma",
+    version: 1,
+    model_types: &["gemma"],
+    prefixes: &["model.", ""],
+    anchor: "{p}embed_tokens.weight",
+    alternatives: &["attention_bias"],
+    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_gemma,
+};
+
+pub(super) const GEMMA2: Architecture = Architecture {
+    id: "gemma2",
+    version: 1,
+    model_types: &["gemma2"],
+    prefixes: &["model.", ""],
+    anchor: "{p}embed_tokens.weight",
+    alternatives: &["attention_bias"],
+    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
+    rules: table![
+        LLAMA_EMBED,
+        SANDWICH_NORMS,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_gemma2,
+};
+
+pub(super) const GEMMA3: Architecture = Architecture {
+    id: "gemma3_text",
+    version: 1,
+    model_types: &["gemma3_text"],
+    prefixes: &["model.", ""],
+    anchor: "{p}embed_tokens.weight",
+    alternatives: &["attention_bias"],
+    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
+    rules: table![
+        LLAMA_EMBED,
+        SANDWICH_NORMS,
+        LLAMA_QKV,
+        LLAMA_HEAD_NORMS,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_gemma3,
+};
+
+/// The name that stands before the MLP in Llama stands after attention here.
+const SANDWICH_NORMS: &[Rule] = &[
+    copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
+    copy("{p}layers.{i}.post_attention_layernorm.weight", &["layers.{i}.attention_post_norm.weight"]),
+    copy("{p}layers.{i}.pre_feedforward_layernorm.weight", &["layers.{i}.mlp_norm.weight"]),
+    copy("{p}layers.{i}.post_feedforward_layernorm.weight", &["layers.{i}.mlp_post_norm.weight"]),
+];
+
+const DEFAULTS: Defaults = Defaults {
+    norm: Norm::RmsPlusOne,
+    activation: ("hidden_activation", Activation::GeluTanh),
+    head_dim: Some(256),
+    kv_heads: Some(4),
+    max_positions: 8192,
+    tied: true,
+    ..Defaults::LLAMA
+};
+
+fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let mut model = keys::read(config, defaults)?;
+    model.decoder.embedding.scale = Some((model.decoder.hidden_size as f64).sqrt());
+    keys::read_attention_bias(config, &mut model)?;
+    Ok(model)
+}
+
+fn read_gemma(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let mut model = read(config, &Defaults { kv_heads: Some(16), ..DEFAULTS })?;
+    // The first files say `gelu` and mean its tanh form.
+    let named = config.optional_str("hidden_act")?;
+    if config.get("hidden_activation").is_none() && named.is_some_and(|name| name != "gelu") {
+        model.decoder.activation = keys::activation(config, "hidden_act", Activation::GeluTanh)?;
+    }
+    Ok(model)
+}
+
+/// What Gemma 2 and 3 have in common. `softcaps` are the defaults on scores and logits.
+fn read_sandwich(
+    config: &ConfigFile,
+    defaults: &Defaults,
+    softcaps: (Option<f64>, Option<f64>),
+) -> Result<SourceModel, ConvertError> {
+    let mut model = read(config, defaults)?;
+    let decoder = &mut model.decoder;
+    decoder.block.form = BlockForm::Sandwich;
+    decoder.attention_scale = config.optional_f64("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
+    // Null switches a cap off, absence does not.
+    let cap = |key: &str, default| if config.contains(key) { config.optional_f64(key) } else { Ok(default) };
+    decoder.attention_softcap = cap("attn_logit_softcapping", softcaps.0)?;
+    decoder.head.softcap = cap("final_logit_softcapping", softcaps.1)?;
+    Ok(model)
+}
+
+fn read_gemma2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let mut model = read_sandwich(config, &DEFAULTS, (Some(50.0), Some(30.0)))?;
+    let window = config.optional_usize("sliding_window")?.unwrap_or(4096);
+    let even = |layer: usize| layer.is_multiple_of(2);
+    model.decoder.windows = keys::layer_windows(config, model.decoder.layers, Some(window), even)?;
+    Ok(model)
+}
+
+fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let rope = RopeKeys { theta: ("rope_theta", Some(1e6)), ..RopeKeys::LLAMA };
+    // Newer files hold one object of rotary settings for each kind of layer.
+    let parameters = config.object("rope_parameters")?;
+    let (full, sliding) = match &parameters {
+        Some(both) if both.contains("full_attention") => {
+            (both.object("full_attention")?, both.object("sliding_attention")?)
+        }
+        flat => (flat.clone(), None),
+    };
+    let flat = config.without("rope_parameters").without("rope_scaling");
+    let mut model = read_sandwich(&flat, &Defaults { max_positions: 131_072, rope, ..DEFAULTS }, (None, None))?;
+    let decoder = &mut model.decoder;
+    decoder.positions = rope::read_from(config, full, &rope, decoder.head_dim, decoder.max_positions)?;
+    let local = RopeKeys { theta: ("rope_local_base_freq", Some(1e4)), ..rope };
+    let local = rope::read_from(&config.without("rope_scaling"), sliding, &local, decoder.head_dim, 1)?;
+    let Positions::Rotary { theta, scaling: None, .. } = local else {
+        return Err(keys::rejected(config, "rope_parameters", "layers with a window rotate without scaling"));
+    };
+    let window = config.optional_usize("sliding_window")?.unwrap_or(4096);
+    let pattern = match config.optional_usize("sliding_window_pattern")? {
+        Some(pattern) => pattern,
+        None => config.optional_usize("_sliding_window_pattern")?.unwrap_or(6),
+    };
+    let slides = |layer: usize| !(layer + 1).is_multiple_of(pattern);
+    decoder.windows = keys::layer_windows(config, decoder.layers, Some(window), slides)?;
+    let rotary =
+        |window: &Option<usize>| if window.is_some() { LayerRotary::Local { theta } } else { LayerRotary::Global };
+    decoder.layer_rotary = decoder.windows.iter().map(rotary).collect();
+    decoder.block.head_norm = Some(HeadNorm::Head);
+    Ok(model)
+}

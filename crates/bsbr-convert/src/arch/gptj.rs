@@ -1,0 +1,67 @@
+//! GPT-J: one norm for attention and MLP side by side, rotary positions that pair neighbours, a bias on the head.
+
+use bsbr_model::{Activation, BlockForm, Norm, Positions};
+
+use super::keys::{self, Sizes};
+use super::names::{ROPE_KEY, ROPE_QUERY, copy, map};
+use crate::ConvertError;
+use crate::json::ConfigFile;
+use crate::rules::Rule::{Ignore, Tie};
+use crate::rules::{Architecture, SourceModel};
+
+pub(super) const GPTJ: Architecture = Architecture {
+    id: "gptj",
+    version: 1,
+    model_types: &["gptj"],
+    prefixes: &["transformer.", ""],
+    anchor: "{p}wte.weight",
+    alternatives: &[],
+    rejects: &[],
+    rules: &[
+        copy("{p}wte.weight", &["embed.weight"]),
+        copy("{p}h.{i}.ln_1.weight", &["layers.{i}.attention_norm.weight"]),
+        copy("{p}h.{i}.ln_1.bias", &["layers.{i}.attention_norm.bias"]),
+        map("{p}h.{i}.attn.q_proj.weight", &["layers.{i}.attention.query.weight"], &[ROPE_QUERY]),
+        map("{p}h.{i}.attn.k_proj.weight", &["layers.{i}.attention.key.weight"], &[ROPE_KEY]),
+        copy("{p}h.{i}.attn.v_proj.weight", &["layers.{i}.attention.value.weight"]),
+        copy("{p}h.{i}.attn.out_proj.weight", &["layers.{i}.attention.output.weight"]),
+        copy("{p}h.{i}.mlp.fc_in.weight", &["layers.{i}.mlp.up.weight"]),
+        copy("{p}h.{i}.mlp.fc_in.bias", &["layers.{i}.mlp.up.bias"]),
+        copy("{p}h.{i}.mlp.fc_out.weight", &["layers.{i}.mlp.down.weight"]),
+        copy("{p}h.{i}.mlp.fc_out.bias", &["layers.{i}.mlp.down.bias"]),
+        copy("{p}ln_f.weight", &["final_norm.weight"]),
+        copy("{p}ln_f.bias", &["final_norm.bias"]),
+        Tie { head: "lm_head.weight", embed: "{p}wte.weight", target: "head.weight" },
+        copy("lm_head.bias", &["head.bias"]),
+        Ignore { name: "{p}h.{i}.attn.bias", why: "the causal mask" },
+        Ignore { name: "{p}h.{i}.attn.masked_bias", why: "the score of a masked position" },
+    ],
+    read_config,
+};
+
+fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let hidden_size = config.usize("n_embd")?;
+    let heads = config.usize("n_head")?;
+    let sizes = Sizes {
+        hidden_size,
+        layers: config.usize("n_layer")?,
+        heads,
+        kv_heads: heads,
+        head_dim: keys::head_dim(config, "n_head", hidden_size, heads)?,
+        intermediate_size: config.optional_usize("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
+        max_positions: config.optional_usize("n_positions")?.unwrap_or(2048),
+    };
+    let rotary_dim = match config.optional_usize("rotary_dim")? {
+        None if config.contains("rotary_dim") => return Err(config.error("rotary_dim", "a number")),
+        rotary_dim => rotary_dim.unwrap_or(64),
+    };
+    // The base is no setting of this architecture.
+    let positions = Positions::Rotary { theta: 10_000.0, rotary_dim, scaling: None };
+    let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
+    let activation = keys::activation(config, "activation_function", Activation::GeluTanh)?;
+    let mut model = keys::decoder(config, sizes, norm, positions, activation, false)?;
+    model.decoder.mlp_bias = true;
+    model.decoder.head.bias = true;
+    model.decoder.block.form = BlockForm::ParallelSharedNorm;
+    Ok(model)
+}

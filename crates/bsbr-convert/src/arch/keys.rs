@@ -1,0 +1,206 @@
+//! Reading `config.json`: the keys that many architectures share, with the defaults of each.
+
+use std::collections::BTreeMap;
+
+use bsbr_model::{Activation, BlockConfig, DecoderConfig, EmbeddingConfig, HeadConfig, Norm, Positions};
+
+use super::rope::{self, RopeKeys};
+use crate::ConvertError;
+use crate::json::ConfigFile;
+use crate::rules::SourceModel;
+
+/// The sizes that every decoder has.
+pub(super) struct Sizes {
+    pub(super) hidden_size: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) max_positions: usize,
+}
+
+/// A sequential decoder without biases, with a plain MLP, the usual attention scale and nothing else.
+pub(super) fn decoder(
+    config: &ConfigFile,
+    sizes: Sizes,
+    (norm, norm_eps): (Norm, f64),
+    positions: Positions,
+    activation: Activation,
+    tied: bool,
+) -> Result<SourceModel, ConvertError> {
+    let Sizes { hidden_size, layers, heads, kv_heads, head_dim, intermediate_size, max_positions } = sizes;
+    let declared = config.optional_bool("tie_word_embeddings")?;
+    let decoder = DecoderConfig {
+        vocab_size: config.usize("vocab_size")?,
+        hidden_size,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        intermediate_size,
+        max_positions,
+        norm,
+        norm_eps,
+        positions,
+        activation,
+        gated_mlp: false,
+        attention_scale: (head_dim as f64).powf(-0.5),
+        scale_by_layer: false,
+        attention_softcap: None,
+        windows: Vec::new(),
+        qkv_bias: false,
+        attention_output_bias: false,
+        mlp_bias: false,
+        // transformers leaves the key out where it equals the default of the class.
+        tied_head: declared.unwrap_or(tied),
+        embedding: EmbeddingConfig::default(),
+        block: BlockConfig::default(),
+        head: HeadConfig::default(),
+        layer_rotary: Vec::new(),
+    };
+    Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared.is_some() })
+}
+
+/// Where the keys of the models after Llama differ, and the defaults of their classes.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    pub(super) norm: Norm,
+    pub(super) eps: (&'static str, f64),
+    pub(super) activation: (&'static str, Activation),
+    /// `None`: `hidden_size / heads`.
+    pub(super) head_dim: Option<usize>,
+    /// For an absent key; one that is null means one KV head for each head. `None`: the same.
+    pub(super) kv_heads: Option<usize>,
+    pub(super) max_positions: usize,
+    pub(super) rope: RopeKeys,
+    pub(super) tied: bool,
+}
+
+impl Defaults {
+    pub(super) const LLAMA: Self = Self {
+        norm: Norm::Rms,
+        eps: ("rms_norm_eps", 1e-6),
+        activation: ("hidden_act", Activation::Silu),
+        head_dim: None,
+        kv_heads: None,
+        max_positions: 2048,
+        rope: RopeKeys::LLAMA,
+        tied: false,
+    };
+}
+
+/// Reads the keys of the models after Llama: a sequential decoder with rotary positions and a gated MLP, without biases.
+pub(super) fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let hidden_size = config.usize("hidden_size")?;
+    let heads = config.usize("num_attention_heads")?;
+    let head_dim = match (config.optional_usize("head_dim")?, defaults.head_dim) {
+        (Some(head_dim), _) => head_dim,
+        (None, Some(head_dim)) if !config.contains("head_dim") => head_dim,
+        (None, _) => head_dim(config, "num_attention_heads", hidden_size, heads)?,
+    };
+    let kv_heads = match (config.optional_usize("num_key_value_heads")?, defaults.kv_heads) {
+        (Some(kv_heads), _) => kv_heads,
+        (None, Some(kv_heads)) if !config.contains("num_key_value_heads") => kv_heads,
+        (None, _) => heads,
+    };
+    let max_positions = config.optional_usize("max_position_embeddings")?.unwrap_or(defaults.max_positions);
+    let sizes = Sizes {
+        hidden_size,
+        layers: config.usize("num_hidden_layers")?,
+        heads,
+        kv_heads,
+        head_dim,
+        intermediate_size: config.usize("intermediate_size")?,
+        max_positions,
+    };
+    let eps = config.optional_f64(defaults.eps.0)?.unwrap_or(defaults.eps.1);
+    let activation = activation(config, defaults.activation.0, defaults.activation.1)?;
+    let positions = rope::read(config, &defaults.rope, head_dim, max_positions)?;
+    let mut model = decoder(config, sizes, (defaults.norm, eps), positions, activation, defaults.tied)?;
+    model.decoder.gated_mlp = true;
+    Ok(model)
+}
+
+/// Reads `attention_bias` into the decoder and a flag: biases on all four projections.
+pub(super) fn read_attention_bias(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
+    let bias = config.bool_or("attention_bias", false)?;
+    model.decoder.qkv_bias = bias;
+    model.decoder.attention_output_bias = bias;
+    model.flags.insert("attention_bias", bias);
+    Ok(())
+}
+
+/// Reads `mlp_bias` into the decoder and a flag.
+pub(super) fn read_mlp_bias(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
+    model.decoder.mlp_bias = config.bool_or("mlp_bias", false)?;
+    model.flags.insert("mlp_bias", model.decoder.mlp_bias);
+    Ok(())
+}
+
+/// The window of each layer: by `layer_types` where it is there, else where `slides` says; empty when none has one.
+pub(super) fn layer_windows(
+    config: &ConfigFile,
+    layers: usize,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>, ConvertError> {
+    let windows: Vec<Option<usize>> = match config.optional_str_list("layer_types")? {
+        None => (0..layers).map(|layer| window.filter(|_| slides(layer))).collect(),
+        Some(types) => types
+            .iter()
+            .map(|kind| match kind.as_str() {
+                "full_attention" => Ok(None),
+                "sliding_attention" if window.is_some() => Ok(window),
+                "sliding_attention" => Err(config.error("sliding_window", "a number, as `layer_types` has windows")),
+                _ => Err(config.error("layer_types", "a list of full_attention and sliding_attention")),
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(if windows.iter().any(Option::is_some) { windows } else { Vec::new() })
+}
+
+/// The first of several names of a key that is there: transformers has renamed some and reads all.
+pub(super) fn usize_of(config: &ConfigFile, keys: &[&str]) -> Result<usize, ConvertError> {
+    for key in keys {
+        if let Some(found) = config.optional_usize(key)? {
+            return Ok(found);
+        }
+    }
+    config.usize(keys.first().copied().unwrap_or_default())
+}
+
+/// The activation under `key`, or `default`.
+pub(super) fn activation(config: &ConfigFile, key: &str, default: Activation) -> Result<Activation, ConvertError> {
+    let Some(name) = config.optional_str(key)? else { return Ok(default) };
+    // The tanh forms differ from the exact one by up to 5e-4 in the logits: mixing them up shows in no sample text.
+    Ok(match name.as_str() {
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Activation::GeluTanh,
+        "gelu" | "gelu_python" => Activation::GeluErf,
+        "silu" | "swish" => Activation::Silu,
+        "relu" => Activation::Relu,
+        _ => {
+            let expected = "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu, swish, relu";
+            return Err(config.error(key, expected));
+        }
+    })
+}
+
+/// `width / heads`, which must be whole. `key` is the key of the heads.
+pub(super) fn head_dim(config: &ConfigFile, key: &str, width: usize, heads: usize) -> Result<usize, ConvertError> {
+    if heads == 0 || !width.is_multiple_of(heads) {
+        return Err(config.error(key, &format!("a divisor of the hidden size {width}")));
+    }
+    Ok(width / heads)
+}
+
+/// The error for a variant that the decoder does not compute.
+pub(super) fn rejected(config: &ConfigFile, key: &str, why: &'static str) -> ConvertError {
+    let value = config.get(key).map_or("null".to_owned(), ToString::to_string);
+    ConvertError::Rejected { path: config.path().to_owned(), key: config.full_key(key), value, why }
+}
+
+/// An error if `key` is there with any value.
+pub(super) fn reject_any(config: &ConfigFile, key: &str, why: &'static str) -> Result<(), ConvertError> {
+    if config.get(key).is_some() { Err(rejected(config, key, why)) } else { Ok(()) }
+}

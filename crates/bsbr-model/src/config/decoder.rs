@@ -1,0 +1,192 @@
+//! One decoder as data: sizes and switches.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Activation, BlockConfig, EmbeddingConfig, HeadConfig, LayerRotary, Norm, Positions, RotaryScaling};
+use crate::ModelError;
+
+/// One decoder: sizes and switches. Independent of how attention is computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderConfig {
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; not always `hidden_size / heads`.
+    pub head_dim: usize,
+    /// Inner width of the MLP.
+    pub intermediate_size: usize,
+    /// Longest text the model was made for; rows of the position table where positions are learned.
+    pub max_positions: usize,
+    /// Normalisation.
+    pub norm: Norm,
+    /// Added to the variance or mean square.
+    pub norm_eps: f64,
+    /// Position scheme.
+    pub positions: Positions,
+    /// MLP non-linearity.
+    pub activation: Activation,
+    /// `down(act(gate x) * up x)` instead of `down(act(up x))`.
+    pub gated_mlp: bool,
+    /// Factor on `q . k`.
+    pub attention_scale: f64,
+    /// Divide `attention_scale` by `layer index + 1` as well.
+    pub scale_by_layer: bool,
+    /// `cap tanh(score / cap)` on attention scores.
+    pub attention_softcap: Option<f64>,
+    /// Sliding window of each layer in tokens, the current one included; empty when no layer has one.
+    pub windows: Vec<Option<usize>>,
+    /// Query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// The attention output projection has a bias.
+    pub attention_output_bias: bool,
+    /// MLP projections have biases.
+    pub mlp_bias: bool,
+    /// The output head is the embedding table.
+    pub tied_head: bool,
+    /// Embedding.
+    #[serde(default)]
+    pub embedding: EmbeddingConfig,
+    /// Blocks.
+    #[serde(default)]
+    pub block: BlockConfig,
+    /// Output head.
+    #[serde(default)]
+    pub head: HeadConfig,
+    /// What each layer does with rotary positions; empty when all do the same.
+    #[serde(default)]
+    pub layer_rotary: Vec<LayerRotary>,
+}
+
+impl DecoderConfig {
+    /// Checks the sizes against each other.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Config`] naming the first setting that cannot be.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let fail = |setting: &'static str, problem: String| Err(ModelError::Config { setting, problem });
+        for (setting, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+            ("max_positions", self.max_positions),
+        ] {
+            if value == 0 {
+                return fail(setting, "is 0, expected at least 1".into());
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return fail("kv_heads", format!("is {}, expected a divisor of heads = {}", self.kv_heads, self.heads));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return fail("norm_eps", format!("is {}, expected a positive number", self.norm_eps));
+        }
+        if !(self.attention_scale.is_finite() && self.attention_scale > 0.0) {
+            return fail("attention_scale", format!("is {}, expected a positive number", self.attention_scale));
+        }
+        if let Some(cap) = self.attention_softcap
+            && !(cap.is_finite() && cap > 0.0)
+        {
+            return fail("attention_softcap", format!("is {cap}, expected a positive number"));
+        }
+        if !self.windows.is_empty() && self.windows.len() != self.layers {
+            let problem = format!("has {} entries, expected one per layer = {}", self.windows.len(), self.layers);
+            return fail("windows", problem);
+        }
+        if self.windows.contains(&Some(0)) {
+            return fail("windows", "has a window of 0 tokens, expected at least 1 (the token itself)".into());
+        }
+        for (setting, value) in [
+            ("block.residual_multiplier", self.block.residual_multiplier),
+            ("embedding.scale", self.embedding.scale),
+            ("head.scale", self.head.scale),
+            ("head.softcap", self.head.softcap),
+        ] {
+            if let Some(value) = value
+                && !(value.is_finite() && value > 0.0)
+            {
+                return fail(setting, format!("is {value}, expected a positive number"));
+            }
+        }
+        if self.embedding.width == Some(0) {
+            return fail("embedding.width", "is 0, expected at least 1".into());
+        }
+        self.validate_positions()
+    }
+
+    fn validate_positions(&self) -> Result<(), ModelError> {
+        let fail = |setting: &'static str, problem: String| Err(ModelError::Config { setting, problem });
+        let positive = |setting: &'static str, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                return Ok(());
+            }
+            fail(setting, format!("is {value}, expected a positive number"))
+        };
+        if !self.layer_rotary.is_empty() && self.layer_rotary.len() != self.layers {
+            let problem = format!("has {} entries, expected one per layer = {}", self.layer_rotary.len(), self.layers);
+            return fail("layer_rotary", problem);
+        }
+        for layer in &self.layer_rotary {
+            if let LayerRotary::Local { theta } = layer {
+                positive("layer_rotary.theta", *theta)?;
+            }
+        }
+        match &self.positions {
+            Positions::Rotary { theta, rotary_dim, scaling } => {
+                if *rotary_dim == 0 || rotary_dim % 2 != 0 || *rotary_dim > self.head_dim {
+                    let problem =
+                        format!("is {rotary_dim}, expected an even number up to head_dim = {}", self.head_dim);
+                    return fail("positions.rotary_dim", problem);
+                }
+                positive("positions.theta", *theta)?;
+                if let Some(RotaryScaling::Longrope { short_factor, long_factor, .. }) = scaling {
+                    for (setting, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                        if factors.len() != rotary_dim / 2 {
+                            let problem =
+                                format!("has {} entries, expected rotary_dim / 2 = {}", factors.len(), rotary_dim / 2);
+                            return fail(setting, problem);
+                        }
+                    }
+                }
+            }
+            _ if !self.layer_rotary.is_empty() => {
+                return fail("layer_rotary", "is set, but the positions are not rotary".into());
+            }
+            Positions::Alibi { factor } => positive("positions.factor", *factor)?,
+            Positions::Learned => {}
+        }
+        Ok(())
+    }
+
+    /// Sliding window of layer `layer`, if it has one.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
+    }
+
+    /// Factor on `q . k` in layer `layer`.
+    pub fn layer_scale(&self, layer: usize) -> f64 {
+        if self.scale_by_layer { self.attention_scale / (layer + 1) as f64 } else { self.attention_scale }
+    }
+
+    /// Width of the embedding table.
+    pub fn embedding_width(&self) -> usize {
+        self.embedding.width.unwrap_or(self.hidden_size)
+    }
+
+    /// What layer `layer` does with rotary positions.
+    pub fn rotary(&self, layer: usize) -> LayerRotary {
+        self.layer_rotary.get(layer).copied().unwrap_or(LayerRotary::Global)
+    }
+}

@@ -1,0 +1,111 @@
+//! Where a token is, as data.
+
+use serde::{Deserialize, Serialize};
+
+/// How rotary frequencies are stretched beyond the trained length.
+///
+/// Formulas as in Hugging Face transformers' `modeling_rope_utils`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, tag = "kind")]
+pub enum RotaryScaling {
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// How many times longer.
+        factor: f64,
+    },
+    /// NTK-aware: the base grows with the text once it is longer than `original_max_positions`.
+    Dynamic {
+        /// How many times longer.
+        factor: f64,
+        /// Length up to which the frequencies are unchanged.
+        original_max_positions: usize,
+    },
+    /// YaRN: low frequencies interpolated, high ones kept, a ramp between, and a temperature.
+    Yarn {
+        /// How many times longer.
+        factor: f64,
+        /// Trained length.
+        original_max_positions: usize,
+        /// Rotations above which a frequency is kept (default 32).
+        beta_fast: f64,
+        /// Rotations below which a frequency is interpolated (default 1).
+        beta_slow: f64,
+        /// Factor on cos and sin; `0.1 ln(factor) + 1` unless the checkpoint says otherwise.
+        attention_factor: f64,
+        /// Whether the ends of the ramp are rounded to whole dimensions (default true).
+        truncate: bool,
+    },
+    /// Llama 3: three bands of wavelengths, smoothed between.
+    Llama3 {
+        /// How many times longer.
+        factor: f64,
+        /// Lower end of the smoothed band, in trained lengths per wavelength.
+        low_freq_factor: f64,
+        /// Upper end of the smoothed band.
+        high_freq_factor: f64,
+        /// Trained length.
+        original_max_positions: usize,
+    },
+    /// LongRoPE: one divisor per dimension, another set once the text is longer than trained.
+    Longrope {
+        /// Divisors for texts up to `original_max_positions`, `[rotary_dim / 2]`.
+        short_factor: Vec<f64>,
+        /// Divisors beyond, `[rotary_dim / 2]`.
+        long_factor: Vec<f64>,
+        /// Trained length.
+        original_max_positions: usize,
+        /// Factor on cos and sin.
+        attention_factor: f64,
+    },
+}
+
+/// Where a token is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, tag = "kind")]
+pub enum Positions {
+    /// One learned vector per position, added to the embedding.
+    Learned,
+    /// Queries and keys rotated by their position, the two halves of `rotary_dim` paired.
+    Rotary {
+        /// Base of the frequencies.
+        theta: f64,
+        /// Dimensions of a head that rotate; even, at most `head_dim`.
+        rotary_dim: usize,
+        /// Stretching beyond the trained length.
+        scaling: Option<RotaryScaling>,
+    },
+    /// ALiBi: scores fall linearly with the distance, each head with its own slope. Computed relative to the token in
+    /// f32, whatever roundings an implementation of the original had at long distances.
+    Alibi {
+        /// Factor on the usual slopes, [`bsbr_attn::AttentionOptions::alibi_slopes`].
+        factor: f64,
+    },
+}
+
+/// What a layer does with rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, tag = "kind")]
+pub enum LayerRotary {
+    /// Rotates as [`Positions::Rotary`] says.
+    Global,
+    /// Rotates with another base, without scaling.
+    Local {
+        /// Base of the frequencies.
+        theta: f64,
+    },
+    /// Does not rotate: the layer knows no positions.
+    Off,
+}
+
+/// What happens past the last learned position.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PositionPolicy {
+    /// A text longer than the learned positions is an error.
+    #[default]
+    Error,
+    /// Every later token takes the last position.
+    Clamp,
+    /// The positions are stretched over the expected length of the text, in between interpolated linearly.
+    Interpolate,
+}
