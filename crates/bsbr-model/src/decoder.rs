@@ -221,6 +221,19 @@ impl Decoder {
         if tokens.iter().all(Vec::is_empty) {
             return Err(ModelError::EmptyInput);
         }
+        let decoder = &self.config.decoder;
+        let fits = |layers: &[AttentionCache]| {
+            layers.len() == decoder.layers
+                && layers.iter().enumerate().all(|(layer, cache)| {
+                    let made = cache.config();
+                    (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, decoder.kv_heads, decoder.head_dim)
+                        && made.attention.as_ref() == self.config.layer_attention(layer)
+                })
+        };
+        if !cache.texts.iter().all(|text| fits(&text.layers)) {
+            let problem = "the cache was made for another model or other settings: make it with Decoder::new_cache";
+            return Err(ModelError::Input(problem.into()));
+        }
         let vocab_size = self.config.decoder.vocab_size;
         for (text, new) in cache.texts.iter().zip(tokens) {
             if let Some(at) = new.iter().position(|&id| id as usize >= vocab_size) {

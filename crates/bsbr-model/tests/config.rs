@@ -79,9 +79,40 @@ fn longrope_needs_a_divisor_for_each_frequency() {
             attention_factor: 1.0,
         }),
     };
-    assert_eq!(refused(|d| d.positions = longrope(3, 4)), "short_factor");
-    assert_eq!(refused(|d| d.positions = longrope(4, 5)), "long_factor");
+    assert_eq!(refused(|d| d.positions = longrope(3, 4)), "positions.scaling.short_factor");
+    assert_eq!(refused(|d| d.positions = longrope(4, 5)), "positions.scaling.long_factor");
     DecoderConfig { positions: longrope(4, 4), ..llama_like() }.validate().unwrap();
+}
+
+#[test]
+fn the_numbers_of_a_rotary_scaling_must_be_possible() {
+    let scaled = |scaling| Positions::Rotary { theta: 10000.0, rotary_dim: 8, scaling: Some(scaling) };
+    let llama3 = |low_freq_factor, high_freq_factor| RotaryScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_positions: 100,
+    };
+    for factor in [0.0, -2.0, f64::NAN] {
+        let found = refused(|d| d.positions = scaled(RotaryScaling::Linear { factor }));
+        assert_eq!(found, "positions.scaling.factor");
+    }
+    let no_length = RotaryScaling::Dynamic { factor: 2.0, original_max_positions: 0 };
+    assert_eq!(refused(|d| d.positions = scaled(no_length)), "positions.scaling.original_max_positions");
+    let band = "positions.scaling.high_freq_factor - low_freq_factor";
+    assert_eq!(refused(|d| d.positions = scaled(llama3(4.0, 4.0))), band);
+    DecoderConfig { positions: scaled(llama3(1.0, 4.0)), ..llama_like() }.validate().unwrap();
+}
+
+#[test]
+fn a_cache_of_other_settings_is_refused() {
+    let model = original(gpt2_like());
+    let converted = model.with_config(|config| config.attention = Some(Default::default())).unwrap();
+    let mut cache = model.new_cache(&[3]).unwrap();
+    let error = converted.hidden(&[vec![1, 2, 3]], &mut cache).unwrap_err();
+    assert!(error.to_string().contains("made for another model or other settings"), "{error}");
+    assert_eq!(cache.length(0), 0);
+    model.hidden(&[vec![1, 2, 3]], &mut cache).unwrap();
 }
 
 #[test]

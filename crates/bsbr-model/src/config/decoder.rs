@@ -151,8 +151,14 @@ impl DecoderConfig {
                     return fail("positions.rotary_dim", problem);
                 }
                 positive("positions.theta", *theta)?;
+                for (setting, value) in scaling.iter().flat_map(RotaryScaling::positive_numbers) {
+                    positive(setting, value)?;
+                }
                 if let Some(RotaryScaling::Longrope { short_factor, long_factor, .. }) = scaling {
-                    for (setting, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                    for (setting, factors) in [
+                        ("positions.scaling.short_factor", short_factor),
+                        ("positions.scaling.long_factor", long_factor),
+                    ] {
                         if factors.len() != rotary_dim / 2 {
                             let problem =
                                 format!("has {} entries, expected rotary_dim / 2 = {}", factors.len(), rotary_dim / 2);

@@ -59,6 +59,40 @@ pub enum RotaryScaling {
     },
 }
 
+impl RotaryScaling {
+    /// Every number that must be positive, with its name.
+    pub(super) fn positive_numbers(&self) -> Vec<(&'static str, f64)> {
+        let each = |name, factors: &[f64]| factors.iter().map(|&factor| (name, factor)).collect::<Vec<_>>();
+        let factor = |factor: f64| ("positions.scaling.factor", factor);
+        let original = |positions: usize| ("positions.scaling.original_max_positions", positions as f64);
+        let attention = |factor: f64| ("positions.scaling.attention_factor", factor);
+        match self {
+            Self::Linear { factor: f } => vec![factor(*f)],
+            Self::Dynamic { factor: f, original_max_positions } => vec![factor(*f), original(*original_max_positions)],
+            Self::Yarn { factor: f, original_max_positions, beta_fast, beta_slow, attention_factor, .. } => vec![
+                factor(*f),
+                original(*original_max_positions),
+                ("positions.scaling.beta_fast", *beta_fast),
+                ("positions.scaling.beta_slow", *beta_slow),
+                attention(*attention_factor),
+            ],
+            Self::Llama3 { factor: f, low_freq_factor, high_freq_factor, original_max_positions } => vec![
+                factor(*f),
+                original(*original_max_positions),
+                ("positions.scaling.low_freq_factor", *low_freq_factor),
+                // The smoothed band must not be empty.
+                ("positions.scaling.high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor),
+            ],
+            Self::Longrope { short_factor, long_factor, original_max_positions, attention_factor } => {
+                let mut numbers = vec![original(*original_max_positions), attention(*attention_factor)];
+                numbers.extend(each("positions.scaling.short_factor", short_factor));
+                numbers.extend(each("positions.scaling.long_factor", long_factor));
+                numbers
+            }
+        }
+    }
+}
+
 /// Where a token is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, tag = "kind")]
