@@ -7,12 +7,16 @@ use bsbr_attn::{
     Selector, attend, attend_padded,
 };
 use burn::tensor::{DType, Device, Tensor};
-use common::devices;
 
 const BATCH: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const WIDTH: usize = 8;
+
+/// One is enough: what is refused never gets to a device.
+fn device() -> Device {
+    common::devices().swap_remove(0)
+}
 
 fn base() -> BlockAttentionConfig {
     BlockAttentionConfig { chunk_size: 8, block_size: 4, top_k: 1, ..Default::default() }
@@ -36,11 +40,11 @@ fn cache_config(attention: Option<BlockAttentionConfig>) -> CacheConfig {
 }
 
 fn ones(heads: usize, tokens: usize) -> Tensor<4> {
-    Tensor::ones([BATCH, heads, tokens, WIDTH], &devices()[0])
+    Tensor::ones([BATCH, heads, tokens, WIDTH], &device())
 }
 
 fn shaped(shape: [usize; 4]) -> Tensor<4> {
-    Tensor::ones(shape, &devices()[0])
+    Tensor::ones(shape, &device())
 }
 
 /// The error says all of `parts`.
@@ -83,7 +87,7 @@ fn settings_out_of_range_are_refused() {
     for (config, parts) in cases {
         assert_says(&config.validate().unwrap_err(), &parts);
         // The cache and whole texts refuse alike.
-        let new = AttentionCache::new(cache_config(Some(config.clone())), &devices()[0]);
+        let new = AttentionCache::new(cache_config(Some(config.clone())), &device());
         assert_says(&new.unwrap_err(), &parts);
         let (query, rows) = (ones(HEADS, 3), ones(KV_HEADS, 3));
         let whole = attend(query, rows.clone(), rows, None, Some(&config), AttentionOptions::new(WIDTH));
@@ -119,14 +123,14 @@ fn impossible_sizes_are_refused() {
         (set(|c| c.options.window = Some(0)), ["window", "is 0", "at least 1"]),
     ];
     for (config, parts) in cases {
-        assert_says(&AttentionCache::new(config, &devices()[0]).unwrap_err(), &parts);
+        assert_says(&AttentionCache::new(config, &device()).unwrap_err(), &parts);
     }
 }
 
 /// A cache with some tokens in it, for settings with or without meta inputs.
-fn begun(attention: Option<BlockAttentionConfig>, device: &Device) -> AttentionCache {
+fn begun(attention: Option<BlockAttentionConfig>) -> AttentionCache {
     let needs_meta = attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta);
-    let mut cache = AttentionCache::new(cache_config(attention), device).unwrap();
+    let mut cache = AttentionCache::new(cache_config(attention), &device()).unwrap();
     let meta = needs_meta.then(|| Meta { query: Some(ones(HEADS, 1)), key: Some(ones(HEADS, 1)) });
     cache.prefill(ones(HEADS, 7), ones(KV_HEADS, 7), ones(KV_HEADS, 7), meta).unwrap();
     cache
@@ -147,43 +151,41 @@ fn assert_refuses<T: std::fmt::Debug>(
 fn wrong_shapes_are_refused_and_change_nothing() {
     let right_rows = [BATCH, KV_HEADS, 3, WIDTH];
     let right_query = [BATCH, HEADS, 3, WIDTH];
-    for device in devices() {
-        for attention in [None, Some(base())] {
-            let mut cache = begun(attention, &device);
-            for axis in 0..4 {
-                let wrong = |mut shape: [usize; 4]| {
-                    shape[axis] += 1;
-                    shape
-                };
-                let found = format!("shape {:?}", wrong(right_query));
-                assert_refuses(&mut cache, &["`query`", &found, "expected [2, 4, 3, 8]"], |cache| {
-                    cache.prefill(shaped(wrong(right_query)), shaped(right_rows), shaped(right_rows), None)
-                });
-                let found = format!("shape {:?}", wrong(right_rows));
-                assert_refuses(&mut cache, &["`values`", &found, "expected [2, 2, 3, 8]"], |cache| {
-                    cache.prefill(shaped(right_query), shaped(right_rows), shaped(wrong(right_rows)), None)
-                });
-                assert_refuses(&mut cache, &["`values`", &found, "expected [2, 2, 3, 8]"], |cache| {
-                    cache.append(shaped(right_rows), shaped(wrong(right_rows)), None)
-                });
-                // The number of tokens is that of the keys: another one is the query's fault, or the values'.
-                if axis != 2 {
-                    assert_refuses(&mut cache, &["`keys`", &found, "expected [2, 2, 3, 8]"], |cache| {
-                        cache.prefill(shaped(right_query), shaped(wrong(right_rows)), shaped(right_rows), None)
-                    });
-                }
-            }
-            assert_refuses(&mut cache, &["`key`", "shape [2, 2, 3, 8]", "expected [2, 2, 1, 8]"], |cache| {
-                cache.decode(shaped(right_query), shaped(right_rows), shaped(right_rows), None)
+    for attention in [None, Some(base())] {
+        let mut cache = begun(attention);
+        for axis in 0..4 {
+            let wrong = |mut shape: [usize; 4]| {
+                shape[axis] += 1;
+                shape
+            };
+            let found = format!("shape {:?}", wrong(right_query));
+            assert_refuses(&mut cache, &["`query`", &found, "expected [2, 4, 3, 8]"], |cache| {
+                cache.prefill(shaped(wrong(right_query)), shaped(right_rows), shaped(right_rows), None)
             });
+            let found = format!("shape {:?}", wrong(right_rows));
+            assert_refuses(&mut cache, &["`values`", &found, "expected [2, 2, 3, 8]"], |cache| {
+                cache.prefill(shaped(right_query), shaped(right_rows), shaped(wrong(right_rows)), None)
+            });
+            assert_refuses(&mut cache, &["`values`", &found, "expected [2, 2, 3, 8]"], |cache| {
+                cache.append(shaped(right_rows), shaped(wrong(right_rows)), None)
+            });
+            // The number of tokens is that of the keys: another one is the query's fault, or the values'.
+            if axis != 2 {
+                assert_refuses(&mut cache, &["`keys`", &found, "expected [2, 2, 3, 8]"], |cache| {
+                    cache.prefill(shaped(right_query), shaped(wrong(right_rows)), shaped(right_rows), None)
+                });
+            }
         }
+        assert_refuses(&mut cache, &["`key`", "shape [2, 2, 3, 8]", "expected [2, 2, 1, 8]"], |cache| {
+            cache.decode(shaped(right_query), shaped(right_rows), shaped(right_rows), None)
+        });
     }
 }
 
 #[test]
 fn no_tokens_are_refused() {
     for attention in [None, Some(base())] {
-        let mut cache = begun(attention, &devices()[0]);
+        let mut cache = begun(attention);
         let parts = ["`keys`", "shape [2, 2, 0, 8]", "at least one token"];
         assert_refuses(&mut cache, &parts, |cache| {
             cache.prefill(ones(HEADS, 0), ones(KV_HEADS, 0), ones(KV_HEADS, 0), None)
@@ -201,7 +203,7 @@ fn meta_inputs_that_do_not_fit_are_refused() {
     let meta = |query: Option<usize>, key: Option<usize>| {
         Some(Meta { query: query.map(|n| ones(HEADS, n)), key: key.map(|n| ones(HEADS, n)) })
     };
-    let mut cache = begun(Some(meta_base()), &devices()[0]);
+    let mut cache = begun(Some(meta_base()));
     assert_refuses(&mut cache, &["selector = meta", "none were given"], |cache| run(cache, None));
     assert_refuses(&mut cache, &["`meta.query` is missing", "1 token"], |cache| run(cache, meta(None, Some(1))));
     assert_refuses(&mut cache, &["`meta.key` is missing", "1 token"], |cache| run(cache, meta(Some(1), None)));
@@ -215,7 +217,7 @@ fn meta_inputs_that_do_not_fit_are_refused() {
     run(&mut cache, meta(Some(1), Some(1))).unwrap();
 
     for attention in [None, Some(base()), Some(BlockAttentionConfig { retrieval: Retrieval::None, ..meta_base() })] {
-        let mut cache = begun(attention, &devices()[0]);
+        let mut cache = begun(attention);
         let parts = ["meta inputs were given", "takes selector = meta and a retrieval"];
         assert_refuses(&mut cache, &parts, |cache| run(cache, meta(Some(1), Some(1))));
     }
@@ -224,7 +226,7 @@ fn meta_inputs_that_do_not_fit_are_refused() {
 #[test]
 fn appending_is_refused_where_the_first_query_of_a_chunk_is_read() {
     for retrieval in [Retrieval::State, Retrieval::Additive] {
-        let mut cache = begun(Some(BlockAttentionConfig { retrieval, ..base() }), &devices()[0]);
+        let mut cache = begun(Some(BlockAttentionConfig { retrieval, ..base() }));
         assert_refuses(&mut cache, &["first query of a chunk", "use prefill"], |cache| {
             cache.append(ones(KV_HEADS, 2), ones(KV_HEADS, 2), None)
         });

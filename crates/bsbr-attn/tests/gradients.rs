@@ -4,7 +4,7 @@ mod common;
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Meta, Retrieval, Selector, attend};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use common::Numbers;
+use common::{Numbers, cpu_devices};
 
 const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
@@ -105,16 +105,6 @@ fn base() -> BlockAttentionConfig {
     BlockAttentionConfig { chunk_size: 4, block_size: 2, sink_tokens: 1, top_k: 2, ..Default::default() }
 }
 
-/// Devices that compute in f64.
-fn devices() -> Vec<Device> {
-    vec![
-        #[cfg(feature = "flex")]
-        Device::flex(),
-        #[cfg(feature = "ndarray")]
-        Device::ndarray(),
-    ]
-}
-
 /// Checks the settings for a model as it is, with a window, and with a softcap.
 fn assert_gradients(attention: Option<BlockAttentionConfig>) {
     let plain = AttentionOptions::new(WIDTH);
@@ -122,7 +112,7 @@ fn assert_gradients(attention: Option<BlockAttentionConfig>) {
     let softcap = AttentionOptions { softcap: Some(2.0), ..plain };
     for options in [plain, window, softcap] {
         let problem = Problem::new(attention.clone(), options);
-        for device in devices() {
+        for device in cpu_devices() {
             problem.assert_gradients(&device);
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, Selector};
 use burn::tensor::Device;
-use common::{Case, Inputs};
+use common::{Case, Inputs, cpu_devices};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -53,16 +53,6 @@ static COUNTING: Counting = Counting;
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Devices whose tensors live in the memory of this process.
-fn cpu_devices() -> Vec<Device> {
-    vec![
-        #[cfg(feature = "flex")]
-        Device::flex(),
-        #[cfg(feature = "ndarray")]
-        Device::ndarray(),
-    ]
 }
 
 /// A text of `tokens` tokens for each kind of retrieval; chunks of 64, blocks of 16.

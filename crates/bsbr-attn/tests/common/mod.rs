@@ -11,13 +11,21 @@ use proptest::{prelude::*, test_runner::RngSeed};
 
 /// Every device the tests run on.
 pub(crate) fn devices() -> Vec<Device> {
+    #[allow(unused_mut)] // Without a GPU there are no others.
+    let mut devices = cpu_devices();
+    #[cfg(feature = "wgpu")]
+    devices.push(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice));
+    devices
+}
+
+/// The devices that compute in f64 too, in the memory of this process.
+#[allow(deprecated)] // burn would rather have everyone on `flex`.
+pub(crate) fn cpu_devices() -> Vec<Device> {
     vec![
         #[cfg(feature = "flex")]
         Device::flex(),
         #[cfg(feature = "ndarray")]
         Device::ndarray(),
-        #[cfg(feature = "wgpu")]
-        Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
     ]
 }
 
