@@ -153,14 +153,14 @@ impl AttentionCache {
 
     /// Which of the next `tokens` tokens begin a chunk, counted from 0: their inputs make the meta queries.
     pub fn chunk_starts(&self, tokens: usize) -> Vec<usize> {
-        let chunk = self.config.attention.as_ref().map_or(usize::MAX, |a| a.chunk_size);
-        (0..tokens).filter(|at| (self.length + at).is_multiple_of(chunk)).collect()
+        let Some(attention) = &self.config.attention else { return Vec::new() };
+        (0..tokens).filter(|at| (self.length + at).is_multiple_of(attention.chunk_size)).collect()
     }
 
     /// Which of the next `tokens` tokens end a block, counted from 0: their inputs make the meta keys.
     pub fn block_ends(&self, tokens: usize) -> Vec<usize> {
-        let block = self.config.attention.as_ref().map_or(usize::MAX, |a| a.statistics_block());
-        (0..tokens).filter(|at| (self.length + at + 1).is_multiple_of(block)).collect()
+        let Some(attention) = &self.config.attention else { return Vec::new() };
+        (0..tokens).filter(|at| (self.length + at + 1).is_multiple_of(attention.statistics_block())).collect()
     }
 
     /// Takes the next tokens in and returns what each of them reads, `[batch, heads, tokens, head_dim]`.

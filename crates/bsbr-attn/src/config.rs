@@ -76,7 +76,8 @@ pub struct BlockAttentionConfig {
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
     /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
     pub covariance_weight: f64,
-    /// Keep each `head_dim x head_dim` state in `1/compression_factor` of the numbers, by truncated SVD.
+    /// Cut each `head_dim x head_dim` state to the rank that `1/compression_factor` of its numbers can hold, by truncated
+    /// SVD. The cut states are still stored whole: this sets what compression loses, not yet the memory it saves.
     /// 1 is exact.
     pub compression_factor: usize,
     /// Most block statistics kept under `retrieval = state`: beyond it neighbours are merged, so that the
