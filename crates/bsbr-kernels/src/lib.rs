@@ -1,1 +1,9 @@
 //! The loops of a decoder on the CPU.
+mod heads;
+mod product;
+mod select;
+mod vector;
+
+pub mod attention;
+
+pub use heads::Heads;
