@@ -1,4 +1,5 @@
 //! The loops of a decoder on the CPU.
+mod gather;
 mod heads;
 mod product;
 mod select;

@@ -8,7 +8,7 @@ use super::{
     BlockOptions, Blocks, CausalOptions,
     tile::{HIDDEN, LOWEST_SCORE, QueryTile, mask_positions, read, score},
 };
-use crate::{heads::Rows, select, vector};
+use crate::{gather, heads::Rows, select, vector};
 
 /// What one KV head brings.
 pub(super) struct Head<'a> {
@@ -34,6 +34,9 @@ pub(super) struct Scratch {
     ends: Vec<usize>,
     one_choice: Vec<u32>,
     chosen_scores: Vec<f32>,
+    /// Where the rows of the chosen tokens begin.
+    key_rows: Vec<usize>,
+    value_rows: Vec<usize>,
 }
 
 pub(super) struct BlockTile<'a, 'o> {
@@ -86,22 +89,7 @@ impl WithSimd for BlockTile<'_, '_> {
                 read(simd, &scratch.blocks, means.1.len(), 0, rows, means.1, &mut scratch.output);
             }
             for token in 0..tile.tokens {
-                match tile.group {
-                    1 => retrieval.read_chosen::<S, 1>(simd, tile, head, token, 0, scratch),
-                    2 => retrieval.read_chosen::<S, 2>(simd, tile, head, token, 0, scratch),
-                    3 => retrieval.read_chosen::<S, 3>(simd, tile, head, token, 0, scratch),
-                    group => {
-                        let mut at = 0;
-                        while at + 4 <= group {
-                            retrieval.read_chosen::<S, 4>(simd, tile, head, token, at, scratch);
-                            at += 4;
-                        }
-                        while at < group {
-                            retrieval.read_chosen::<S, 1>(simd, tile, head, token, at, scratch);
-                            at += 1;
-                        }
-                    }
-                }
+                retrieval.read_chosen(simd, tile, head, token, scratch);
             }
         }
         for (g, (output, log_mass)) in outputs.iter_mut().enumerate() {
@@ -283,58 +271,45 @@ impl Retrieval<'_> {
         visible.div_ceil(self.blocks.size).saturating_sub(self.candidates.start).min(self.candidates.len())
     }
 
-    /// Adds what the chosen blocks of one token bring to `G` heads of the group from `first_head` on.
+    /// Adds what the chosen blocks of one token bring.
     #[inline(always)]
-    fn read_chosen<S: Simd, const G: usize>(
+    fn read_chosen<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
         head: &Head<'_>,
         token: usize,
-        first_head: usize,
         scratch: &mut Scratch,
     ) {
         let size = self.blocks.size;
         let begin = if token == 0 { 0 } else { scratch.ends[token - 1] };
         let chosen = &scratch.chosen[begin..scratch.ends[token]];
-        if chosen.is_empty() {
-            return;
-        }
         let (columns, width) = (chosen.len() * size, head.keys.width());
-        scratch.chosen_scores.resize(G * columns, 0.0);
-        let mut queries: [&[f32]; G] = [&[]; G];
-        for (g, query) in queries.iter_mut().enumerate() {
-            let row = (first_head + g) * tile.tokens + token;
-            *query = &tile.rows[row * width..(row + 1) * width];
-        }
-        for (at, &block) in chosen.iter().enumerate() {
-            let rows = (self.candidates.start + block as usize) * size;
-            let keys = head.keys.range(rows..rows + size);
-            let mut rest = scratch.chosen_scores.chunks_exact_mut(columns);
-            let scores: [&mut [f32]; G] =
-                std::array::from_fn(|_| &mut rest.next().unwrap_or_default()[at * size..(at + 1) * size]);
-            vector::dots(simd, queries, keys.data(), keys.stride(), scores);
-        }
-        self.finish_chosen(simd, tile, token, first_head, &scratch.chosen[begin..scratch.ends[token]], &mut scratch.chosen_scores);
-        for (g, scores) in scratch.chosen_scores.chunks_exact_mut(columns).enumerate() {
-            let row = (first_head + g) * tile.tokens + token;
+        let scores = &mut scratch.chosen_scores;
+        scores.resize(columns, 0.0);
+        let starts = |stride: usize, rows: &mut Vec<usize>| {
+            rows.clear();
+            for &block in chosen {
+                let first = (self.candidates.start + block as usize) * size;
+                rows.extend((first..first + size).map(|row| row * stride));
+            }
+        };
+        starts(head.keys.stride(), &mut scratch.key_rows);
+        starts(head.values.stride(), &mut scratch.value_rows);
+        for g in 0..tile.group {
+            let row = g * tile.tokens + token;
+            let (query, output) = (row * width..(row + 1) * width, row * width..(row + 1) * width);
+            gather::dots(simd, &tile.rows[query], head.keys.data(), &scratch.key_rows, scores);
+            self.finish_chosen(simd, tile, token, g, chosen, scores);
             let highest = vector::max(simd, scores).max(scratch.highest[row]);
             let fade = (scratch.highest[row] - highest).exp();
+            let output = &mut scratch.output[output];
             if fade != 1.0 {
-                vector::scale(simd, &mut scratch.output[row * width..(row + 1) * width], fade);
+                vector::scale(simd, output, fade);
             }
             scratch.sum[row] = scratch.sum[row] * fade + vector::exp_sum(simd, scores, highest);
             scratch.highest[row] = highest;
-        }
-        let mut outputs = group_rows::<G>(&mut scratch.output, width, tile.tokens, token, first_head);
-        for (at, &block) in scratch.chosen[begin..scratch.ends[token]].iter().enumerate() {
-            let rows = (self.candidates.start + block as usize) * size;
-            let values = head.values.range(rows..rows + size);
-            let mut weights: [&[f32]; G] = [&[]; G];
-            for (weights, scores) in weights.iter_mut().zip(scratch.chosen_scores.chunks_exact(columns)) {
-                *weights = &scores[at * size..(at + 1) * size];
-            }
-            vector::add_rows(simd, weights, values.data(), values.stride(), &mut outputs);
+            gather::add_rows(simd, scores, head.values.data(), &scratch.value_rows, output);
         }
     }
 
@@ -345,7 +320,7 @@ impl Retrieval<'_> {
         simd: S,
         tile: &QueryTile<'_>,
         token: usize,
-        first_head: usize,
+        head: usize,
         chosen: &[u32],
         scores: &mut [f32],
     ) {
@@ -354,19 +329,26 @@ impl Retrieval<'_> {
         }
         let (size, position) = (self.blocks.size, tile.start + token);
         let first = self.options.first_visible(position).max(self.sinks);
-        for (g, scores) in scores.chunks_exact_mut(chosen.len() * size).enumerate() {
-            for (&block, scores) in chosen.iter().zip(scores.chunks_exact_mut(size)) {
-                let start = (self.candidates.start + block as usize) * size;
-                if let Some(slopes) = tile.slopes {
-                    for (at, score) in scores.iter_mut().enumerate() {
-                        *score -= slopes[first_head + g] * (position - start - at) as f32;
-                    }
-                }
-                if start < first {
-                    scores[..(first - start).min(size)].fill(HIDDEN);
+        if tile.slopes.is_none() && chosen.first().is_none_or(|&block| self.start_of(block) >= first) {
+            return;
+        }
+        for (&block, scores) in chosen.iter().zip(scores.chunks_exact_mut(size)) {
+            let start = self.start_of(block);
+            if let Some(slopes) = tile.slopes {
+                for (at, score) in scores.iter_mut().enumerate() {
+                    *score -= slopes[head] * (position - start - at) as f32;
                 }
             }
+            if start < first {
+                scores[..(first - start).min(size)].fill(HIDDEN);
+            }
         }
+    }
+
+    /// Position of the first token of a candidate, be it a sink.
+    #[inline(always)]
+    fn start_of(&self, candidate: u32) -> usize {
+        (self.candidates.start + candidate as usize) * self.blocks.size
     }
 }
 
@@ -376,20 +358,4 @@ fn add_shares<S: Simd>(simd: S, masses: &[f32], exact: (f32, f32), shares: &mut 
     let highest = vector::max(simd, masses).max(exact.0);
     let sum = vector::sum_of_exp(simd, masses, highest) + exact.1 * (exact.0 - highest).exp();
     vector::add_exp(simd, masses, highest, 1.0 / sum, shares);
-}
-
-/// The output rows of one token for `G` heads.
-#[inline(always)]
-fn group_rows<const G: usize>(
-    output: &mut [f32],
-    width: usize,
-    tokens: usize,
-    token: usize,
-    first_head: usize,
-) -> [&mut [f32]; G] {
-    let mut heads = output.chunks_exact_mut(tokens * width).skip(first_head);
-    std::array::from_fn(|_| {
-        let head = heads.next().unwrap_or_default();
-        &mut head[token * width..(token + 1) * width]
-    })
 }
