@@ -14,12 +14,23 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
     let (query_vectors, query_rest) = S::as_simd_f32s(query);
     let (groups, last) = rows.as_chunks::<TOGETHER>();
     let (score_groups, last_scores) = scores.as_chunks_mut::<TOGETHER>();
+    let (stretches, few) = query_vectors.as_chunks::<STRETCH>();
     for (rows, scores) in groups.iter().zip(score_groups) {
         let mut sums = [simd.splat_f32s(0.0); TOGETHER];
-        for (sum, &row) in sums.iter_mut().zip(rows) {
-            let (vectors, _) = S::as_simd_f32s(&data[row..row + width]);
-            for (&query, &vector) in query_vectors.iter().zip(vectors) {
-                *sum = simd.mul_add_e_f32s(query, vector, *sum);
+        let mut at = 0;
+        for query in stretches {
+            let end = at + STRETCH * S::F32_LANES;
+            for (sum, &row) in sums.iter_mut().zip(rows) {
+                *sum = add_products(simd, *sum, query, &data[row + at..row + end]);
+            }
+            at = end;
+        }
+        if !few.is_empty() {
+            for (sum, &row) in sums.iter_mut().zip(rows) {
+                let (vectors, _) = S::as_simd_f32s(&data[row + at..row + width]);
+                for (&query, &vector) in few.iter().zip(vectors) {
+                    *sum = simd.mul_add_e_f32s(query, vector, *sum);
+                }
             }
         }
         *scores = sum_each(simd, sums);
@@ -38,6 +49,16 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
         }
         *score = simd.reduce_sum_f32s(sum) + dot_rest::<S>(query_rest, row);
     }
+}
+
+/// `sum + query row`, a stretch of each.
+#[inline(always)]
+fn add_products<S: Simd>(simd: S, mut sum: S::f32s, query: &[S::f32s; STRETCH], row: &[f32]) -> S::f32s {
+    let (vectors, _) = S::as_simd_f32s(row);
+    for (&query, &vector) in query.iter().zip(vectors) {
+        sum = simd.mul_add_e_f32s(query, vector, sum);
+    }
+    sum
 }
 
 /// What the last numbers of a row, too few for a register, add to its dot product.

@@ -6,9 +6,10 @@ use pulp::{Simd, WithSimd};
 
 use super::{
     BlockOptions, Blocks, CausalOptions,
+    chosen::{Chosen, Sums},
     tile::{HIDDEN, LOWEST_SCORE, QueryTile, mask_positions, read, score},
 };
-use crate::{gather, heads::Rows, select, vector};
+use crate::{heads::Rows, select, vector};
 
 /// What one KV head brings.
 pub(super) struct Head<'a> {
@@ -29,14 +30,8 @@ pub(super) struct Scratch {
     output: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
-    /// The choices of all tokens, one after the other; `ends[t]` is where those of token `t` end.
-    chosen: Vec<u32>,
-    ends: Vec<usize>,
+    chosen: Chosen,
     one_choice: Vec<u32>,
-    chosen_scores: Vec<f32>,
-    /// Where the rows of the chosen tokens begin.
-    key_rows: Vec<usize>,
-    value_rows: Vec<usize>,
 }
 
 pub(super) struct BlockTile<'a, 'o> {
@@ -88,9 +83,8 @@ impl WithSimd for BlockTile<'_, '_> {
             if blocks.far {
                 read(simd, &scratch.blocks, means.1.len(), 0, rows, means.1, &mut scratch.output);
             }
-            for token in 0..tile.tokens {
-                retrieval.read_chosen(simd, tile, head, token, scratch);
-            }
+            let Scratch { chosen, highest, sum, output, .. } = scratch;
+            chosen.read(simd, tile, &retrieval, (head.keys, head.values), &mut Sums { highest, sum, output });
         }
         for (g, (output, log_mass)) in outputs.iter_mut().enumerate() {
             for token in 0..tile.tokens {
@@ -166,9 +160,9 @@ fn read_exactly<S: Simd>(
 }
 
 /// Retrieval among the candidates of a tile.
-struct Retrieval<'a> {
-    blocks: &'a Blocks,
-    candidates: Range<usize>,
+pub(super) struct Retrieval<'a> {
+    pub(super) blocks: &'a Blocks,
+    pub(super) candidates: Range<usize>,
     sinks: usize,
     options: &'a CausalOptions,
 }
@@ -190,7 +184,6 @@ impl Retrieval<'_> {
         score(simd, tile, mean_keys, &mut scratch.blocks, columns, 0, self.options.softcap);
         self.finish_masses(tile, &mut scratch.blocks, columns);
         scratch.chosen.clear();
-        scratch.ends.clear();
         scratch.shares.resize(columns, 0.0);
         for token in 0..tile.tokens {
             let group_rows = (0..tile.group).map(|g| g * tile.tokens + token);
@@ -208,8 +201,7 @@ impl Retrieval<'_> {
                 scratch.shares[..hidden].fill(-1.0);
                 select::largest(simd, &scratch.shares, self.blocks.top_k, -0.5, chosen);
             }
-            scratch.chosen.extend_from_slice(chosen);
-            scratch.ends.push(scratch.chosen.len());
+            scratch.chosen.push(chosen);
             if !far {
                 continue;
             }
@@ -271,51 +263,9 @@ impl Retrieval<'_> {
         visible.div_ceil(self.blocks.size).saturating_sub(self.candidates.start).min(self.candidates.len())
     }
 
-    /// Adds what the chosen blocks of one token bring.
-    #[inline(always)]
-    fn read_chosen<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        head: &Head<'_>,
-        token: usize,
-        scratch: &mut Scratch,
-    ) {
-        let size = self.blocks.size;
-        let begin = if token == 0 { 0 } else { scratch.ends[token - 1] };
-        let chosen = &scratch.chosen[begin..scratch.ends[token]];
-        let (columns, width) = (chosen.len() * size, head.keys.width());
-        let scores = &mut scratch.chosen_scores;
-        scores.resize(columns, 0.0);
-        let starts = |stride: usize, rows: &mut Vec<usize>| {
-            rows.clear();
-            for &block in chosen {
-                let first = (self.candidates.start + block as usize) * size;
-                rows.extend((first..first + size).map(|row| row * stride));
-            }
-        };
-        starts(head.keys.stride(), &mut scratch.key_rows);
-        starts(head.values.stride(), &mut scratch.value_rows);
-        for g in 0..tile.group {
-            let row = g * tile.tokens + token;
-            let (query, output) = (row * width..(row + 1) * width, row * width..(row + 1) * width);
-            gather::dots(simd, &tile.rows[query], head.keys.data(), &scratch.key_rows, scores);
-            self.finish_chosen(simd, tile, token, g, chosen, scores);
-            let highest = vector::max(simd, scores).max(scratch.highest[row]);
-            let fade = (scratch.highest[row] - highest).exp();
-            let output = &mut scratch.output[output];
-            if fade != 1.0 {
-                vector::scale(simd, output, fade);
-            }
-            scratch.sum[row] = scratch.sum[row] * fade + vector::exp_sum(simd, scores, highest);
-            scratch.highest[row] = highest;
-            gather::add_rows(simd, scores, head.values.data(), &scratch.value_rows, output);
-        }
-    }
-
     /// Softcap, ALiBi, and what is hidden in chosen blocks: sinks, which are read elsewhere, and what the window hides.
     #[inline(always)]
-    fn finish_chosen<S: Simd>(
+    pub(super) fn finish_scores<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
@@ -347,7 +297,7 @@ impl Retrieval<'_> {
 
     /// Position of the first token of a candidate, be it a sink.
     #[inline(always)]
-    fn start_of(&self, candidate: u32) -> usize {
+    pub(super) fn start_of(&self, candidate: u32) -> usize {
         (self.candidates.start + candidate as usize) * self.blocks.size
     }
 }

@@ -2,6 +2,7 @@
 
 mod block_tile;
 mod blocks;
+mod chosen;
 mod dense;
 mod means;
 mod tasks;
