@@ -15,7 +15,7 @@ fn main() {
         let reps = if n<=4096 {7} else if n<=32768 {3} else {1};
         let (mut a, mut b) = (f64::MAX, f64::MAX);
         for _ in 0..reps {
-            if n <= 32768 { let t=Instant::now(); std::hint::black_box(causal_attention(of(&q),of(&k),of(&v),&options)); a=a.min(t.elapsed().as_secs_f64()); }
+            if n <= 32768 && std::env::var("NODENSE").is_err() { let t=Instant::now(); std::hint::black_box(causal_attention(of(&q),of(&k),of(&v),&options)); a=a.min(t.elapsed().as_secs_f64()); }
             let t=Instant::now();
             let m = block_means(of(&k),0,size,4,0..n/size); let mv = block_means(of(&v),0,size,4,0..n/size);
             let tm=t.elapsed().as_secs_f64();

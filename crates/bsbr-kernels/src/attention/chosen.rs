@@ -6,7 +6,7 @@ use super::{block_tile::Retrieval, tile::QueryTile};
 use crate::{gather, heads::Rows, panel, vector};
 
 /// Queries from which on turning the keys of a block pays.
-const WORTH_TURNING: usize = 3;
+const WORTH_TURNING: usize = 4;
 
 /// The choices of all tokens of a tile and what is computed for them.
 #[derive(Default)]
@@ -96,7 +96,7 @@ impl Chosen {
             let first = retrieval.start_of(candidate as u32);
             let rows = keys.range(first..first + size);
             if turns && self.query_starts.len() >= WORTH_TURNING {
-                panel::turn::<S>(rows.data(), rows.stride(), size, width, &mut self.panel);
+                panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
                 let (queries, scores) = (&self.query_starts, &self.score_starts);
                 panel::dots(simd, &self.panel, size, width, tile.rows, queries, &mut self.scores, scores);
             } else {
