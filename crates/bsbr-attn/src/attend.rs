@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::{AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Meta};
+use crate::{AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Meta};
 
 /// Attention of whole texts: `query` `[batch, heads, tokens, head_dim]`, `keys` and `values`
 /// `[batch, kv_heads, tokens, head_dim]`, to `[batch, heads, tokens, head_dim]`. Differentiable in all three.
@@ -30,6 +30,7 @@ pub fn attend(
         options,
         attention: attention.cloned(),
         dtype: query.dtype(),
+        kernel: Kernel::default(),
     };
     AttentionCache::new(config, &query.device())?.prefill(query, keys, values, meta)
 }

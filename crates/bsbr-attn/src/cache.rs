@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::{
-    AttentionError, AttentionOptions, BlockAttentionConfig, Retrieval,
+    AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
     full::full_causal,
     statistics::{Kept, Sizes, Statistics},
@@ -30,6 +30,8 @@ pub struct CacheConfig {
     pub attention: Option<BlockAttentionConfig>,
     /// Type of everything stored.
     pub dtype: DType,
+    /// What computes it.
+    pub kernel: Kernel,
 }
 
 impl CacheConfig {

@@ -3,8 +3,8 @@
 mod common;
 
 use bsbr_attn::{
-    AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Meta, Padding, Retrieval,
-    Selector, attend, attend_padded,
+    AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Meta, Padding,
+    Retrieval, Selector, attend, attend_padded,
 };
 use burn::tensor::{DType, Device, Tensor};
 
@@ -36,6 +36,7 @@ fn cache_config(attention: Option<BlockAttentionConfig>) -> CacheConfig {
         options,
         attention,
         dtype: DType::F32,
+        kernel: Kernel::default(),
     }
 }
 

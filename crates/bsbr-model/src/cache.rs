@@ -1,6 +1,6 @@
 //! What a decoder remembers of the texts it is reading.
 
-use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig};
+use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, Kernel};
 use burn::tensor::{DType, Device};
 
 use crate::{ModelConfig, ModelError, Positions, rotary::rotary_sets};
@@ -34,6 +34,15 @@ impl DecoderCache {
     ///
     /// [`ModelError`] if the configuration is impossible.
     pub fn new(config: &ModelConfig, expected_lengths: &[usize], device: &Device) -> Result<Self, ModelError> {
+        Self::with_kernel(config, expected_lengths, Kernel::default(), device)
+    }
+
+    pub(crate) fn with_kernel(
+        config: &ModelConfig,
+        expected_lengths: &[usize],
+        kernel: Kernel,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
         let decoder = &config.decoder;
         let text = |&expected: &usize| {
@@ -54,6 +63,7 @@ impl DecoderCache {
                     },
                     attention: config.layer_attention(layer).cloned(),
                     dtype: DType::F32,
+                    kernel,
                 };
                 AttentionCache::new(cache, device)
             });

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bsbr_attn::{AttentionCache, Meta};
+use bsbr_attn::{AttentionCache, Kernel, Meta};
 use burn::{
     module::{Module, Param},
     nn::{Embedding, Linear},
@@ -41,6 +41,8 @@ pub struct Decoder {
     pub head_bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     pub(crate) config: ModelConfig,
+    #[module(skip)]
+    pub(crate) kernel: Kernel,
 }
 
 impl Decoder {
@@ -79,13 +81,18 @@ impl Decoder {
         Ok(Self { config, ..self.clone() })
     }
 
+    /// The same weights with another choice of the code that computes attention; [`Kernel::Fastest`] unless changed.
+    pub fn with_kernel(self, kernel: Kernel) -> Self {
+        Self { kernel, ..self }
+    }
+
     /// An empty cache for texts expected to reach these lengths; see [`DecoderCache::new`].
     ///
     /// # Errors
     ///
     /// As [`DecoderCache::new`].
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
-        DecoderCache::new(&self.config, expected_lengths, &self.device())
+        DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())
     }
 
     /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,

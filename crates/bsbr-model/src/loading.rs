@@ -1,5 +1,6 @@
 //! Building a decoder from weights, one tensor at a time.
 
+use bsbr_attn::Kernel;
 use burn::{
     module::Param,
     nn::{Embedding, LayerNormConfig, Linear, RmsNorm},
@@ -164,6 +165,18 @@ impl Decoder {
         let head = loader.optional_linear("head")?;
         // An own head brings its bias with it.
         let head_bias = if head.is_none() { loader.optional("head.bias")? } else { None };
-        Ok(Self { embed, position, embed_norm, project_in, blocks, final_norm, project_out, head, head_bias, config })
+        Ok(Self {
+            embed,
+            position,
+            embed_norm,
+            project_in,
+            blocks,
+            final_norm,
+            project_out,
+            head,
+            head_bias,
+            config,
+            kernel: Kernel::default(),
+        })
     }
 }

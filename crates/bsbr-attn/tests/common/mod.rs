@@ -5,7 +5,9 @@ pub(crate) mod naive;
 
 use std::ops::Range;
 
-use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Meta, Retrieval, Selector};
+use bsbr_attn::{
+    AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Kernel, Meta, Retrieval, Selector,
+};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::{prelude::*, test_runner::RngSeed};
 
@@ -162,7 +164,16 @@ impl Case {
     pub(crate) fn cache(&self, device: &Device) -> AttentionCache {
         let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
         let attention = Some(self.config.clone());
-        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype: DType::F32 };
+        let config = CacheConfig {
+            batch,
+            heads,
+            kv_heads,
+            head_dim,
+            options,
+            attention,
+            dtype: DType::F32,
+            kernel: Kernel::default(),
+        };
         AttentionCache::new(config, device).unwrap()
     }
 
