@@ -47,7 +47,8 @@ impl Naive<'_> {
     fn logit(&self, head: usize, token: usize, key: &[f64], position: f64) -> f64 {
         let options = &self.case.options;
         let query = self.row(self.query, head, token);
-        let mut score: f64 = query.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum::<f64>() * f64::from(options.scale);
+        let mut score: f64 =
+            query.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum::<f64>() * f64::from(options.scale);
         if let Some(cap) = options.softcap {
             score = f64::from(cap) * (score / f64::from(cap)).tanh();
         }
@@ -58,7 +59,10 @@ impl Naive<'_> {
     fn kv(&self, data: &[f32], head: usize, position: usize) -> Vec<f64> {
         let kv_head = head / (self.case.heads / self.case.kv_heads);
         let length = self.case.past + self.case.tokens;
-        data[(kv_head * length + position) * self.case.width..][..self.case.width].iter().map(|&x| f64::from(x)).collect()
+        data[(kv_head * length + position) * self.case.width..][..self.case.width]
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect()
     }
 
     fn mean(&self, data: &[f32], head: usize, positions: &std::ops::Range<usize>) -> Vec<f64> {
@@ -187,7 +191,10 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
             let found = &output[(head * tokens + token) * width..][..width];
             for (at, (&found, expected)) in found.iter().zip(&expected).enumerate() {
                 let difference = (f64::from(found) - expected).abs();
-                prop_assert!(difference < 1e-5, "head {head}, token {token}, number {at}: {found}, expected {expected}");
+                prop_assert!(
+                    difference < 1e-5,
+                    "head {head}, token {token}, number {at}: {found}, expected {expected}"
+                );
             }
         }
     }

@@ -134,7 +134,14 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
             sinks: input.sinks.map(|sinks| (sinks.keys.head(batch, kv_head), sinks.values.head(batch, kv_head))),
             means: input.means.map(|(keys, values)| (keys.head(batch, kv_head), values.head(batch, kv_head))),
         };
-        Arch::new().dispatch(BlockTile { tile: &tile, head: &head, settings, options, scratch, outputs: &mut task.outputs });
+        Arch::new().dispatch(BlockTile {
+            tile: &tile,
+            head: &head,
+            settings,
+            options,
+            scratch,
+            outputs: &mut task.outputs,
+        });
         scratch.query = queries;
     });
     output
