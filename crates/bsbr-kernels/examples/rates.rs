@@ -21,7 +21,7 @@ fn main() {
             chunk_size: 128,
             local_chunks: 1,
             sink_tokens: 4,
-            blocks: Some(Blocks { size, top_k, far: true }),
+            blocks: Some(Blocks { size, top_k, far: true, exact_tokens: std::env::var("EXACT").map_or(1024, |x| x.parse().unwrap()), fine_tokens: std::env::var("FINE").map_or(8192, |x| x.parse().unwrap()), top_chunks: 16 }),
         };
         let reps = if n <= 4096 {
             7
@@ -40,6 +40,7 @@ fn main() {
             let t = Instant::now();
             let m = block_means(of(&k), 0, size, 4, 0..n / size);
             let mv = block_means(of(&v), 0, size, 4, 0..n / size);
+            let (cm, cmv) = (block_means(of(&k), 0, 128, 4, 0..n / 128), block_means(of(&v), 0, 128, 4, 0..n / 128)); let co = |x| Heads::contiguous(x, [1, heads, n / 128, d]);
             let tm = t.elapsed().as_secs_f64();
             let mo = |x| Heads::contiguous(x, [1, heads, n / size, d]);
             let input = BlockInput {
@@ -48,7 +49,7 @@ fn main() {
                 values: of(&v),
                 first: 0,
                 sinks: None,
-                means: Some((mo(&m), mo(&mv))),
+                means: Some((mo(&m), mo(&mv))), chunk_means: Some((co(&cm), co(&cmv))),
             };
             std::hint::black_box(block_attention(&input, &settings, &options));
             b = b.min(t.elapsed().as_secs_f64());

@@ -1,5 +1,7 @@
 //! Attention against the definition in f64.
 
+use std::ops::Range;
+
 use bsbr_kernels::{
     Heads,
     attention::{BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, causal_attention},
@@ -65,7 +67,7 @@ impl Naive<'_> {
             .collect()
     }
 
-    fn mean(&self, data: &[f32], head: usize, positions: &std::ops::Range<usize>) -> Vec<f64> {
+    fn mean(&self, data: &[f32], head: usize, positions: &Range<usize>) -> Vec<f64> {
         let mut mean = vec![0.0; self.case.width];
         for position in positions.clone() {
             for (sum, value) in mean.iter_mut().zip(self.kv(data, head, position)) {
@@ -79,7 +81,7 @@ impl Naive<'_> {
         let position = self.case.past + token;
         let first = self.case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let mut columns: Vec<(f64, Vec<f64>)> = Vec::new();
-        let mut exact = |range: std::ops::Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
+        let mut exact = |range: Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
             for at in range.start.max(first)..range.end {
                 let logit = self.logit(head, token, &self.kv(self.keys, head, at), at as f64);
                 columns.push((logit, self.kv(self.values, head, at)));
@@ -93,17 +95,12 @@ impl Naive<'_> {
                 exact(0..settings.sink_tokens.min(local), &mut columns);
                 exact(local..position + 1, &mut columns);
                 if let Some(blocks) = &settings.blocks {
-                    let all: Vec<std::ops::Range<usize>> = (0..local / blocks.size)
-                        .map(|j| (j * blocks.size).max(settings.sink_tokens)..(j + 1) * blocks.size)
-                        .filter(|block| !block.is_empty() && block.end > first)
-                        .collect();
-                    let chosen = self.choice(head, token, settings, blocks, &all);
-                    for (j, block) in all.iter().enumerate() {
-                        if chosen.contains(&j) {
-                            exact(block.clone(), &mut columns);
-                        } else if blocks.far && block.start >= first {
-                            columns.push((self.mass(head, token, block), self.mean(self.values, head, block)));
-                        }
+                    let (read, by_means) = self.retrieved(head, token, settings, blocks);
+                    for block in read {
+                        exact(block, &mut columns);
+                    }
+                    for run in by_means.into_iter().filter(|run| blocks.far && run.start >= first) {
+                        columns.push((self.mass(head, token, &run), self.mean(self.values, head, &run)));
                     }
                 }
             }
@@ -119,41 +116,76 @@ impl Naive<'_> {
         output
     }
 
-    fn mass(&self, head: usize, token: usize, block: &std::ops::Range<usize>) -> f64 {
+    fn mass(&self, head: usize, token: usize, block: &Range<usize>) -> f64 {
         let middle = (block.start + block.end - 1) as f64 / 2.0;
         (block.len() as f64).ln() + self.logit(head, token, &self.mean(self.keys, head, block), middle)
     }
 
-    fn choice(
+    /// The blocks a token reads exactly, and the runs that count by their means.
+    fn retrieved(
         &self,
         head: usize,
         token: usize,
         settings: &BlockOptions,
         blocks: &Blocks,
-        all: &[std::ops::Range<usize>],
-    ) -> Vec<usize> {
+    ) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
         let group = self.case.heads / self.case.kv_heads;
+        let heads = head / group * group..(head / group + 1) * group;
         let position = self.case.past + token;
-        let first = self.case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let visible = |token: usize| self.case.options.window.map_or(0, |window| (token + 1).saturating_sub(window));
+        let first = visible(position);
         let chunk = position / settings.chunk_size;
         let local = chunk.saturating_sub(settings.local_chunks) * settings.chunk_size;
-        let mut scores = vec![0.0; all.len()];
-        for head in head / group * group..(head / group + 1) * group {
-            let masses: Vec<f64> = all.iter().map(|block| self.mass(head, token, block).exp()).collect();
-            let exact: f64 = (0..settings.sink_tokens.min(local))
-                .chain(local..position + 1)
-                .filter(|&at| at >= first)
-                .map(|at| self.logit(head, token, &self.kv(self.keys, head, at), at as f64).exp())
-                .sum();
-            let total: f64 = exact + masses.iter().sum::<f64>();
-            for (score, mass) in scores.iter_mut().zip(masses) {
-                *score += mass / total;
+        let runs = |indices: Range<usize>, size: usize| -> Vec<Range<usize>> {
+            let positions = indices.map(|j| (j * size).max(settings.sink_tokens)..(j + 1) * size);
+            positions.filter(|run| !run.is_empty() && run.end > first).collect()
+        };
+        let oldest = settings.sink_tokens.max(visible(chunk * settings.chunk_size)) / blocks.size;
+        let end = local / blocks.size;
+        if end.saturating_sub(oldest) <= blocks.top_k || (chunk + 1) * settings.chunk_size <= blocks.exact_tokens {
+            return (runs(oldest.min(end)..end, blocks.size), vec![]);
+        }
+        let per_chunk = settings.chunk_size / blocks.size;
+        let border = local.saturating_sub(blocks.fine_tokens) / settings.chunk_size;
+        let two_levels = border.saturating_sub(oldest / per_chunk) > blocks.top_chunks;
+        let (distant, fine) = if two_levels {
+            (runs(oldest / per_chunk..border, settings.chunk_size), runs(border * per_chunk..end, blocks.size))
+        } else {
+            (vec![], runs(oldest..end, blocks.size))
+        };
+        let totals: Vec<f64> = heads
+            .clone()
+            .map(|head| {
+                let exact = (0..settings.sink_tokens.min(local)).chain(local..position + 1).filter(|&at| at >= first);
+                let exact: f64 =
+                    exact.map(|at| self.logit(head, token, &self.kv(self.keys, head, at), at as f64).exp()).sum();
+                exact + fine.iter().chain(&distant).map(|run| self.mass(head, token, run).exp()).sum::<f64>()
+            })
+            .collect();
+        let best = |runs: &[Range<usize>], count: usize| -> Vec<bool> {
+            let share = |run| heads.clone().zip(&totals).map(|(h, total)| self.mass(h, token, run).exp() / total).sum();
+            let shares: Vec<f64> = runs.iter().map(share).collect();
+            let mut order: Vec<usize> = (0..runs.len()).collect();
+            order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
+            (0..runs.len()).map(|at| order.iter().take(count).any(|&best| best == at)).collect()
+        };
+        let opened = best(&distant, blocks.top_chunks);
+        let mut candidates = fine;
+        let mut by_means = Vec::new();
+        for (run, opened) in distant.into_iter().zip(opened) {
+            if opened {
+                let chunk = run.start / settings.chunk_size;
+                candidates.extend(runs(chunk * per_chunk..(chunk + 1) * per_chunk, blocks.size));
+            } else {
+                by_means.push(run);
             }
         }
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-        order.truncate(blocks.top_k);
-        order
+        let chosen = best(&candidates, blocks.top_k);
+        let mut read = Vec::new();
+        for (run, chosen) in candidates.into_iter().zip(chosen) {
+            if chosen { read.push(run) } else { by_means.push(run) }
+        }
+        (read, by_means)
     }
 }
 
@@ -172,14 +204,18 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
             let count = length / size;
             let means = |rows| block_means(rows, 0, size, settings.sink_tokens, 0..count);
             let (mean_keys, mean_values) = (means(k), means(v));
-            let of = |data| Heads::contiguous(data, [1, kv_heads, count, width]);
+            let chunks = length / settings.chunk_size;
+            let chunk_means = |rows| block_means(rows, 0, settings.chunk_size, settings.sink_tokens, 0..chunks);
+            let (chunk_keys, chunk_values) = (chunk_means(k), chunk_means(v));
+            let of = |data, count| Heads::contiguous(data, [1, kv_heads, count, width]);
             let input = BlockInput {
                 query: q,
                 keys: k,
                 values: v,
                 first: 0,
                 sinks: None,
-                means: Some((of(&mean_keys[..]), of(&mean_values[..]))),
+                means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
+                chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
             };
             block_attention(&input, settings, &case.options)
         }
@@ -214,18 +250,27 @@ fn case() -> impl Strategy<Value = Case> {
 
 fn settings() -> impl Strategy<Value = BlockOptions> {
     let chunk = (1usize..5, 1usize..6).prop_map(|(size, count)| (size, size * count));
-    (chunk, 0usize..3, 0usize..7, prop::option::weighted(0.9, (1usize..20, any::<bool>()))).prop_map(
+    let levels = (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4);
+    let blocks = (1usize..20, any::<bool>(), levels);
+    (chunk, 0usize..3, 0usize..7, prop::option::weighted(0.9, blocks)).prop_map(
         |((size, chunk_size), local_chunks, sink_tokens, blocks)| BlockOptions {
             chunk_size,
             local_chunks,
             sink_tokens,
-            blocks: blocks.map(|(top_k, far)| Blocks { size, top_k, far }),
+            blocks: blocks.map(|(top_k, far, (exact_tokens, fine_tokens, top_chunks))| Blocks {
+                size,
+                top_k,
+                far,
+                exact_tokens,
+                fine_tokens,
+                top_chunks,
+            }),
         },
     )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn causal_attention_is_its_definition(case in case()) {
@@ -245,8 +290,8 @@ fn many_steps_of_keys_give_one_softmax() {
     check(&case, None).expect("equal");
     let windowed = CausalOptions { window: Some(700), ..case.options.clone() };
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");
-    for (size, top_k) in [(8, 32), (16, 16)] {
-        let blocks = Some(Blocks { size, top_k, far: true });
+    for (size, top_k, fine_tokens) in [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256)] {
+        let blocks = Some(Blocks { size, top_k, far: true, exact_tokens: 0, fine_tokens, top_chunks: 3 });
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, blocks };
         check(&case, Some(&settings)).expect("equal");
         check(&Case { heads: 1, ..case.clone() }, Some(&settings)).expect("equal");

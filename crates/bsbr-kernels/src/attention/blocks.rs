@@ -1,17 +1,16 @@
 //! Attention over the keys near a token and the blocks it retrieves.
 
-use std::ops::Range;
-
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{
     CausalOptions,
     block_tile::{BlockTile, Head, Scratch},
+    candidates::Means,
     tasks,
     tile::{QueryTile, load_queries},
 };
-use crate::heads::Heads;
+use crate::heads::{Heads, Rows};
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
@@ -40,6 +39,12 @@ pub struct Blocks {
     pub size: usize,
     /// Blocks each token reads exactly, per KV head.
     pub top_k: usize,
+    /// Tokens of chunks that end within the first `exact_tokens` read everything before them.
+    pub exact_tokens: usize,
+    /// Blocks further than this before the local region are scored by whole chunks first.
+    pub fine_tokens: usize,
+    /// Of these chunks, those of which each token scores the blocks, per KV head.
+    pub top_chunks: usize,
     /// Whether the other blocks count by their mean key and mean value in the same softmax.
     pub far: bool,
 }
@@ -48,13 +53,6 @@ impl BlockOptions {
     /// The first token of the local region of the chunk `chunk`.
     pub(super) fn local_start(&self, chunk: usize) -> usize {
         chunk.saturating_sub(self.local_chunks) * self.chunk_size
-    }
-
-    /// Complete blocks before the local region that hold a token other than a sink and are not wholly behind the window of
-    /// the chunk's first token.
-    pub(super) fn candidates(&self, chunk: usize, blocks: &Blocks, options: &CausalOptions) -> Range<usize> {
-        let first = self.sink_tokens.max(options.first_visible(chunk * self.chunk_size)) / blocks.size;
-        first..(self.local_start(chunk) / blocks.size).max(first)
     }
 }
 
@@ -83,6 +81,8 @@ pub struct BlockInput<'a> {
     /// Mean keys and mean values of the blocks from the first token on, `[batch, kv_heads, blocks, head_dim]`: at least those
     /// before the local region of the last query. (See [`block_means`](super::block_means).)
     pub means: Option<(Heads<'a>, Heads<'a>)>,
+    /// The same of whole chunks.
+    pub chunk_means: Option<(Heads<'a>, Heads<'a>)>,
 }
 
 /// Attention over sinks, the local region, the `top_k` blocks of the highest estimated mass, and the means of the others, in
@@ -109,7 +109,8 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
     let mut log_mass = vec![0.0; batch * heads * tokens];
     let next = |from: usize| {
         let chunk = (begin + from) / settings.chunk_size;
-        let scored = settings.blocks.as_ref().map_or(0, |blocks| settings.candidates(chunk, blocks, options).len());
+        let candidates = settings.blocks.as_ref().and_then(|blocks| settings.candidates(chunk, blocks, options));
+        let scored = candidates.map_or(0, |candidates| candidates.fine.len() + candidates.distant.len());
         let rows = (SCORES / scored.max(1)).clamp(FEWEST_ROWS, ROWS);
         // A tile lies within one chunk.
         (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
@@ -127,12 +128,16 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
             start: begin + task.tokens.start,
             slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
         };
+        let pair = |pair| head_of(pair, batch, kv_head);
         let head = Head {
             keys: input.keys.head(batch, kv_head),
             values: input.values.head(batch, kv_head),
             first: input.first,
-            sinks: input.sinks.map(|sinks| (sinks.keys.head(batch, kv_head), sinks.values.head(batch, kv_head))),
-            means: input.means.map(|(keys, values)| (keys.head(batch, kv_head), values.head(batch, kv_head))),
+            sinks: input.sinks.map(|sinks| pair((sinks.keys, sinks.values))),
+            means: input.means.map(|blocks| Means {
+                blocks: pair(blocks),
+                chunks: input.chunk_means.map(pair),
+            }),
         };
         Arch::new().dispatch(BlockTile {
             tile: &tile,
@@ -145,4 +150,9 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
         scratch.query = queries;
     });
     output
+}
+
+/// The keys and the values of one head.
+fn head_of<'a>((keys, values): (Heads<'a>, Heads<'a>), batch: usize, head: usize) -> (Rows<'a>, Rows<'a>) {
+    (keys.head(batch, head), values.head(batch, head))
 }

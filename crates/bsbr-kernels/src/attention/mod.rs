@@ -2,9 +2,11 @@
 
 mod block_tile;
 mod blocks;
-mod chosen;
+mod candidates;
 mod dense;
 mod means;
+mod readers;
+mod sums;
 mod tasks;
 mod tile;
 

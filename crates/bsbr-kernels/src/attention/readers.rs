@@ -1,0 +1,166 @@
+//! Reads runs of rows that the tokens of a tile chose for themselves, run by run: whoever chose one is served together.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::tile::QueryTile;
+use crate::{gather, heads::Rows, panel};
+
+/// Queries from which on turning the rows of a run pays.
+const WORTH_TURNING: usize = 4;
+
+/// What each token of a tile chose among numbered items.
+#[derive(Default)]
+pub(super) struct Readers {
+    /// Items, those of one token after those of the other.
+    items: Vec<u32>,
+    /// Where the items of each token end.
+    ends: Vec<u32>,
+    /// `(token, place in items)` of whoever chose an item; `starts[i]..starts[i + 1]` chose item `i`.
+    readers: Vec<(u32, u32)>,
+    starts: Vec<u32>,
+    panel: Vec<f32>,
+    /// Where the queries (and with them the outputs) and the scores of the readers of one item begin.
+    query_starts: Vec<usize>,
+    score_starts: Vec<usize>,
+    key_rows: Vec<usize>,
+}
+
+/// Which rows belong to an item, and where its scores are.
+pub(super) struct Runs<'a, F: Fn(u32) -> usize, P: Fn(&Readers, usize, usize, usize) -> usize> {
+    pub(super) rows: Rows<'a>,
+    /// Rows of an item.
+    pub(super) size: usize,
+    /// First row of an item.
+    pub(super) first: F,
+    /// Where the scores of a (head of the group, token, place) begin.
+    pub(super) place: P,
+}
+
+impl Readers {
+    pub(super) fn clear(&mut self) {
+        self.items.clear();
+        self.ends.clear();
+    }
+
+    /// Adds the choices of the next token.
+    pub(super) fn push_all(&mut self, items: impl Iterator<Item = u32>) {
+        self.items.extend(items);
+        self.ends.push(self.items.len() as u32);
+    }
+
+    /// Where the choices of a token are in the list of all.
+    pub(super) fn places(&self, token: usize) -> Range<usize> {
+        let begin = if token == 0 { 0 } else { self.ends[token - 1] };
+        begin as usize..self.ends[token] as usize
+    }
+
+    /// What a token chose.
+    pub(super) fn of(&self, token: usize) -> &[u32] {
+        &self.items[self.places(token)]
+    }
+
+    /// Choices of all tokens.
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Sorts the choices by item, once all tokens are in. Items are below `count`.
+    pub(super) fn sort(&mut self, count: usize) {
+        self.starts.clear();
+        self.starts.resize(count + 2, 0);
+        for &item in &self.items {
+            self.starts[item as usize + 2] += 1;
+        }
+        for item in 2..count + 2 {
+            self.starts[item] += self.starts[item - 1];
+        }
+        self.readers.resize(self.items.len(), (0, 0));
+        let mut place = 0;
+        for (token, &end) in self.ends.iter().enumerate() {
+            for &item in &self.items[place as usize..end as usize] {
+                let next = &mut self.starts[item as usize + 1];
+                self.readers[*next as usize] = (token as u32, place);
+                *next += 1;
+                place += 1;
+            }
+        }
+    }
+
+    /// Scores of every token against the rows it chose.
+    #[inline(always)]
+    pub(super) fn score<S: Simd>(
+        &mut self,
+        simd: S,
+        tile: &QueryTile<'_>,
+        runs: &Runs<'_, impl Fn(u32) -> usize, impl Fn(&Readers, usize, usize, usize) -> usize>,
+        scores: &mut [f32],
+    ) {
+        let (size, width) = (runs.size, runs.rows.width());
+        self.panel.resize(size * width, 0.0);
+        let turns = panel::fits::<S>(size, width);
+        for item in 0..self.starts.len().saturating_sub(2) {
+            if !self.find_starts(item, tile, width, &runs.place) {
+                continue;
+            }
+            let first = (runs.first)(item as u32);
+            let rows = runs.rows.range(first..first + size);
+            if turns && self.query_starts.len() >= WORTH_TURNING {
+                panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
+                let (queries, places) = (&self.query_starts, &self.score_starts);
+                panel::dots(simd, &self.panel, size, width, tile.rows, queries, scores, places);
+            } else {
+                self.key_rows.clear();
+                self.key_rows.extend((0..size).map(|row| row * rows.stride()));
+                for (&query, &place) in self.query_starts.iter().zip(&self.score_starts) {
+                    let query = &tile.rows[query..query + width];
+                    gather::dots(simd, query, rows.data(), &self.key_rows, &mut scores[place..place + size]);
+                }
+            }
+        }
+    }
+
+    /// Adds to the output of every token the rows it chose, weighted by what stands in the place of their scores.
+    #[inline(always)]
+    pub(super) fn read<S: Simd>(
+        &mut self,
+        simd: S,
+        tile: &QueryTile<'_>,
+        runs: &Runs<'_, impl Fn(u32) -> usize, impl Fn(&Readers, usize, usize, usize) -> usize>,
+        weights: &[f32],
+        output: &mut [f32],
+    ) {
+        let (size, width) = (runs.size, runs.rows.width());
+        for item in 0..self.starts.len().saturating_sub(2) {
+            if self.find_starts(item, tile, width, &runs.place) {
+                let first = (runs.first)(item as u32);
+                let rows = runs.rows.range(first..first + size);
+                let (places, outputs) = (&self.score_starts, &self.query_starts);
+                panel::add_weighted(simd, weights, places, rows.data(), rows.stride(), size, width, output, outputs);
+            }
+        }
+    }
+
+    /// Fills `query_starts` and `score_starts` for those who chose an item; whether anyone did.
+    #[inline(always)]
+    fn find_starts(
+        &mut self,
+        item: usize,
+        tile: &QueryTile<'_>,
+        width: usize,
+        place_of: &impl Fn(&Readers, usize, usize, usize) -> usize,
+    ) -> bool {
+        self.query_starts.clear();
+        self.score_starts.clear();
+        for at in self.starts[item]..self.starts[item + 1] {
+            let (token, place) = self.readers[at as usize];
+            for g in 0..tile.group {
+                self.query_starts.push((g * tile.tokens + token as usize) * width);
+                let place = place_of(self, g, token as usize, place as usize);
+                self.score_starts.push(place);
+            }
+        }
+        !self.query_starts.is_empty()
+    }
+}

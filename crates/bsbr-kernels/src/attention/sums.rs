@@ -1,0 +1,35 @@
+//! A softmax in progress.
+
+use pulp::Simd;
+
+use crate::vector;
+
+/// For each row the highest score so far, the sum of the weights relative to it, and their weighted sum of values.
+pub(super) struct Sums<'a> {
+    pub(super) highest: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    /// `[rows, width]`.
+    pub(super) output: &'a mut [f32],
+}
+
+impl Sums<'_> {
+    /// Turns more scores of a row into weights; what the row has read so far fades if one of them is higher.
+    #[inline(always)]
+    pub(super) fn add<S: Simd>(&mut self, simd: S, row: usize, scores: &mut [&mut [f32]]) {
+        let before = self.highest[row];
+        let mut highest = before;
+        for scores in scores.iter() {
+            highest = highest.max(vector::max(simd, scores));
+        }
+        if highest > before {
+            let fade = (before - highest).exp();
+            let width = self.output.len() / self.sum.len();
+            vector::scale(simd, &mut self.output[row * width..(row + 1) * width], fade);
+            self.sum[row] *= fade;
+            self.highest[row] = highest;
+        }
+        for scores in scores.iter_mut() {
+            self.sum[row] += vector::exp_sum(simd, scores, highest);
+        }
+    }
+}
