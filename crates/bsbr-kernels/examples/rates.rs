@@ -14,7 +14,9 @@ fn main() {
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         let mut r = |c: usize| -> Vec<f32> { (0..c).map(|_| (next() + next() + next()) * 2.0).collect() };
-        let (q, k, v) = (r(heads * n * d), r(heads * n * d), r(heads * n * d));
+        let rho: f32 = std::env::var("RHO").map_or(0.0, |x| x.parse().unwrap());
+        let mut walk = |c: usize| -> Vec<f32> { let mut x = r(c); let s = (1.0 - rho * rho).sqrt(); if rho > 0.0 { for i in 0..c { if (i / d) % n > 0 { x[i] = rho * x[i - d] + s * x[i]; } } } x };
+        let (q, k, v) = (walk(heads * n * d), walk(heads * n * d), walk(heads * n * d));
         let of = |x| Heads::contiguous(x, [1, heads, n, d]);
         let options = CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None };
         let settings = BlockOptions {

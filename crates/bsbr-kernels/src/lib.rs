@@ -2,6 +2,7 @@
 mod gather;
 mod heads;
 mod panel;
+mod prefetch;
 mod product;
 mod select;
 mod vector;

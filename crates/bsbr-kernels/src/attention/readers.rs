@@ -5,10 +5,12 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::tile::QueryTile;
-use crate::{gather, heads::Rows, panel};
+use crate::{gather, heads::Rows, panel, prefetch::prefetch};
 
 /// Queries from which on turning the rows of a run pays.
 const WORTH_TURNING: usize = 4;
+/// How many runs before its turn the memory of a run is asked for.
+const AHEAD: usize = 2;
 
 /// What each token of a tile chose among numbered items.
 #[derive(Default)]
@@ -20,6 +22,8 @@ pub(super) struct Readers {
     /// `(token, place in items)` of whoever chose an item; `starts[i]..starts[i + 1]` chose item `i`.
     readers: Vec<(u32, u32)>,
     starts: Vec<u32>,
+    /// Items that anyone chose.
+    active: Vec<u32>,
     panel: Vec<f32>,
     /// Where the queries (and with them the outputs) and the scores of the readers of one item begin.
     query_starts: Vec<usize>,
@@ -76,6 +80,9 @@ impl Readers {
         for item in 2..count + 2 {
             self.starts[item] += self.starts[item - 1];
         }
+        self.active.clear();
+        let counts = self.starts[1..].windows(2).enumerate();
+        self.active.extend(counts.filter(|(_, pair)| pair[1] > pair[0]).map(|(item, _)| item as u32));
         self.readers.resize(self.items.len(), (0, 0));
         let mut place = 0;
         for (token, &end) in self.ends.iter().enumerate() {
@@ -100,12 +107,9 @@ impl Readers {
         let (size, width) = (runs.size, runs.rows.width());
         self.panel.resize(size * width, 0.0);
         let turns = panel::fits::<S>(size, width);
-        for item in 0..self.starts.len().saturating_sub(2) {
-            if !self.find_starts(item, tile, width, &runs.place) {
-                continue;
-            }
-            let first = (runs.first)(item as u32);
-            let rows = runs.rows.range(first..first + size);
+        for at in 0..self.active.len() {
+            let rows = self.rows(at, runs);
+            self.find_starts(self.active[at] as usize, tile, width, &runs.place);
             if turns && self.query_starts.len() >= WORTH_TURNING {
                 panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
                 let (queries, places) = (&self.query_starts, &self.score_starts);
@@ -132,17 +136,35 @@ impl Readers {
         output: &mut [f32],
     ) {
         let (size, width) = (runs.size, runs.rows.width());
-        for item in 0..self.starts.len().saturating_sub(2) {
-            if self.find_starts(item, tile, width, &runs.place) {
-                let first = (runs.first)(item as u32);
-                let rows = runs.rows.range(first..first + size);
-                let (places, outputs) = (&self.score_starts, &self.query_starts);
-                panel::add_weighted(simd, weights, places, rows.data(), rows.stride(), size, width, output, outputs);
-            }
+        for at in 0..self.active.len() {
+            let rows = self.rows(at, runs);
+            self.find_starts(self.active[at] as usize, tile, width, &runs.place);
+            let (places, outputs) = (&self.score_starts, &self.query_starts);
+            panel::add_weighted(simd, weights, places, rows.data(), rows.stride(), size, width, output, outputs);
         }
     }
 
-    /// Fills `query_starts` and `score_starts` for those who chose an item; whether anyone did.
+    /// The rows of the active item `at`; those of a later one are asked for.
+    #[inline(always)]
+    fn rows<'b, P: Fn(&Readers, usize, usize, usize) -> usize>(
+        &self,
+        at: usize,
+        runs: &Runs<'b, impl Fn(u32) -> usize, P>,
+    ) -> Rows<'b> {
+        let of = |item: u32| {
+            let first = (runs.first)(item);
+            runs.rows.range(first..first + runs.size)
+        };
+        if let Some(&later) = self.active.get(at + AHEAD) {
+            let later = of(later);
+            for row in 0..later.len() {
+                prefetch(later.row(row));
+            }
+        }
+        of(self.active[at])
+    }
+
+    /// Fills `query_starts` and `score_starts` for those who chose an item.
     #[inline(always)]
     fn find_starts(
         &mut self,
@@ -150,7 +172,7 @@ impl Readers {
         tile: &QueryTile<'_>,
         width: usize,
         place_of: &impl Fn(&Readers, usize, usize, usize) -> usize,
-    ) -> bool {
+    ) {
         self.query_starts.clear();
         self.score_starts.clear();
         for at in self.starts[item]..self.starts[item + 1] {
@@ -161,6 +183,5 @@ impl Readers {
                 self.score_starts.push(place);
             }
         }
-        !self.query_starts.is_empty()
     }
 }
