@@ -84,6 +84,8 @@ pub struct AttentionCache {
     /// Sinks, once the local region has moved past them and `keys` no longer holds them.
     sinks: Option<(Tensor<4>, Tensor<4>)>,
     statistics: Option<Statistics>,
+    /// Mean keys and mean values of whole chunks, for the fused kernel.
+    chunk_means: Option<(RowBuffer, RowBuffer)>,
     /// Blocks handed to `statistics` so far.
     summarised: usize,
     /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
@@ -123,6 +125,7 @@ impl AttentionCache {
             values,
             sinks: None,
             statistics,
+            chunk_means: None,
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
@@ -151,6 +154,7 @@ impl AttentionCache {
             + self.values.bytes()
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
+            + self.chunk_means.as_ref().map_or(0, |(keys, values)| keys.bytes() + values.bytes())
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
     }
@@ -214,6 +218,7 @@ impl AttentionCache {
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
                     means: None,
+                    chunk_means: None,
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
                 if attention.retrieval == Retrieval::None
@@ -315,15 +320,37 @@ impl AttentionCache {
             }
             self.summarised = summarised;
         }
+        self.extend_chunk_means(attention, local_start);
         let rows = fused::Rows {
             keys: self.keys.all(),
             values: self.values.all(),
             first: 0,
             sinks: None,
+            chunk_means: self.chunk_means.as_ref().map(|(keys, values)| (keys.all(), values.all())),
             means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
         };
         let output = fused::blocks(query, rows, attention, &self.config.options);
         output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
+    }
+
+    /// Means of the chunks that lie so far back that they are scored as a whole.
+    #[cfg(feature = "flex")]
+    fn extend_chunk_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
+        let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
+        let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
+        let new = self.chunk_means.as_ref().map_or(0, |(keys, _)| keys.len())..border;
+        if new.is_empty() {
+            return;
+        }
+        let means =
+            |rows: &RowBuffer| fused::means(&rows.all(), attention.chunk_size, attention.sink_tokens, new.clone());
+        if let (Some(keys), Some(values)) = (means(&self.keys), means(&self.values)) {
+            let device = keys.device();
+            let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
+            let (all_keys, all_values) = self.chunk_means.get_or_insert_with(|| (buffer(), buffer()));
+            all_keys.push(keys);
+            all_values.push(values);
+        }
     }
 
     /// Goes through new tokens in pieces that end at chunk borders; `visit` sees the cache after each piece is in.

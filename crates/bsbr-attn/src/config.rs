@@ -69,6 +69,15 @@ pub struct BlockAttentionConfig {
     pub block_size: usize,
     /// Blocks each token reads exactly, per KV head.
     pub top_k: usize,
+    /// Tokens of chunks that end within the first `exact_tokens` tokens read everything before them under
+    /// `retrieval = blocks`: to choose would cost more than it saves.
+    pub exact_tokens: usize,
+    /// Blocks further than this before the local region are scored by whole chunks first, and count by chunks where they
+    /// are not [opened](BlockAttentionConfig::top_chunks), so that the work for a token grows by one score a chunk. With the
+    /// `mean-key` selector and `far = none` or `mean`; the others score every block. Never less than is retrieved.
+    pub fine_tokens: usize,
+    /// Of those chunks, the ones of which a token scores the blocks, per KV head.
+    pub top_chunks: usize,
     /// What scores a block.
     pub selector: Selector,
     /// How blocks that are not retrieved count.
@@ -96,6 +105,9 @@ impl Default for BlockAttentionConfig {
             retrieval: Retrieval::Blocks,
             block_size: 8,
             top_k: 32,
+            exact_tokens: 1024,
+            fine_tokens: 8192,
+            top_chunks: 16,
             selector: Selector::MeanKey,
             far: Far::Mean,
             covariance_weight: 0.8,
@@ -158,6 +170,16 @@ impl BlockAttentionConfig {
     /// First token of the local region of a token of chunk `chunk`.
     pub fn local_start(&self, chunk: usize) -> usize {
         chunk.saturating_sub(self.local_chunks) * self.chunk_size
+    }
+
+    /// Whether what lies far back is scored by whole chunks first.
+    pub(crate) fn scores_chunks(&self) -> bool {
+        self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.far != Far::State
+    }
+
+    /// [`BlockAttentionConfig::fine_tokens`], at least what a token retrieves.
+    pub(crate) fn scored_finely(&self) -> usize {
+        self.fine_tokens.max(self.top_k.saturating_mul(self.block_size))
     }
 
     /// Whether meta queries and keys are needed, and with them the two meta projections.

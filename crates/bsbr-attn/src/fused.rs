@@ -89,6 +89,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
     /// Mean keys and mean values of the blocks before the local region of the last query, from the first token on.
     pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
+    /// The same of whole chunks.
+    pub(crate) chunk_means: Option<(Tensor<4>, Tensor<4>)>,
 }
 
 /// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
@@ -109,7 +111,18 @@ pub(crate) fn blocks(
         Some(means) => Some(pair(means)?),
         None => None,
     };
-    let blocks = Blocks { size: attention.block_size, top_k: attention.top_k, far: attention.far != Far::None };
+    let chunk_means = match &rows.chunk_means {
+        Some(means) => Some(pair(means)?),
+        None => None,
+    };
+    let blocks = Blocks {
+        size: attention.block_size,
+        top_k: attention.top_k,
+        exact_tokens: attention.exact_tokens,
+        fine_tokens: attention.scored_finely(),
+        top_chunks: attention.top_chunks,
+        far: attention.far != Far::None,
+    };
     let settings = BlockOptions {
         chunk_size: attention.chunk_size,
         local_chunks: attention.local_chunks,
@@ -123,6 +136,7 @@ pub(crate) fn blocks(
         first: rows.first,
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
         means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
+        chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
     };
     Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])), shape))
 }

@@ -12,6 +12,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::buffer::RowBuffer;
 use crate::compress::truncate;
+use crate::plain::float_tensor;
 
 /// Statistics of consecutive blocks. Every tensor is `[batch, heads, blocks, width]`.
 #[derive(Debug, Clone)]
@@ -190,6 +191,36 @@ impl Statistics {
             state: self.state.as_ref().map(of),
             covariance: self.covariance.as_ref().map(of),
             meta_key: self.meta_key.as_ref().map(of),
+        }
+    }
+
+    /// The means of whole chunks of `per_chunk` blocks each.
+    pub(crate) fn view_of_chunks(&self, chunks: Range<usize>, per_chunk: usize) -> StatisticsView {
+        let range = chunks.start * per_chunk..chunks.end * per_chunk;
+        let view = self.view(range);
+        let counts: Vec<f32> = view.blocks.iter().map(|block| block.len() as f32).collect();
+        let totals = counts.chunks(per_chunk).map(|counts| counts.iter().sum::<f32>().max(1.0));
+        let shares = counts.iter().zip(totals.flat_map(|total| std::iter::repeat_n(total, per_chunk)));
+        let shares: Vec<f32> = shares.map(|(count, total)| count / total).collect();
+        let shares = float_tensor(shares, &view.mean_key.device(), view.mean_key.dtype());
+        let shares = shares.reshape([1, 1, chunks.len() * per_chunk, 1]);
+        let mean = |rows: Tensor<4>| {
+            let [batch, heads, _, width] = rows.dims();
+            let rows = (rows * shares.clone()).reshape([batch, heads, chunks.len(), per_chunk, width]);
+            rows.sum_dim(3).reshape([batch, heads, chunks.len(), width])
+        };
+        let positions = |blocks: &[Range<usize>]| {
+            let held = || blocks.iter().filter(|block| !block.is_empty());
+            let end = blocks.last().map_or(0, |block| block.end);
+            held().next().map_or(end, |block| block.start)..end
+        };
+        StatisticsView {
+            blocks: view.blocks.chunks(per_chunk).map(positions).collect(),
+            mean_key: mean(view.mean_key),
+            mean_value: mean(view.mean_value),
+            state: None,
+            covariance: None,
+            meta_key: None,
         }
     }
 

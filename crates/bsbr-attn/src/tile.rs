@@ -4,15 +4,15 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::{
     AttentionOptions, BlockAttentionConfig, Far, Retrieval,
     buffer::RowBuffer,
     plain::{
         Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
-        hide_left_blocks, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
-        retrieved_state,
+        hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
+        retrieved_state, unchosen_mask,
     },
     statistics::{Statistics, StatisticsView},
 };
@@ -68,8 +68,9 @@ pub(crate) fn attend_tile(
     let block = attention.statistics_block();
     let first_block = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size)) / block;
     let candidates = first_block..(local_start / block).max(first_block);
-    if attention.retrieval == Retrieval::Blocks && candidates.len() <= attention.top_k {
-        // Every block would be chosen: the exact set is one run of positions.
+    let few = candidates.len() <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens;
+    if attention.retrieval == Retrieval::Blocks && few {
+        // Every block is read: the exact set is one run of positions.
         let first = (candidates.start * block).min(local_start);
         return exact_only(&input, &tile, first..end, attention, options).reshape(shape);
     }
@@ -77,7 +78,14 @@ pub(crate) fn attend_tile(
     let output = match (attention.retrieval, input.statistics) {
         (Retrieval::None, _) | (_, None) => combine(parts(), None).0,
         (Retrieval::Blocks, Some(statistics)) => {
-            read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
+            let per_chunk = attention.chunk_size / block;
+            let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
+            let distant = candidates.start / per_chunk..border;
+            if attention.scores_chunks() && distant.len() > attention.top_chunks {
+                read_two_levels(&input, &tile, parts(), statistics, (distant, candidates), attention, options)
+            } else {
+                read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
+            }
         }
         (Retrieval::State | Retrieval::Additive, Some(statistics)) => {
             // One mixture serves the whole chunk: it holds the blocks that even its last token sees whole.
@@ -153,18 +161,10 @@ fn read_blocks(
         choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), attention.top_k)
     } else {
         let visible = hide_left_blocks(tile, mass.clone(), &view.blocks, options);
-        choose_per_token(visible, &parts, attention.top_k)
+        let total = log_mass(&parts, &[&visible]);
+        choose_per_token(visible, total, attention.top_k)
     };
-    let block = attention.block_size;
-    parts.push(if candidates.len() <= attention.top_k.saturating_mul(GATHER_FROM) {
-        let positions = (candidates.start * block).max(attention.sink_tokens)..candidates.end * block;
-        let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
-        let (keys, values) = (of(input.keys), of(input.values));
-        masked_candidates_part(tile, keys, values, choice.clone(), block, positions, options)
-    } else {
-        let numbered = choice.clone() + candidates.start as i32;
-        chosen_part(tile, (input.keys, input.values), numbered, block, attention.sink_tokens, options)
-    });
+    parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::None {
         return combine(parts, None).0;
     }
@@ -174,6 +174,66 @@ fn read_blocks(
     match (&view.state, weights) {
         (Some(state), Some(weights)) => output + read_states(tile, weights, state, options),
         _ => output,
+    }
+}
+
+/// [`read_blocks`] where blocks before those of the last `fine_tokens` are scored by whole chunks, `distant`: each token opens
+/// the best of them, and only their blocks are candidates.
+fn read_two_levels(
+    input: &TileInput<'_>,
+    tile: &Tile,
+    mut parts: Vec<Part>,
+    statistics: &Statistics,
+    (distant, candidates): (Range<usize>, Range<usize>),
+    attention: &BlockAttentionConfig,
+    options: &AttentionOptions,
+) -> Tensor<5> {
+    let per_chunk = attention.chunk_size / attention.block_size;
+    let first_chunk = distant.start;
+    let (blocks, chunks) = (statistics.view(candidates.clone()), statistics.view_of_chunks(distant, per_chunk));
+    let visible = |view: &StatisticsView| {
+        let mass = far_logits(tile, view, 0.0, options);
+        hide_left_blocks(tile, mass, &view.blocks, options)
+    };
+    let (block_mass, chunk_mass) = (visible(&blocks), visible(&chunks));
+    // The first chunk can begin with blocks that are no candidates.
+    let skipped = candidates.start - first_chunk * per_chunk;
+    let in_chunks = chunks.blocks.len() * per_chunk - skipped;
+    let fine_mass = block_mass.clone().narrow(4, in_chunks, blocks.blocks.len() - in_chunks);
+    let total = log_mass(&parts, &[&fine_mass, &chunk_mass]);
+    let opened = choose_per_token(chunk_mass.clone(), total.clone(), attention.top_chunks);
+    let closed = unchosen_mask(opened.clone(), chunks.blocks.len(), &chunk_mass);
+    let [batch, kv_heads, _, tokens, count] = closed.dims();
+    let closed = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, 1, tokens, count, per_chunk]);
+    let closed = closed.reshape([batch, kv_heads, 1, tokens, count * per_chunk]).narrow(4, skipped, in_chunks);
+    let block_mass = Tensor::cat(vec![block_mass.narrow(4, 0, in_chunks) + closed, fine_mass], 4);
+    let choice = choose_per_token(block_mass.clone(), total, attention.top_k);
+    parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
+    if attention.far == Far::Mean {
+        parts.push(far_part(tile, block_mass, &blocks, Some(choice), options));
+        parts.push(far_part(tile, chunk_mass, &chunks, Some(opened), options));
+    }
+    combine(parts, None).0
+}
+
+/// The tokens of the chosen blocks, which are numbered from the first candidate.
+fn read_chosen(
+    input: &TileInput<'_>,
+    tile: &Tile,
+    choice: Tensor<4, Int>,
+    candidates: Range<usize>,
+    attention: &BlockAttentionConfig,
+    options: &AttentionOptions,
+) -> Part {
+    let block = attention.block_size;
+    if candidates.len() <= attention.top_k.saturating_mul(GATHER_FROM) {
+        let positions = (candidates.start * block).max(attention.sink_tokens)..candidates.end * block;
+        let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
+        let (keys, values) = (of(input.keys), of(input.values));
+        masked_candidates_part(tile, keys, values, choice, block, positions, options)
+    } else {
+        let numbered = choice + candidates.start as i32;
+        chosen_part(tile, (input.keys, input.values), numbered, block, attention.sink_tokens, options)
     }
 }
 

@@ -19,7 +19,7 @@ fn device() -> Device {
 }
 
 fn base() -> BlockAttentionConfig {
-    BlockAttentionConfig { chunk_size: 8, block_size: 4, top_k: 1, ..Default::default() }
+    BlockAttentionConfig { chunk_size: 8, block_size: 4, top_k: 1, exact_tokens: 0, ..Default::default() }
 }
 
 fn meta_base() -> BlockAttentionConfig {

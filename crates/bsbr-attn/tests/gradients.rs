@@ -102,7 +102,14 @@ impl Problem {
 }
 
 fn base() -> BlockAttentionConfig {
-    BlockAttentionConfig { chunk_size: 4, block_size: 2, sink_tokens: 1, top_k: 2, ..Default::default() }
+    BlockAttentionConfig {
+        chunk_size: 4,
+        block_size: 2,
+        sink_tokens: 1,
+        top_k: 2,
+        exact_tokens: 0,
+        ..Default::default()
+    }
 }
 
 /// Checks the settings for a model as it is, with a window, and with a softcap.

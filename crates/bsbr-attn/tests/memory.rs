@@ -57,7 +57,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// A text of `tokens` tokens for each kind of retrieval; chunks of 64, blocks of 16.
 fn kinds(tokens: usize) -> Vec<Case> {
-    let base = BlockAttentionConfig { chunk_size: 64, block_size: 16, top_k: 4, ..Default::default() };
+    let base = BlockAttentionConfig { chunk_size: 64, block_size: 16, top_k: 4, exact_tokens: 0, ..Default::default() };
     let blocks = |far, selector| BlockAttentionConfig { far, selector, ..base.clone() };
     let kind = |retrieval, selector| BlockAttentionConfig { retrieval, selector, ..base.clone() };
     let configs = [

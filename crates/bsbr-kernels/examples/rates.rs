@@ -15,7 +15,18 @@ fn main() {
         };
         let mut r = |c: usize| -> Vec<f32> { (0..c).map(|_| (next() + next() + next()) * 2.0).collect() };
         let rho: f32 = std::env::var("RHO").map_or(0.0, |x| x.parse().unwrap());
-        let mut walk = |c: usize| -> Vec<f32> { let mut x = r(c); let s = (1.0 - rho * rho).sqrt(); if rho > 0.0 { for i in 0..c { if (i / d) % n > 0 { x[i] = rho * x[i - d] + s * x[i]; } } } x };
+        let mut walk = |c: usize| -> Vec<f32> {
+            let mut x = r(c);
+            let s = (1.0 - rho * rho).sqrt();
+            if rho > 0.0 {
+                for i in 0..c {
+                    if (i / d) % n > 0 {
+                        x[i] = rho * x[i - d] + s * x[i];
+                    }
+                }
+            }
+            x
+        };
         let (q, k, v) = (walk(heads * n * d), walk(heads * n * d), walk(heads * n * d));
         let of = |x| Heads::contiguous(x, [1, heads, n, d]);
         let options = CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None };
@@ -23,7 +34,14 @@ fn main() {
             chunk_size: 128,
             local_chunks: 1,
             sink_tokens: 4,
-            blocks: Some(Blocks { size, top_k, far: true, exact_tokens: std::env::var("EXACT").map_or(1024, |x| x.parse().unwrap()), fine_tokens: std::env::var("FINE").map_or(8192, |x| x.parse().unwrap()), top_chunks: 16 }),
+            blocks: Some(Blocks {
+                size,
+                top_k,
+                far: true,
+                exact_tokens: std::env::var("EXACT").map_or(1024, |x| x.parse().unwrap()),
+                fine_tokens: std::env::var("FINE").map_or(8192, |x| x.parse().unwrap()),
+                top_chunks: 16,
+            }),
         };
         let reps = if n <= 4096 {
             7
@@ -42,7 +60,8 @@ fn main() {
             let t = Instant::now();
             let m = block_means(of(&k), 0, size, 4, 0..n / size);
             let mv = block_means(of(&v), 0, size, 4, 0..n / size);
-            let (cm, cmv) = (block_means(of(&k), 0, 128, 4, 0..n / 128), block_means(of(&v), 0, 128, 4, 0..n / 128)); let co = |x| Heads::contiguous(x, [1, heads, n / 128, d]);
+            let (cm, cmv) = (block_means(of(&k), 0, 128, 4, 0..n / 128), block_means(of(&v), 0, 128, 4, 0..n / 128));
+            let co = |x| Heads::contiguous(x, [1, heads, n / 128, d]);
             let tm = t.elapsed().as_secs_f64();
             let mo = |x| Heads::contiguous(x, [1, heads, n / size, d]);
             let input = BlockInput {
@@ -51,7 +70,8 @@ fn main() {
                 values: of(&v),
                 first: 0,
                 sinks: None,
-                means: Some((mo(&m), mo(&mv))), chunk_means: Some((co(&cm), co(&cmv))),
+                means: Some((mo(&m), mo(&mv))),
+                chunk_means: Some((co(&cm), co(&cmv))),
             };
             std::hint::black_box(block_attention(&input, &settings, &options));
             b = b.min(t.elapsed().as_secs_f64());

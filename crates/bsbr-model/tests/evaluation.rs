@@ -17,6 +17,7 @@ fn models(decoder: DecoderConfig) -> (Decoder, Decoder, Decoder) {
         local_chunks: 0,
         top_k: 2,
         retrieval,
+        exact_tokens: 0,
         ..Default::default()
     };
     let near = retrieving(decoder, kind(Retrieval::Blocks), &devices()[0]);

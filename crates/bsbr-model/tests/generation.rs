@@ -53,6 +53,7 @@ fn greedy_is_the_same_through_every_kind_of_retrieval() {
                 local_chunks: 0,
                 top_k: 1,
                 retrieval,
+                exact_tokens: 0,
                 ..Default::default()
             };
             let model = retrieving(llama_like(), attention, &device);

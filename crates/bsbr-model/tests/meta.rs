@@ -67,6 +67,7 @@ fn chunks_ask_with_their_first_token_and_blocks_answer_with_their_last() {
             top_k: 2,
             selector: Selector::Meta,
             retrieval,
+            exact_tokens: 0,
             ..Default::default()
         };
         for device in devices() {

@@ -37,6 +37,7 @@ fn attentions() -> impl Strategy<Value = BlockAttentionConfig> {
             far,
             top_k,
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
+            exact_tokens: 0,
             ..Default::default()
         }
     })
@@ -216,6 +217,7 @@ fn a_long_prompt_read_in_prefill_pieces_has_the_same_last_logits() {
                 selector,
                 chunk_size: 48, // a piece ends inside a chunk and a block
                 top_k: 4,
+                exact_tokens: 0,
                 ..Default::default()
             };
             for device in devices() {
@@ -232,8 +234,14 @@ fn a_long_prompt_read_in_prefill_pieces_has_the_same_last_logits() {
 
 #[test]
 fn layers_can_keep_the_original_attention() {
-    let attention =
-        BlockAttentionConfig { chunk_size: 4, block_size: 2, local_chunks: 0, top_k: 1, ..Default::default() };
+    let attention = BlockAttentionConfig {
+        chunk_size: 4,
+        block_size: 2,
+        local_chunks: 0,
+        top_k: 1,
+        exact_tokens: 0,
+        ..Default::default()
+    };
     let tokens = text(40, 3);
     for device in devices() {
         let model = retrieving(llama_like(), attention.clone(), &device);

@@ -2,25 +2,17 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use super::{MASKED, Part, log_mass};
+use super::MASKED;
 
 /// The `top_k` blocks of each token and KV head, `[batch, kv_heads, tokens, top_k]`, numbered from 0 in `mass`.
 ///
 /// `mass` is the estimated log-mass of each block, `[batch, kv_heads, group, tokens, blocks]`, masked where the token may
-/// not read the block; `exact` is what the token reads anyway.
+/// not read the block; `total` the log-mass of all that the token could read, `[batch, kv_heads, group, tokens, 1]`.
 /// The heads of a group share a choice: a block counts by the sum of the shares of attention it has in each of them.
 /// Needs more than `top_k` blocks.
-pub(crate) fn choose_per_token(mass: Tensor<5>, exact: &[Part], top_k: usize) -> Tensor<4, Int> {
+pub(crate) fn choose_per_token(mass: Tensor<5>, total: Tensor<5>, top_k: usize) -> Tensor<4, Int> {
     let [batch, kv_heads, group, tokens, blocks] = mass.dims();
-    let score = if group == 1 {
-        mass
-    } else {
-        let exact_mass = log_mass(exact);
-        let highest = mass.clone().max_dim(4).max_pair(exact_mass.clone());
-        let weight = (mass - highest.clone()).exp();
-        let total = weight.clone().sum_dim(4) + (exact_mass - highest).exp();
-        (weight / total).sum_dim(2)
-    };
+    let score = if group == 1 { mass } else { (mass - total).exp().sum_dim(2) };
     score.detach().reshape([batch, kv_heads, tokens, blocks]).argtopk(top_k, 3)
 }
 
@@ -39,4 +31,14 @@ pub(super) fn chosen_mask(choice: Tensor<4, Int>, blocks: usize, like: &Tensor<5
     let chosen = Tensor::<4>::full([batch, kv_heads, choices, top_k], MASKED, options);
     let none = Tensor::<4>::zeros([batch, kv_heads, choices, blocks], options);
     none.scatter(3, choice, chosen, IndexingUpdateOp::Add).unsqueeze_dim(2)
+}
+
+/// Which blocks were not chosen, as a mask to add to their logits: [`MASKED`] at those. Arguments and shape as
+/// [`chosen_mask`].
+pub(crate) fn unchosen_mask(choice: Tensor<4, Int>, blocks: usize, like: &Tensor<5>) -> Tensor<5> {
+    let [batch, kv_heads, choices, top_k] = choice.dims();
+    let options = (&choice.device(), like.dtype());
+    let chosen = Tensor::<4>::full([batch, kv_heads, choices, top_k], -MASKED, options);
+    let all = Tensor::<4>::full([batch, kv_heads, choices, blocks], MASKED, options);
+    all.scatter(3, choice, chosen, IndexingUpdateOp::Add).unsqueeze_dim(2)
 }

@@ -26,6 +26,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 }
 
 /// A block as its own tokens tell it.
+#[derive(Clone)]
 struct Block {
     positions: Range<usize>,
     mean_key: Vector,
@@ -164,28 +165,63 @@ impl Case {
                     let bound = if config.needs_meta() { chunk_first_visible } else { first_visible };
                     block.positions.end > bound
                 };
-                let mut ranked: Vec<(f64, usize)> = Vec::new();
-                for (j, block) in blocks.iter().enumerate().filter(|(_, block)| visible(block)) {
-                    let mut score = 0.0;
-                    for head in kv * group..(kv + 1) * group {
-                        if config.needs_meta() {
-                            score += meta_score(head, block);
-                            continue;
-                        }
-                        // The share of this head's attention that the block would have.
-                        let q = inputs.query.row(b, head, t);
-                        let all = blocks
-                            .iter()
-                            .filter(|block| visible(block))
-                            .map(|x| self.log_mass((head, t), &q, x, weight));
-                        let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i));
-                        let total: f64 = all.chain(near).map(f64::exp).sum();
-                        score += self.log_mass((head, t), &q, block, weight).exp() / total;
+                // What lies far back is scored by whole chunks; each token opens the best of them.
+                let per_chunk = config.chunk_size / config.block_size;
+                let border = local_start.saturating_sub(config.fine_tokens.max(config.top_k * config.block_size))
+                    / config.chunk_size;
+                let oldest = config.sink_tokens.max(chunk_first_visible) / config.block_size;
+                let distant = oldest / per_chunk..border;
+                let everything = (c + 1) * config.chunk_size <= config.exact_tokens
+                    || (local_start / config.block_size).saturating_sub(oldest) <= config.top_k;
+                let two_levels = !everything
+                    && !config.needs_meta()
+                    && config.far != Far::State
+                    && distant.len() > config.top_chunks;
+                let is_distant = |block: &Block| two_levels && block.positions.end <= border * config.chunk_size;
+                let mut chunks: Vec<Block> = Vec::new();
+                for chunk in distant.filter(|_| two_levels) {
+                    let positions =
+                        (chunk * config.chunk_size).max(config.sink_tokens)..(chunk + 1) * config.chunk_size;
+                    if !positions.is_empty() {
+                        chunks.push(self.naive_block(inputs, b, kv, positions));
                     }
-                    ranked.push((score, j));
                 }
-                ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-                let chosen: Vec<usize> = ranked.iter().take(config.top_k).map(|&(_, j)| j).collect();
+                // The share of a head's attention that a run of tokens would have.
+                let share = |head: usize, run: &Block| {
+                    let q = inputs.query.row(b, head, t);
+                    let scored = blocks.iter().filter(|x| !is_distant(x)).chain(&chunks).filter(|x| visible(x));
+                    let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i));
+                    let total: f64 =
+                        scored.map(|x| self.log_mass((head, t), &q, x, weight)).chain(near).map(f64::exp).sum();
+                    self.log_mass((head, t), &q, run, weight).exp() / total
+                };
+                let best = |runs: &[&Block], count: usize| -> Vec<usize> {
+                    let score = |run: &Block| -> f64 {
+                        let heads = kv * group..(kv + 1) * group;
+                        heads.map(|h| if config.needs_meta() { meta_score(h, run) } else { share(h, run) }).sum()
+                    };
+                    let seen = runs.iter().enumerate().filter(|(_, run)| visible(run));
+                    let mut ranked: Vec<(f64, usize)> = seen.map(|(j, run)| (score(run), j)).collect();
+                    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+                    ranked.into_iter().take(count).map(|(_, j)| j).collect()
+                };
+                let opened = best(&chunks.iter().collect::<Vec<_>>(), config.top_chunks);
+                let is_open =
+                    |chunk: usize| opened.iter().any(|&j| chunks[j].positions.end == (chunk + 1) * config.chunk_size);
+                let blocks: Vec<Block> = blocks
+                    .iter()
+                    .filter(|x| !is_distant(x) || is_open((x.positions.end - 1) / config.chunk_size))
+                    .cloned()
+                    .collect();
+                let count = if everything { usize::MAX } else { config.top_k };
+                let chosen = best(&blocks.iter().collect::<Vec<_>>(), count);
+                for (j, chunk) in chunks.iter().enumerate() {
+                    let whole = chunk.positions.start >= first_visible;
+                    if config.far == Far::Mean && whole && !opened.contains(&j) {
+                        logits.push(self.log_mass((h, t), &q, chunk, weight));
+                        values.push(chunk.mean_value.clone());
+                    }
+                }
                 let mut state_reads: Vec<(usize, usize)> = Vec::new();
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {

@@ -83,7 +83,14 @@ impl WithSimd for BlockTile<'_, '_> {
             let Scratch { highest, sum, output, candidates, chosen_scores, .. } = scratch;
             let mut sums = Sums { highest, sum, output };
             retrieval.choose(simd, tile, means, candidates, &mut sums);
-            retrieval.read_chosen(simd, tile, (head.keys, head.values), &mut candidates.chosen, chosen_scores, &mut sums);
+            retrieval.read_chosen(
+                simd,
+                tile,
+                (head.keys, head.values),
+                &mut candidates.chosen,
+                chosen_scores,
+                &mut sums,
+            );
         }
         for (g, (output, log_mass)) in outputs.iter_mut().enumerate() {
             for token in 0..tile.tokens {

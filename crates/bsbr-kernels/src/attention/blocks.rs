@@ -134,10 +134,7 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
             values: input.values.head(batch, kv_head),
             first: input.first,
             sinks: input.sinks.map(|sinks| pair((sinks.keys, sinks.values))),
-            means: input.means.map(|blocks| Means {
-                blocks: pair(blocks),
-                chunks: input.chunk_means.map(pair),
-            }),
+            means: input.means.map(|blocks| Means { blocks: pair(blocks), chunks: input.chunk_means.map(pair) }),
         };
         Arch::new().dispatch(BlockTile {
             tile: &tile,

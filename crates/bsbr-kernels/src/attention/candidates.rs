@@ -249,7 +249,13 @@ impl Retrieval<'_> {
             scratch.shares.fill(0.0);
             for row in (0..tile.group).map(|g| g * tile.tokens + token) {
                 let (highest, factor) = scratch.totals[row];
-                vector::add_exp(simd, &scratch.blocks[row * columns..][..columns], highest, factor, &mut scratch.shares);
+                vector::add_exp(
+                    simd,
+                    &scratch.blocks[row * columns..][..columns],
+                    highest,
+                    factor,
+                    &mut scratch.shares,
+                );
             }
             // Hidden for one head, hidden for all.
             for (share, &mass) in scratch.shares.iter_mut().zip(&scratch.blocks[token * columns..]) {
