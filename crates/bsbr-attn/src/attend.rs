@@ -32,5 +32,11 @@ pub fn attend(
         dtype: query.dtype(),
         kernel: Kernel::default(),
     };
-    AttentionCache::new(config, &query.device())?.prefill(query, keys, values, meta)
+    let mut cache = AttentionCache::new(config, &query.device())?;
+    cache.check_inputs(&query, &keys, &values, meta.as_ref())?;
+    #[cfg(feature = "flex")]
+    if let Some(output) = crate::fused::training::attend(&query, &keys, &values, attention, &options) {
+        return Ok(output);
+    }
+    cache.prefill(query, keys, values, meta)
 }

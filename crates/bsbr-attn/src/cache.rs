@@ -187,10 +187,7 @@ impl AttentionCache {
         values: Tensor<4>,
         meta: Option<Meta>,
     ) -> Result<Tensor<4>, AttentionError> {
-        let tokens = keys.dims()[2];
-        let CacheConfig { batch, heads, head_dim, .. } = self.config;
-        check_shape("query", &query, [batch, heads, tokens, head_dim])?;
-        self.check_rows(&keys, &values, meta.as_ref())?;
+        self.check_inputs(&query, &keys, &values, meta.as_ref())?;
         let Some(attention) = self.config.attention.clone() else {
             self.push(keys, values);
             return Ok(self.read_all(query));
@@ -443,6 +440,19 @@ impl AttentionCache {
         self.length += keys.dims()[2];
         self.keys.push(keys);
         self.values.push(values);
+    }
+
+    /// The errors of [`AttentionCache::prefill`].
+    pub(crate) fn check_inputs(
+        &self,
+        query: &Tensor<4>,
+        keys: &Tensor<4>,
+        values: &Tensor<4>,
+        meta: Option<&Meta>,
+    ) -> Result<(), AttentionError> {
+        let CacheConfig { batch, heads, head_dim, .. } = self.config;
+        check_shape("query", query, [batch, heads, keys.dims()[2], head_dim])?;
+        self.check_rows(keys, values, meta)
     }
 
     fn check_rows(&self, keys: &Tensor<4>, values: &Tensor<4>, meta: Option<&Meta>) -> Result<(), AttentionError> {

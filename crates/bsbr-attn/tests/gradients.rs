@@ -176,3 +176,51 @@ fn gradients_of_compressed_states_are_right() {
         }
     }
 }
+
+#[cfg(feature = "flex")]
+mod fused {
+    use bsbr_attn::{Far, Retrieval, Selector, attend};
+    use burn::tensor::{DType, Device, Tensor};
+    use proptest::prelude::*;
+
+    use crate::common::{Case, Rows, cases, settings};
+
+    /// Gradients of `sum(weights * output)`, in the plain form in f64 and through the fused one in f32.
+    fn gradients(case: &Case, full: bool, dtype: DType) -> Vec<Vec<f64>> {
+        let device = Device::flex().autodiff();
+        let inputs = case.inputs();
+        let weights = Rows::random([case.batch, case.heads, case.tokens, case.head_dim], case.seed ^ 1);
+        let of = |rows: &Rows| rows.tensor(&device).cast(dtype);
+        let leaves = [of(&inputs.query), of(&inputs.keys), of(&inputs.values)].map(Tensor::require_grad);
+        let [query, keys, values] = leaves.clone();
+        let attention = (!full).then_some(&case.config);
+        let output = attend(query, keys, values, None, attention, case.options).unwrap();
+        let gradients = (output * of(&weights)).sum().backward();
+        leaves.map(|leaf| leaf.grad(&gradients).unwrap().try_into_vec_as::<f64>().unwrap()).into()
+    }
+
+    proptest! {
+        #![proptest_config(settings(96))]
+
+        #[test]
+        fn gradients_of_the_fused_form_are_those_of_the_plain_one(mut case in cases(), full in any::<bool>()) {
+            case.config.selector = Selector::MeanKey;
+            if matches!(case.config.retrieval, Retrieval::State | Retrieval::Additive) {
+                case.config.retrieval = Retrieval::Blocks;
+            }
+            case.config.max_chunks = None;
+            if case.config.far == Far::State {
+                case.config.far = Far::Mean;
+            }
+            case.options.softcap = None;
+            let plain = gradients(&case, full, DType::F64);
+            let fused = gradients(&case, full, DType::F32);
+            for (name, (plain, fused)) in ["query", "keys", "values"].iter().zip(plain.iter().zip(&fused)) {
+                for (at, (plain, fused)) in plain.iter().zip(fused).enumerate() {
+                    let right = (plain - fused).abs() <= 2e-5 * (1.0 + plain.abs());
+                    prop_assert!(right, "number {at} of {name}: {fused} instead of {plain}");
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@ use pulp::Simd;
 
 /// Rows whose sums are folded together.
 const TOGETHER: usize = 16;
-/// Registers that hold a stretch of an output while the rows go by.
+/// Registers that hold a stretch of the query while the rows go by.
 const STRETCH: usize = 4;
 
 /// Dot products of `query` with the rows of `data` that begin at `rows`.
@@ -122,48 +122,5 @@ mod sixteen {
         let low = fold(simd, four(simd, &sums[0..4]), four(simd, &sums[4..8]));
         let high = fold(simd, four(simd, &sums[8..12]), four(simd, &sums[12..16]));
         cast(fold(simd, low, high))
-    }
-}
-
-/// `sums += weight row`.
-#[inline(always)]
-fn add_row<S: Simd>(simd: S, sums: &mut [S::f32s; STRETCH], weight: f32, row: &[f32]) {
-    let (vectors, _) = S::as_simd_f32s(row);
-    let weight = simd.splat_f32s(weight);
-    for (sum, &vector) in sums.iter_mut().zip(vectors) {
-        *sum = simd.mul_add_e_f32s(weight, vector, *sum);
-    }
-}
-
-/// `output += sum_c weights[c] row_c` over the rows of `data` that begin at `rows`.
-#[inline(always)]
-pub(crate) fn add_rows<S: Simd>(simd: S, weights: &[f32], data: &[f32], rows: &[usize], output: &mut [f32]) {
-    let width = output.len();
-    let stretch = STRETCH * S::F32_LANES;
-    let mut at = 0;
-    while at + stretch <= width {
-        let output = S::as_mut_simd_f32s(&mut output[at..at + stretch]).0;
-        // Two sets of sums, so that an addition need not wait for the one before it.
-        let mut sums = [[simd.splat_f32s(0.0); STRETCH]; 2];
-        let (weight_pairs, last_weight) = weights.as_chunks::<2>();
-        let (row_pairs, last_row) = rows.as_chunks::<2>();
-        for (weights, rows) in weight_pairs.iter().zip(row_pairs) {
-            add_row(simd, &mut sums[0], weights[0], &data[rows[0] + at..rows[0] + at + stretch]);
-            add_row(simd, &mut sums[1], weights[1], &data[rows[1] + at..rows[1] + at + stretch]);
-        }
-        if let (Some(&weight), Some(&row)) = (last_weight.first(), last_row.first()) {
-            add_row(simd, &mut sums[0], weight, &data[row + at..row + at + stretch]);
-        }
-        for (i, output) in output.iter_mut().enumerate() {
-            *output = simd.add_f32s(*output, simd.add_f32s(sums[0][i], sums[1][i]));
-        }
-        at += stretch;
-    }
-    if at < width {
-        for (&weight, &row) in weights.iter().zip(rows) {
-            for (sum, value) in output[at..].iter_mut().zip(&data[row + at..row + width]) {
-                *sum += weight * value;
-            }
-        }
     }
 }

@@ -225,3 +225,40 @@ fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
     simd.partial_store_f32s(&mut one, exp(simd, simd.splat_f32s(x)));
     one[0]
 }
+
+/// `x . y`.
+#[inline(always)]
+pub(crate) fn dot<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f32 {
+    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(y));
+    let mut sum = simd.splat_f32s(0.0);
+    for (&x, &y) in x.iter().zip(y) {
+        sum = simd.mul_add_e_f32s(x, y, sum);
+    }
+    simd.reduce_sum_f32s(sum) + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// `y += factor x`.
+#[inline(always)]
+pub(crate) fn add<S: Simd>(simd: S, factor: f32, x: &[f32], y: &mut [f32]) {
+    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_mut_simd_f32s(y));
+    let factors = simd.splat_f32s(factor);
+    for (&x, y) in x.iter().zip(y) {
+        *y = simd.mul_add_e_f32s(factors, x, *y);
+    }
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        *y += factor * x;
+    }
+}
+
+/// `weight (gradient - delta)`: what the gradient of a weight means for its score.
+#[inline(always)]
+pub(crate) fn score_gradient<S: Simd>(simd: S, weights: &[f32], delta: f32, gradient: &mut [f32]) {
+    let ((weights, weights_rest), (gradient, rest)) = (S::as_simd_f32s(weights), S::as_mut_simd_f32s(gradient));
+    let deltas = simd.splat_f32s(delta);
+    for (&weight, gradient) in weights.iter().zip(gradient) {
+        *gradient = simd.mul_f32s(weight, simd.sub_f32s(*gradient, deltas));
+    }
+    for (weight, gradient) in weights_rest.iter().zip(rest) {
+        *gradient = weight * (*gradient - delta);
+    }
+}

@@ -217,7 +217,7 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
                 means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
                 chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
             };
-            block_attention(&input, settings, &case.options)
+            block_attention(&input, settings, &case.options).0
         }
     };
     let naive = Naive { case, query: &query, keys: &keys, values: &values };

@@ -25,12 +25,13 @@ pub(super) struct Head<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) query: Vec<f32>,
-    exact: Vec<f32>,
+    /// Weights of the runs, one row after the other.
+    pub(super) exact: Vec<f32>,
     output: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
-    candidates: CandidateScratch,
-    chosen_scores: Vec<f32>,
+    pub(super) candidates: CandidateScratch,
+    pub(super) chosen_scores: Vec<f32>,
 }
 
 pub(super) struct BlockTile<'a, 'o> {
@@ -43,10 +44,10 @@ pub(super) struct BlockTile<'a, 'o> {
 }
 
 /// A run of positions with their rows.
-struct Run<'a> {
-    positions: Range<usize>,
-    keys: Rows<'a>,
-    values: Rows<'a>,
+pub(super) struct Run<'a> {
+    pub(super) positions: Range<usize>,
+    pub(super) keys: Rows<'a>,
+    pub(super) values: Rows<'a>,
 }
 
 impl WithSimd for BlockTile<'_, '_> {
@@ -55,43 +56,8 @@ impl WithSimd for BlockTile<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { tile, head, settings, options, scratch, outputs } = self;
-        let chunk = tile.start / settings.chunk_size;
-        let end = tile.start + tile.tokens;
-        let local_start = settings.local_start(chunk);
-        let mut from = local_start;
-        let mut retrieval = None;
-        if let Some(blocks) = &settings.blocks {
-            match settings.candidates(chunk, blocks, options) {
-                Some(candidates) => retrieval = Some(Retrieval { settings, blocks, candidates, options }),
-                // Every candidate is read: the exact keys are one run of positions.
-                None => {
-                    let first = settings.sink_tokens.max(options.first_visible(chunk * settings.chunk_size));
-                    from = (first / blocks.size * blocks.size).min(local_start);
-                }
-            }
-        }
-        let runs = exact_runs(tile, head, settings, options, from..end);
-        let (rows, width) = (tile.count(), head.keys.width());
-        scratch.output.clear();
-        scratch.output.resize(rows * width, 0.0);
-        scratch.highest.clear();
-        scratch.highest.resize(rows, f32::NEG_INFINITY);
-        scratch.sum.clear();
-        scratch.sum.resize(rows, 0.0);
-        read_exactly(simd, tile, options, &runs, scratch);
-        if let (Some(retrieval), Some(means)) = (retrieval, &head.means) {
-            let Scratch { highest, sum, output, candidates, chosen_scores, .. } = scratch;
-            let mut sums = Sums { highest, sum, output };
-            retrieval.choose(simd, tile, means, candidates, &mut sums);
-            retrieval.read_chosen(
-                simd,
-                tile,
-                (head.keys, head.values),
-                &mut candidates.chosen,
-                chosen_scores,
-                &mut sums,
-            );
-        }
+        read_tile(simd, tile, head, settings, options, scratch, None);
+        let width = head.keys.width();
         for (g, (output, log_mass)) in outputs.iter_mut().enumerate() {
             for token in 0..tile.tokens {
                 let row = g * tile.tokens + token;
@@ -102,6 +68,57 @@ impl WithSimd for BlockTile<'_, '_> {
             }
         }
     }
+}
+
+/// Everything a tile reads: weights in the scratch, relative to its `highest`, and the sums of weights and weighted values.
+///
+/// With the logarithms of the denominators, `log_mass`, of an earlier call the weights come out divided by them. Returns
+/// what was read.
+#[inline(always)]
+pub(super) fn read_tile<'a, S: Simd>(
+    simd: S,
+    tile: &QueryTile<'_>,
+    head: &Head<'a>,
+    settings: &'a BlockOptions,
+    options: &'a CausalOptions,
+    scratch: &mut Scratch,
+    log_mass: Option<&[f32]>,
+) -> (Vec<Run<'a>>, Option<Retrieval<'a>>) {
+    let chunk = tile.start / settings.chunk_size;
+    let end = tile.start + tile.tokens;
+    let local_start = settings.local_start(chunk);
+    let mut from = local_start;
+    let mut retrieval = None;
+    if let Some(blocks) = &settings.blocks {
+        match settings.candidates(chunk, blocks, options) {
+            Some(candidates) => retrieval = Some(Retrieval { settings, blocks, candidates, options }),
+            // Every candidate is read: the exact keys are one run of positions.
+            None => {
+                let first = settings.sink_tokens.max(options.first_visible(chunk * settings.chunk_size));
+                from = (first / blocks.size * blocks.size).min(local_start);
+            }
+        }
+    }
+    let runs = exact_runs(tile, head, settings, options, from..end);
+    let (rows, width) = (tile.count(), head.keys.width());
+    let Scratch { highest, sum, output, exact, candidates, chosen_scores, .. } = scratch;
+    output.clear();
+    output.resize(rows * width, 0.0);
+    highest.clear();
+    match log_mass {
+        Some(log_mass) => highest.extend_from_slice(log_mass),
+        None => highest.resize(rows, f32::NEG_INFINITY),
+    }
+    sum.clear();
+    sum.resize(rows, 0.0);
+    let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
+    read_exactly(simd, tile, options, &runs, exact, &mut sums);
+    if let (Some(retrieval), Some(means)) = (&retrieval, &head.means) {
+        retrieval.choose(simd, tile, means, candidates, &mut sums);
+        let rows = (head.keys, head.values);
+        retrieval.read_chosen(simd, tile, rows, &mut candidates.chosen, chosen_scores, &mut sums);
+    }
+    (runs, retrieval)
 }
 
 /// Sinks and the run `positions`, as far as a query of the tile may see them.
@@ -135,32 +152,31 @@ fn exact_runs<'a>(
     runs
 }
 
-/// Reads the runs: weights relative to the highest score so far, not yet divided by their sum.
+/// Reads the runs.
 #[inline(always)]
 fn read_exactly<S: Simd>(
     simd: S,
     tile: &QueryTile<'_>,
     options: &CausalOptions,
     runs: &[Run<'_>],
-    scratch: &mut Scratch,
+    scores: &mut Vec<f32>,
+    sums: &mut Sums<'_>,
 ) {
     let rows = tile.count();
     let columns: usize = runs.iter().map(|run| run.positions.len()).sum();
-    scratch.exact.resize(rows * columns, 0.0);
+    scores.resize(rows * columns, 0.0);
     let mut column = 0;
     for run in runs {
-        score(simd, tile, run.keys, &mut scratch.exact, columns, column, options.softcap);
-        mask_positions(tile, options, run.positions.clone(), &mut scratch.exact, columns, column);
+        score(simd, tile, run.keys, scores, columns, column, options.softcap);
+        mask_positions(tile, options, run.positions.clone(), scores, columns, column);
         column += run.positions.len();
     }
     for row in 0..rows {
-        let scores = &mut scratch.exact[row * columns..(row + 1) * columns];
-        scratch.highest[row] = vector::max(simd, scores);
-        scratch.sum[row] = vector::exp_sum(simd, scores, scratch.highest[row]);
+        sums.add(simd, row, &mut [&mut scores[row * columns..(row + 1) * columns]]);
     }
     let mut column = 0;
     for run in runs {
-        read(simd, &scratch.exact, columns, column, rows, run.values, &mut scratch.output);
+        read(simd, scores, columns, column, rows, run.values, sums.output);
         column += run.positions.len();
     }
 }

@@ -86,7 +86,8 @@ pub struct BlockInput<'a> {
 }
 
 /// Attention over sinks, the local region, the `top_k` blocks of the highest estimated mass, and the means of the others, in
-/// one softmax. Returns `[batch, heads, tokens, head_dim]`.
+/// one softmax. Returns `[batch, heads, tokens, head_dim]`, and for each row the logarithm of the softmax's denominator,
+/// `[batch, heads, tokens]`.
 ///
 /// The mass of a block of `n` tokens is estimated by its mean key: `log n + scale q . mu`. Heads that share a KV head share a
 /// choice: a block counts by the sum of the shares of attention it would have in each of them.
@@ -96,7 +97,11 @@ pub struct BlockInput<'a> {
 /// # Panics
 ///
 /// If the shapes do not fit.
-pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options: &CausalOptions) -> Vec<f32> {
+pub fn block_attention(
+    input: &BlockInput<'_>,
+    settings: &BlockOptions,
+    options: &CausalOptions,
+) -> (Vec<f32>, Vec<f32>) {
     let [batch, heads, tokens, width] = input.query.dims();
     let [_, kv_heads, rows, _] = input.keys.dims();
     assert_eq!(input.keys.dims(), [batch, kv_heads, rows, width]);
@@ -146,10 +151,10 @@ pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options:
         });
         scratch.query = queries;
     });
-    output
+    (output, log_mass)
 }
 
 /// The keys and the values of one head.
-fn head_of<'a>((keys, values): (Heads<'a>, Heads<'a>), batch: usize, head: usize) -> (Rows<'a>, Rows<'a>) {
+pub(super) fn head_of<'a>((keys, values): (Heads<'a>, Heads<'a>), batch: usize, head: usize) -> (Rows<'a>, Rows<'a>) {
     (keys.head(batch, head), values.head(batch, head))
 }

@@ -48,14 +48,14 @@ impl BlockOptions {
 #[derive(Default)]
 pub(super) struct CandidateScratch {
     /// For each row: log-masses and then weights of the fine blocks, and of those of the opened chunks.
-    blocks: Vec<f32>,
+    pub(super) blocks: Vec<f32>,
     /// For each row: the same for the distant chunks.
-    distant: Vec<f32>,
+    pub(super) distant: Vec<f32>,
     shares: Vec<f32>,
     distant_shares: Vec<f32>,
     /// For each row: highest log-mass and sum of the weights relative to it, of everything it could read.
     totals: Vec<(f32, f32)>,
-    opened: Readers,
+    pub(super) opened: Readers,
     choice: Vec<u32>,
     /// Chosen blocks, numbered from the first token.
     pub(super) chosen: Readers,
@@ -80,7 +80,7 @@ pub(super) struct Retrieval<'a> {
 
 impl Retrieval<'_> {
     /// Blocks of a chunk.
-    fn per_chunk(&self) -> usize {
+    pub(super) fn per_chunk(&self) -> usize {
         self.settings.chunk_size / self.blocks.size
     }
 

@@ -1,5 +1,6 @@
 //! Causal attention: over all keys, and over the keys near a token plus the blocks it retrieves.
 
+mod backward;
 mod block_tile;
 mod blocks;
 mod candidates;
@@ -10,6 +11,7 @@ mod sums;
 mod tasks;
 mod tile;
 
+pub use backward::{Forward, Gradients, block_attention_backward, causal_attention_backward};
 pub use blocks::{BlockInput, BlockOptions, Blocks, Sinks, block_attention};
 pub use dense::causal_attention;
 pub use means::block_means;

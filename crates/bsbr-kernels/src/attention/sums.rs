@@ -10,6 +10,8 @@ pub(super) struct Sums<'a> {
     pub(super) sum: &'a mut [f32],
     /// `[rows, width]`.
     pub(super) output: &'a mut [f32],
+    /// Whether `highest` is the logarithm of the whole denominator: then the weights come out as shares of it.
+    pub(super) final_mass: bool,
 }
 
 impl Sums<'_> {
@@ -17,12 +19,18 @@ impl Sums<'_> {
     #[inline(always)]
     pub(super) fn add<S: Simd>(&mut self, simd: S, row: usize, scores: &mut [&mut [f32]]) {
         let before = self.highest[row];
+        if self.final_mass {
+            for scores in scores.iter_mut() {
+                self.sum[row] += vector::exp_sum(simd, scores, before);
+            }
+            return;
+        }
         let mut highest = before;
         for scores in scores.iter() {
             highest = highest.max(vector::max(simd, scores));
         }
         if highest > before {
-            let fade = (before - highest).exp();
+            let fade = if before == f32::NEG_INFINITY { 0.0 } else { (before - highest).exp() };
             let width = self.output.len() / self.sum.len();
             vector::scale(simd, &mut self.output[row * width..(row + 1) * width], fade);
             self.sum[row] *= fade;

@@ -3,6 +3,8 @@
 //! They compute what [`crate::plain`] computes, without its intermediate tensors. Anything they do not cover (another
 //! device, another type, a tensor that gradients are asked of, meta projections, states) is left to the plain form.
 
+pub(crate) mod training;
+
 use bsbr_kernels::{
     Heads,
     attention::{
@@ -25,10 +27,13 @@ impl Memory {
         if tensor.dtype() != DType::F32 {
             return None;
         }
-        let memory = tensor.clone().try_into_primitive::<Flex>().ok()?;
+        Some(Self::of(tensor.clone().try_into_primitive::<Flex>().ok()?))
+    }
+
+    fn of(memory: <Flex as BackendTypes>::FloatTensorPrimitive) -> Self {
         let layout = memory.layout();
         let rows = layout.strides()[3] == 1 && layout.has_positive_strides();
-        Some(Self(if rows { memory } else { memory.to_contiguous() }))
+        Self(if rows { memory } else { memory.to_contiguous() })
     }
 
     /// `[batch, heads, rows, width]`.
@@ -51,6 +56,23 @@ pub(crate) fn covers(attention: &BlockAttentionConfig) -> bool {
         Retrieval::None => true,
         Retrieval::Blocks => attention.selector == Selector::MeanKey && attention.far != Far::State,
         Retrieval::State | Retrieval::Additive => false,
+    }
+}
+
+fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
+    let blocks = Blocks {
+        size: attention.block_size,
+        top_k: attention.top_k,
+        exact_tokens: attention.exact_tokens,
+        fine_tokens: attention.scored_finely(),
+        top_chunks: attention.top_chunks,
+        far: attention.far != Far::None,
+    };
+    BlockOptions {
+        chunk_size: attention.chunk_size,
+        local_chunks: attention.local_chunks,
+        sink_tokens: attention.sink_tokens,
+        blocks: (attention.retrieval == Retrieval::Blocks).then_some(blocks),
     }
 }
 
@@ -115,20 +137,7 @@ pub(crate) fn blocks(
         Some(means) => Some(pair(means)?),
         None => None,
     };
-    let blocks = Blocks {
-        size: attention.block_size,
-        top_k: attention.top_k,
-        exact_tokens: attention.exact_tokens,
-        fine_tokens: attention.scored_finely(),
-        top_chunks: attention.top_chunks,
-        far: attention.far != Far::None,
-    };
-    let settings = BlockOptions {
-        chunk_size: attention.chunk_size,
-        local_chunks: attention.local_chunks,
-        sink_tokens: attention.sink_tokens,
-        blocks: (attention.retrieval == Retrieval::Blocks).then_some(blocks),
-    };
+    let settings = block_options(attention);
     let input = BlockInput {
         query: query.heads(),
         keys: keys.heads(),
@@ -138,7 +147,7 @@ pub(crate) fn blocks(
         means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
         chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
     };
-    Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])), shape))
+    Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
 }
 
 /// Mean rows of the blocks `blocks` of `block` rows, positions before `sinks` left out: `[batch, heads, blocks, width]`. The
