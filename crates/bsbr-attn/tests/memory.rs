@@ -133,3 +133,36 @@ fn a_cache_holds_the_bytes_it_says() {
         }
     }
 }
+
+/// Training of full attention and of retrieved blocks, against the plain graph of softmax attention.
+#[cfg(feature = "flex")]
+#[test]
+fn the_memory_of_a_backward_pass_is_a_tenth_of_that_of_plain_operations() {
+    use burn::tensor::{Device, Tensor, activation::softmax};
+
+    let _guard = alone();
+    let device = Device::flex().autodiff();
+    let case = kinds(2048).swap_remove(1);
+    let inputs = case.inputs();
+    let peak_of = |forward: &dyn Fn([Tensor<4>; 3]) -> Tensor<4>| {
+        let leaves = [&inputs.query, &inputs.keys, &inputs.values].map(|rows| rows.tensor(&device).require_grad());
+        let before = LIVE.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        let gradients = forward(leaves.clone()).sum().backward();
+        assert!(leaves.iter().all(|leaf| leaf.grad(&gradients).is_some()));
+        PEAK.load(Relaxed) - before
+    };
+    let plain = peak_of(&|[query, keys, values]| {
+        let [batch, heads, tokens, width] = query.dims();
+        let shared = |rows: Tensor<4>| rows.expand([batch, heads, tokens, width]);
+        let future: Tensor<4> = Tensor::full([1, 1, tokens, tokens], -1e30, &device).triu(1);
+        let scores = query.matmul(shared(keys).swap_dims(2, 3)) * case.options.scale + future;
+        softmax(scores, 3).matmul(shared(values))
+    });
+    for attention in [None, Some(&case.config)] {
+        let fused = peak_of(&|[query, keys, values]| {
+            bsbr_attn::attend(query, keys, values, None, attention, case.options).unwrap()
+        });
+        assert!(10 * fused < plain, "{fused} bytes, {plain} for the plain graph: {attention:?}");
+    }
+}
