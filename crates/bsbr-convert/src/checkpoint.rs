@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::tensors::{SafetensorsFile, TensorEntry, TensorRef};
+use crate::tensors::{SafetensorsFile, TensorEntry, TensorFile, TensorRef};
 
 /// Name of the weights file of a checkpoint in one piece, and of a converted model.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
@@ -21,7 +21,7 @@ pub(crate) const RECORD: &str = "conversion.json";
 pub struct Checkpoint {
     dir: PathBuf,
     config: ConfigFile,
-    files: Vec<SafetensorsFile>,
+    files: Vec<TensorFile>,
     indexed: bool,
     places: HashMap<String, (usize, usize)>,
 }
@@ -59,7 +59,7 @@ impl Checkpoint {
         for (n, file) in files.iter().enumerate() {
             for (m, tensor) in file.header().tensors.iter().enumerate() {
                 if let Some((first, _)) = places.insert(tensor.name.clone(), (n, m)) {
-                    let (first, second): (&SafetensorsFile, _) = (&files[first], file.name());
+                    let (first, second): (&TensorFile, _) = (&files[first], file.name());
                     let problem = format!(
                         "tensor `{}` is in both `{}` and `{second}`: every tensor must be in one file",
                         tensor.name,
@@ -84,8 +84,8 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The safetensors files, in the order of their names.
-    pub fn files(&self) -> &[SafetensorsFile] {
+    /// The files of weights, in the order of their names.
+    pub(crate) fn files(&self) -> &[TensorFile] {
         &self.files
     }
 
@@ -95,7 +95,7 @@ impl Checkpoint {
     }
 
     /// Every tensor with its file, file by file in the order of the bytes.
-    pub fn tensors(&self) -> impl Iterator<Item = (&SafetensorsFile, &TensorEntry)> {
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&TensorFile, &TensorEntry)> {
         self.files.iter().flat_map(|file| file.header().tensors.iter().map(move |tensor| (file, tensor)))
     }
 
@@ -139,13 +139,13 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, bool), ConvertError> {
+fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, bool), ConvertError> {
     let (single, index_path) = (dir.join(WEIGHTS), dir.join(INDEX));
     if !index_path.is_file() {
         if !single.is_file() {
             return Err(no_safetensors(dir));
         }
-        return Ok((vec![SafetensorsFile::open(&single)?], false));
+        return Ok((vec![open_file(&single)?], false));
     }
     let bytes = std::fs::read(&index_path).map_err(ConvertError::io("read", &index_path))?;
     let index: Index = serde_json::from_slice(&bytes).map_err(ConvertError::json(&index_path))?;
@@ -176,7 +176,7 @@ fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, bool), ConvertError> 
                 tensors.len() - 1
             ));
         }
-        let file = SafetensorsFile::open(&path)?;
+        let file = open_file(&path)?;
         if let Some(absent) = tensors.iter().find(|tensor| file.header().find(tensor).is_none()) {
             return fail(format!("tensor `{absent}` should be in `{shard}` and is not: index and files do not match"));
         }
@@ -187,6 +187,10 @@ fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, bool), ConvertError> 
         files.push(file);
     }
     Ok((files, true))
+}
+
+fn open_file(path: &Path) -> Result<TensorFile, ConvertError> {
+    SafetensorsFile::open(path).map(TensorFile::Safetensors)
 }
 
 fn no_safetensors(dir: &Path) -> ConvertError {

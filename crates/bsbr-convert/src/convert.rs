@@ -17,7 +17,7 @@ use crate::derive;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
-use crate::tensors::{Recipe, SafetensorsFile, TensorDeclaration, TensorFileWriter, header_text, hex};
+use crate::tensors::{Recipe, TensorDeclaration, TensorFile, TensorFileWriter, header_text, hex};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -124,7 +124,7 @@ pub fn convert(
     let measured = options.measured.as_deref().unwrap_or_default();
     staging.write("README.md", model_card(&record, &notes, measured).as_bytes())?;
     staging.publish()?;
-    let source_bytes = planned.checkpoint.files().iter().map(SafetensorsFile::len).sum();
+    let source_bytes = planned.checkpoint.files().iter().map(TensorFile::len).sum();
     Ok(ConversionReport { config, record, mapping: planned.plan.to_string(), notes, source_bytes, output_bytes })
 }
 
@@ -257,17 +257,23 @@ fn record(
 }
 
 fn record_files(
-    files: &[SafetensorsFile],
+    files: &[TensorFile],
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<RecordedFile>, ConvertError> {
-    let total = files.iter().map(SafetensorsFile::len).sum();
+    let total = files.iter().map(TensorFile::len).sum();
     let mut done = 0;
     let mut recorded = Vec::new();
     for file in files {
         let (name, sha256) = (file.name(), sha256(file.path())?);
         done += file.len();
         progress(Progress { stage: "hashing", item: &name, done, total });
-        recorded.push(RecordedFile { name, bytes: file.len(), sha256, header: file.header().text.clone() });
+        recorded.push(RecordedFile {
+            name,
+            format: file.format(),
+            bytes: file.len(),
+            sha256,
+            header: file.header().text.clone(),
+        });
     }
     Ok(recorded)
 }

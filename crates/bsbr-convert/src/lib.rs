@@ -94,5 +94,5 @@ pub use planning::{PlannedCheckpoint, plan_checkpoint};
 pub use problem::{FormatProblem, PlanProblem};
 pub use record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
 pub use source::{ModelSource, TensorListing};
-pub use tensors::{Dtype, Header, SafetensorsFile, TensorEntry};
+pub use tensors::{Dtype, FileFormat, Header, SafetensorsFile, TensorEntry};
 pub use tie::HeadForm;

@@ -3,6 +3,7 @@
 use bsbr_attn::BlockAttentionConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::tensors::FileFormat;
 use crate::tie::HeadForm;
 
 /// Prefix of the tensors of a converted model that are no weights and only wait for an export.
@@ -63,11 +64,14 @@ pub struct RecordedTensor {
 pub struct RecordedFile {
     /// Name.
     pub name: String,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "FileFormat::is_safetensors")]
+    pub format: FileFormat,
     /// Bytes.
     pub bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
     /// The header as it stands in the file, `__metadata__` and padding included: with the tensors it makes up the
-    /// whole file.
+    /// whole file. For a file of another format, the header of the safetensors file that an export writes instead.
     pub header: String,
 }

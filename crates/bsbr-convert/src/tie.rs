@@ -64,5 +64,5 @@ fn equal(a: TensorRef<'_>, b: TensorRef<'_>) -> Result<bool, ConvertError> {
     if a.entry.dtype != b.entry.dtype || a.entry.shape != b.entry.shape {
         return Ok(false);
     }
-    Ok(*a.file.map(a.entry)? == *b.file.map(b.entry)?)
+    Ok(*a.file.read(a.entry)? == *b.file.read(b.entry)?)
 }

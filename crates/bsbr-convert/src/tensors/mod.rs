@@ -1,5 +1,6 @@
-//! Safetensors files: headers, bytes of single tensors, streamed writing.
+//! Files of weights: headers, bytes of single tensors, streamed writing.
 
+mod any;
 mod copy;
 mod file;
 mod float;
@@ -8,13 +9,15 @@ mod map;
 mod recipe;
 mod write;
 
+pub use any::FileFormat;
 pub use file::SafetensorsFile;
 pub use header::{Header, TensorEntry};
 pub use safetensors::Dtype;
 
+pub(crate) use any::TensorFile;
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
-pub(crate) use recipe::{Recipe, TensorRef};
+pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};
