@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bsbr_model::ModelError;
 
-use crate::problem::{FormatProblem, PlanProblem, list};
+use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
 ///
@@ -31,6 +31,17 @@ pub enum ConvertError {
         /// What is wrong with it.
         #[source]
         problem: Box<FormatProblem>,
+    },
+    /// A PyTorch file is damaged, hostile, or no state dict.
+    #[error(
+        "{}: {problem}; expected a state dict as `torch.save(model.state_dict(), FILE)` writes it: download or save it \
+         again, or use the safetensors of the same model", path.display()
+    )]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Box<TorchProblem>,
     },
     /// A JSON file cannot be parsed.
     #[error("{} is not the JSON expected here", path.display())]
@@ -63,6 +74,19 @@ pub enum ConvertError {
         /// Every type there are rules for.
         supported: String,
     },
+    /// No rules of this name.
+    #[error(
+        "no rules are called `{found}`{}; there are {known}",
+        nearest.as_ref().map(|name| format!(", the nearest name is `{name}`")).unwrap_or_default()
+    )]
+    UnknownRules {
+        /// The name asked for.
+        found: String,
+        /// The nearest name there is.
+        nearest: Option<String>,
+        /// Every name there is.
+        known: String,
+    },
     /// A variant of a supported architecture that the decoder does not compute.
     #[error("{}: `{key}` = {value} is not supported: {why}", path.display())]
     Rejected {
@@ -81,24 +105,26 @@ pub enum ConvertError {
         /// The directory.
         dir: PathBuf,
     },
-    /// A directory without weights in safetensors form.
-    #[error("{} holds {found} and no safetensors weights: {advice}", dir.display())]
-    NoSafetensors {
+    /// A directory without weights under the names they are looked for.
+    #[error("{} holds {found} and none of the files a checkpoint has its weights in: {advice}", dir.display())]
+    NoWeights {
         /// The directory.
         dir: PathBuf,
         /// The weights that are there instead, if any.
         found: String,
-        /// How to get safetensors.
+        /// What to do.
         advice: &'static str,
     },
     /// Two sets of weights in one directory.
     #[error(
-        "{} holds both `model.safetensors` and an index naming `{shard}`: which weights are meant is not clear, \
-         remove one set", dir.display()
+        "{} holds both `{single}` and an index naming `{shard}`: which weights are meant is not clear, remove one set",
+        dir.display()
     )]
     TwoCheckpoints {
         /// The directory.
         dir: PathBuf,
+        /// The file in one piece.
+        single: &'static str,
         /// A file the index names.
         shard: String,
     },
@@ -190,6 +216,41 @@ pub enum ConvertError {
         element: usize,
         /// `NaN`, `inf` or `-inf`.
         value: f32,
+    },
+    /// A number too large for the number format asked for.
+    #[error(
+        "{}: tensor `{tensor}` holds {value:e} at element {element}, which is beyond the largest {to}: keep the number \
+         format or choose one with a larger range (BF16, F32)", path.display()
+    )]
+    CastOverflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Index of the first such number in the tensor, row-major.
+        element: usize,
+        /// The number.
+        value: f32,
+        /// The format.
+        to: String,
+    },
+    /// An export of a model whose original bits are gone.
+    #[error(
+        "{}: {count} weights were cast with loss when it was converted (`{example}` from {from} to {to}), their original \
+         bits are gone and there is nothing to export; convert the original again with its own number format to get a \
+         model that can be exported", dir.display()
+    )]
+    LossyCast {
+        /// The directory.
+        dir: PathBuf,
+        /// How many weights.
+        count: usize,
+        /// One of them.
+        example: String,
+        /// Its format in the source.
+        from: String,
+        /// Its format in the converted model.
+        to: String,
     },
     /// The settings do not fit the model.
     #[error(transparent)]

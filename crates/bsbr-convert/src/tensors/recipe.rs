@@ -1,22 +1,24 @@
 //! One tensor as a rearrangement of tensors in files, read in bands.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use super::any::{TensorBytes, TensorFile};
+use super::cast::{CastLoss, cast};
 use super::copy::{Block, Pattern, bands, fill};
-use super::file::SafetensorsFile;
 use super::float::{first_not_finite, numbers};
 use super::header::TensorEntry;
 use crate::ConvertError;
 
 /// Bytes of a band: large enough that the cost per band vanishes, small beside a tensor that matters.
-const BAND: usize = 8 << 20;
+pub(crate) const BAND: usize = 8 << 20;
 
 /// A tensor in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TensorRef<'a> {
-    pub(crate) file: &'a SafetensorsFile,
+    pub(crate) file: &'a TensorFile,
     pub(crate) entry: &'a TensorEntry,
 }
 
@@ -41,52 +43,61 @@ impl<'a> Recipe<'a> {
         }
     }
 
+    /// Opens the sources: they stay open, and in memory where they cannot be mapped, until the result is dropped.
+    pub(crate) fn open(&self) -> Result<OpenRecipe<'_>, ConvertError> {
+        let sources = self.sources.iter().map(|source| source.file.read(source.entry));
+        Ok(OpenRecipe { recipe: self, sources: sources.collect::<Result<_, _>>()? })
+    }
+
     /// Calls `each` with the bytes of consecutive bands.
     pub(crate) fn for_each_band(
         &self,
         each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        // A format below one byte has no byte per number: such a tensor is only ever copied whole.
-        let (size, shape) = match self.dtype.bitsize() {
-            bits if bits % 8 == 0 => (bits / 8, self.shape.clone()),
-            _ => return self.copy_bytes(each),
-        };
-        self.bands_of(bands(&shape, size, BAND), size, each)
-    }
-
-    /// The numbers `range`, whole rows, as f32.
-    ///
-    /// # Errors
-    ///
-    /// [`ConvertError::NotFinite`] when one of them is NaN or infinite.
-    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<f32>, ConvertError> {
-        let size = self.dtype.bitsize() / 8;
-        let mut values = Vec::with_capacity(range.len());
-        let row = if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 1].max(1) };
-        let local = bands(&[range.len() / row, row], size, BAND);
-        let start = range.start;
-        let shifted = local.map(|band| band.start + start..band.end + start);
-        let mut done = start;
-        self.bands_of(shifted, size, |bytes| {
-            self.check_finite(bytes, done)?;
-            done += bytes.len() / size;
-            values.extend(numbers(self.dtype, bytes));
-            Ok(())
-        })?;
-        Ok(values)
+        self.open()?.for_each_band(each)
     }
 
     /// Fails when a band that starts at number `first` holds a NaN or an infinity.
-    pub(crate) fn check_finite(&self, bytes: &[u8], first: usize) -> Result<(), ConvertError> {
+    fn check_finite(&self, bytes: &[u8], first: usize) -> Result<(), ConvertError> {
         let Some((index, value)) = first_not_finite(self.dtype, bytes) else { return Ok(()) };
-        let (source, element) = self.origin(first + index);
+        let (path, tensor, element) = self.place(first + index);
+        Err(ConvertError::NotFinite { path, tensor, element, value })
+    }
+
+    /// File, tensor and element that the number `position` comes from.
+    fn place(&self, position: usize) -> (PathBuf, String, usize) {
+        let (source, element) = self.origin(position);
         let source = &self.sources[source];
-        Err(ConvertError::NotFinite {
-            path: source.file.path().to_owned(),
-            tensor: source.entry.name.clone(),
-            element,
-            value,
-        })
+        (source.file.path().to_owned(), source.entry.name.clone(), element)
+    }
+
+    /// Calls `each` with the bytes of consecutive bands in the format `to`; returns what that changed.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::NotFinite`] when a number is NaN or infinite, [`ConvertError::CastOverflow`] when it becomes so.
+    pub(crate) fn for_each_cast_band(
+        &self,
+        to: Dtype,
+        mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<CastLoss, ConvertError> {
+        let (mut loss, mut out, mut first) = (CastLoss::default(), Vec::new(), 0);
+        self.for_each_band(|bytes| {
+            self.check_finite(bytes, first)?;
+            if self.dtype == to {
+                each(bytes)?;
+            } else {
+                out.clear();
+                cast([self.dtype, to], bytes, &mut out, &mut loss).map_err(|overflow| {
+                    let (path, tensor, element) = self.place(first + overflow.index);
+                    ConvertError::CastOverflow { path, tensor, element, value: overflow.value, to: to.to_string() }
+                })?;
+                each(&out)?;
+            }
+            first += bytes.len() * 8 / self.dtype.bitsize();
+            Ok(())
+        })?;
+        Ok(loss)
     }
 
     /// Which number of which source the number `position` is.
@@ -106,6 +117,52 @@ impl<'a> Recipe<'a> {
         }
         (0, position)
     }
+}
+
+/// A recipe with the bytes of its sources at hand.
+#[derive(Debug)]
+pub(crate) struct OpenRecipe<'a> {
+    recipe: &'a Recipe<'a>,
+    sources: Vec<TensorBytes>,
+}
+
+impl OpenRecipe<'_> {
+    /// Shape of the tensor.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.recipe.shape
+    }
+
+    /// Calls `each` with the bytes of consecutive bands.
+    fn for_each_band(&self, mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError> {
+        match self.recipe.dtype.bitsize() {
+            bits if bits % 8 == 0 => self.bands_of(bands(&self.recipe.shape, bits / 8, BAND), bits / 8, each),
+            // A format below one byte has no byte per number: such a tensor is only ever copied whole.
+            _ => self.sources.iter().try_for_each(|bytes| each(bytes)),
+        }
+    }
+
+    /// The numbers `range`, whole rows, as f32.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::NotFinite`] when one of them is NaN or infinite.
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<f32>, ConvertError> {
+        let Recipe { dtype, shape, .. } = self.recipe;
+        let size = dtype.bitsize() / 8;
+        let mut values = Vec::with_capacity(range.len());
+        let row = if shape.len() < 2 { 1 } else { shape[shape.len() - 1].max(1) };
+        let local = bands(&[range.len() / row, row], size, BAND);
+        let start = range.start;
+        let shifted = local.map(|band| band.start + start..band.end + start);
+        let mut done = start;
+        self.bands_of(shifted, size, |bytes| {
+            self.recipe.check_finite(bytes, done)?;
+            done += bytes.len() / size;
+            values.extend(numbers(*dtype, bytes));
+            Ok(())
+        })?;
+        Ok(values)
+    }
 
     fn bands_of(
         &self,
@@ -113,18 +170,13 @@ impl<'a> Recipe<'a> {
         size: usize,
         mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let maps = self.sources.iter().map(|s| s.file.map(s.entry)).collect::<Result<Vec<_>, _>>()?;
-        let sources: Vec<&[u8]> = maps.iter().map(|map| &**map).collect();
+        let sources: Vec<&[u8]> = self.sources.iter().map(|bytes| &**bytes).collect();
         let mut out = Vec::new();
         for range in ranges {
             out.resize(range.len() * size, 0);
-            fill(&mut out, range, &self.blocks, &sources, size);
+            fill(&mut out, range, &self.recipe.blocks, &sources, size);
             each(&out)?;
         }
         Ok(())
-    }
-
-    fn copy_bytes(&self, mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError> {
-        self.sources.iter().try_for_each(|s| each(&s.file.map(s.entry)?))
     }
 }
