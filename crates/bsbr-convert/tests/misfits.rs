@@ -73,6 +73,15 @@ fn a_wrong_multi_query_is_pointed_out_and_never_corrected() {
 }
 
 #[test]
+fn the_form_of_opt_350m_is_not_mistaken_for_that_of_its_siblings() {
+    let (_temp, dir) = checkout("opt_350m_like", "config.json");
+    edit_config(&dir, |config| config["do_layer_norm_before"] = json!(true));
+    let text = message(&refused(&dir));
+    assert!(text.contains("missing: `model.decoder.final_layer_norm.weight`"), "{text}");
+    assert!(text.contains("it is not needed with do_layer_norm_before=false"), "{text}");
+}
+
+#[test]
 fn biases_the_configuration_denies_are_pointed_out() {
     let (_temp, dir) = checkout("llama", "config.json");
     edit_tensors(&dir, |t| t.push(Tensor::f32("model.layers.0.mlp.up_proj.bias", &[80], [0.0; 80])));

@@ -54,23 +54,3 @@ fn a_text_shorter_than_a_chunk_gives_the_same_logits_under_every_retrieval() {
         }
     }
 }
-
-#[test]
-fn a_wrong_order_of_the_fused_projection_would_not_pass() {
-    // The same shapes as per-head interleaving: only the logits tell.
-    let (_temp, dir) = checkout("gpt_bigcode_mha", "config.json");
-    common::edit_config(&dir, |config| {
-        config["model_type"] = "gpt2".into();
-    });
-    common::edit_tensors(&dir, |tensors| {
-        // Into the layout of GPT-2, so that only the order of the fused rows differs.
-        for tensor in tensors.iter_mut().filter(|t| t.name.contains(".c_") && t.shape.len() == 2) {
-            let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-            let values = tensor.values();
-            let transposed = (0..rows * cols).map(|n| values[n % rows * cols + n / rows]);
-            *tensor = common::Tensor::f32(&tensor.name.clone(), &[cols, rows], transposed);
-        }
-    });
-    let difference = difference(&dir, "gpt_bigcode_mha");
-    assert!(difference > 0.1, "{difference}");
-}
