@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use bsbr_convert::{ConvertError, FormatProblem, PlanProblem};
-use common::{BOTH_STYLES, NEWER_STYLE, Tensor, checkout, read_dir_tensors, refused, write_tensors};
+use common::{BOTH_STYLES, NEWER_STYLE, Tensor, VARIANTS, checkout, read_dir_tensors, refused, write_tensors};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::json;
@@ -37,7 +37,7 @@ impl Patient {
     }
 
     fn every() -> impl Iterator<Item = Self> {
-        BOTH_STYLES.into_iter().chain(NEWER_STYLE).map(|fixture| Self::new(fixture, "config.json"))
+        BOTH_STYLES.into_iter().chain(NEWER_STYLE).chain(VARIANTS).map(|fixture| Self::new(fixture, "config.json"))
     }
 
     /// What converting one file of `tensors` refuses.

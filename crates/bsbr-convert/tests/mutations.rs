@@ -15,6 +15,7 @@ use bsbr_model::{
 };
 use burn::tensor::Device;
 use common::{Tensor, checkout, edit_config, fixtures, read_dir_tensors};
+use serde_json::json;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -309,4 +310,77 @@ fn opt_350m_read_as_its_larger_siblings_shows() {
         Some(checkpoint[&format!("model.decoder.layers.{layer}.{name}")].values())
     };
     assert_shows("opt 350m with norms before", misruled_and_changed("opt_350m_like", before, norms), 1.0);
+}
+
+/// A configuration of a fixture with the value at `pointer` taken away, or another in its place.
+fn without(name: &str, pointer: &str, value: serde_json::Value) -> f64 {
+    misread(name, |config| {
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        let parent = config.pointer_mut(parent).and_then(serde_json::Value::as_object_mut).expect("an object");
+        let old = if value.is_null() { parent.remove(key) } else { parent.insert(key.to_owned(), value) };
+        assert!(old.is_some(), "{name} has no {pointer}");
+    })
+}
+
+#[test]
+fn every_unusual_value_shows() {
+    let unscaled = || json!({"rope_type": "default", "rope_theta": 10000.0});
+    let unscaled_1000 = || json!({"rope_type": "default", "rope_theta": 1000.0});
+    let rope = "/rope_parameters";
+    for (name, pointer, value) in [
+        ("cohere_scaled", "/logit_scale", json!(null)),
+        ("cohere_scaled", rope, unscaled()),
+        ("falcon_11b", rope, unscaled()),
+        ("gemma2_scales", "/query_pre_attn_scalar", json!(8)),
+        ("gemma2_scales", "/attn_logit_softcapping", json!(null)),
+        ("gemma2_scales", "/final_logit_softcapping", json!(null)),
+        ("gemma2_scales", "/sliding_window", json!(6)),
+        ("gemma3_scales", "/query_pre_attn_scalar", json!(16)),
+        ("gemma3_scales", "/final_logit_softcapping", json!(null)),
+        ("gemma3_scales", "/sliding_window", json!(7)),
+        ("gemma3_scales", "/rope_parameters/full_attention/rope_type", json!("default")),
+        ("gemma3_scales", "/rope_parameters/full_attention/rope_theta", json!(1e4)),
+        ("gemma3_scales", "/rope_parameters/sliding_attention/rope_theta", json!(1e4)),
+        ("gpt2_scales", "/scale_attn_weights", json!(null)),
+        ("gpt2_scales", "/scale_attn_by_inverse_layer_idx", json!(null)),
+        ("gpt2_scales", "/activation_function", json!(null)),
+        ("gpt_bigcode_unscaled", "/scale_attn_weights", json!(null)),
+        ("gpt_neox_sequential", "/use_parallel_residual", json!(null)),
+        ("gpt_neox_sequential", "/rope_parameters/partial_rotary_factor", json!(null)),
+        ("gpt_neox_sequential", "/rope_parameters/rope_type", json!("default")),
+        ("granite_multipliers", "/embedding_multiplier", json!(null)),
+        ("granite_multipliers", "/attention_multiplier", json!(null)),
+        ("granite_multipliers", "/residual_multiplier", json!(null)),
+        ("granite_multipliers", "/logits_scaling", json!(null)),
+        ("granite_multipliers", rope, unscaled_1000()),
+        ("llama_biases", rope, unscaled()),
+        ("llama_dynamic", rope, unscaled()),
+        ("llama_llama3", rope, unscaled()),
+        ("mistral_yarn", rope, unscaled_1000()),
+        ("mistral_yarn", "/rope_parameters/original_max_position_embeddings", json!(null)),
+        ("mpt_6_heads", "/attn_config/softmax_scale", json!(null)),
+        ("olmo_bias", rope, unscaled()),
+        ("olmo2_bias", rope, unscaled_1000()),
+        ("opt_plain", "/activation_function", json!(null)),
+        ("phi_partial", "/rope_parameters/partial_rotary_factor", json!(null)),
+        ("phi_partial", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_long", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_long", "/rope_parameters/long_factor", json!([1.0, 1.1, 1.2, 1.3, 1.4, 1.5])),
+        ("phi3_long", "/sliding_window", json!(null)),
+        ("phi3_short", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_short", "/rope_parameters/short_factor", json!([1.5, 2.2])),
+        ("qwen2_windows", rope, unscaled_1000()),
+        ("qwen2_windows", "/sliding_window", json!(8)),
+        ("qwen3_bias", rope, unscaled_1000()),
+        ("qwen3_bias", "/sliding_window", json!(8)),
+        ("smollm3_biases", rope, unscaled_1000()),
+        ("smollm3_biases", "/no_rope_layers", json!([1, 1])),
+        ("smollm3_biases", "/sliding_window", json!(8)),
+        ("stablelm_parallel", "/rope_parameters/partial_rotary_factor", json!(0.5)),
+        ("stablelm_parallel", "/rope_parameters/rope_type", json!("default")),
+        ("starcoder2_plain", "/sliding_window", json!(null)),
+        ("starcoder2_plain", rope, unscaled_1000()),
+    ] {
+        assert_shows(&format!("{name} with {pointer} = {value}"), without(name, pointer, value), 0.1);
+    }
 }

@@ -85,7 +85,7 @@ fn a_rule_for_each_case_of_a_flag_may_name_the_same_tensors() {
 
 #[test]
 fn every_flag_a_rule_asks_for_is_one_that_its_configuration_sets() {
-    for name in common::BOTH_STYLES {
+    for name in common::BOTH_STYLES.into_iter().chain(common::VARIANTS) {
         let path = common::fixtures().join(name).join("config.json");
         let config = ConfigFile::open(&path).expect("a fixture");
         let architecture = architecture(&config).expect("supported");
@@ -103,7 +103,7 @@ fn every_flag_a_rule_asks_for_is_one_that_its_configuration_sets() {
 
 #[test]
 fn both_configuration_styles_of_every_fixture_mean_the_same_decoder() {
-    for name in common::BOTH_STYLES {
+    for name in common::BOTH_STYLES.into_iter().chain(common::VARIANTS) {
         let new = read(&fixture(name, "config.json")).expect(name);
         let old = read(&fixture(name, "config_v4.json")).expect(name);
         assert_eq!(new, old, "{name}");

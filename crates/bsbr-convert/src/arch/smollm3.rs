@@ -1,4 +1,4 @@
-//! SmolLM3: Llama's names; every fourth layer does without rotary positions.
+//! SmolLM3: Llama's names; every fourth layer does without rotary positions, and has a window if any has.
 
 use bsbr_model::LayerRotary;
 
@@ -57,7 +57,7 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     };
     let on = config.bool_or("use_sliding_window", false)?;
     let window = config.optional_usize("sliding_window")?.filter(|_| on);
-    let slides = |layer| rotates.get(layer).copied().unwrap_or(false);
+    let slides = |layer| rotates.get(layer) == Some(&false);
     decoder.windows = keys::layer_windows(config, decoder.layers, window, slides)?;
     if rotates.contains(&false) {
         let rotary = |rotates: bool| if rotates { LayerRotary::Global } else { LayerRotary::Off };
