@@ -12,12 +12,13 @@ use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::card::model_card;
-use crate::checkpoint::{INDEX, RECORD, WEIGHTS};
+use crate::checkpoint::RECORD;
 use crate::derive;
+use crate::files::WEIGHTS;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
-use crate::tensors::{Recipe, SafetensorsFile, TensorDeclaration, TensorFileWriter, header_text, hex};
+use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
+use crate::tensors::{Header, Recipe, TensorDeclaration, TensorFile, TensorFileWriter, header_text, hex};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -116,15 +117,15 @@ pub fn convert(
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     keep(input, "config.json", &staging, SOURCE_CONFIG)?;
-    if planned.checkpoint.is_indexed() {
-        keep(input, INDEX, &staging, SOURCE_INDEX)?;
+    if let Some(index) = planned.checkpoint.index() {
+        keep(input, index, &staging, SOURCE_INDEX)?;
     }
     staging.copy_present(input, &COMPANIONS)?;
     let notes = planned.notes();
     let measured = options.measured.as_deref().unwrap_or_default();
     staging.write("README.md", model_card(&record, &notes, measured).as_bytes())?;
     staging.publish()?;
-    let source_bytes = planned.checkpoint.files().iter().map(SafetensorsFile::len).sum();
+    let source_bytes = planned.checkpoint.files().iter().map(TensorFile::len).sum();
     Ok(ConversionReport { config, record, mapping: planned.plan.to_string(), notes, source_bytes, output_bytes })
 }
 
@@ -257,19 +258,39 @@ fn record(
 }
 
 fn record_files(
-    files: &[SafetensorsFile],
+    files: &[TensorFile],
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<RecordedFile>, ConvertError> {
-    let total = files.iter().map(SafetensorsFile::len).sum();
+    let total = files.iter().map(TensorFile::len).sum();
     let mut done = 0;
     let mut recorded = Vec::new();
     for file in files {
         let (name, sha256) = (file.name(), sha256(file.path())?);
         done += file.len();
         progress(Progress { stage: "hashing", item: &name, done, total });
-        recorded.push(RecordedFile { name, bytes: file.len(), sha256, header: file.header().text.clone() });
+        recorded.push(RecordedFile {
+            name,
+            format: file.format(),
+            bytes: file.len(),
+            sha256,
+            header: file.header().text.clone(),
+            export: recorded_export(file)?,
+        });
     }
     Ok(recorded)
+}
+
+/// What an export writes in place of `file`, unless it writes the file itself.
+fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertError> {
+    let Some(name) = file.format().exported_name(&file.name()) else { return Ok(None) };
+    let Header { tensors, text, .. } = file.header();
+    let mut hash = Sha256::new();
+    hash.update((text.len() as u64).to_le_bytes());
+    hash.update(text);
+    for tensor in tensors {
+        hash.update(&*file.read(tensor)?);
+    }
+    Ok(Some(RecordedExport { name, sha256: hex(&hash.finalize()) }))
 }
 
 fn sha256(path: &Path) -> Result<String, ConvertError> {

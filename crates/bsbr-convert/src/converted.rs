@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use bsbr_model::{ModelConfig, weight_specs};
 
 use crate::ConvertError;
-use crate::checkpoint::{RECORD, WEIGHTS};
+use crate::checkpoint::RECORD;
+use crate::files::WEIGHTS;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
-use crate::tensors::{Recipe, SafetensorsFile, TensorRef, is_weight_dtype};
+use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};
 
 /// An open converted model: exactly the tensors that its `config.json` and `conversion.json` ask for.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) struct ConvertedModel {
     dir: PathBuf,
     config: ModelConfig,
     record: ConversionRecord,
-    file: SafetensorsFile,
+    file: TensorFile,
 }
 
 impl ConvertedModel {
@@ -36,7 +37,7 @@ impl ConvertedModel {
         }
         let config: ModelConfig = read_json(&dir.join("config.json"))?;
         config.validate()?;
-        let file = SafetensorsFile::open(&dir.join(WEIGHTS))?;
+        let file = TensorFile::Safetensors(SafetensorsFile::open(&dir.join(WEIGHTS))?);
         let problems = misfits(&config, &record, &file);
         if !problems.is_empty() {
             let rules = "its config.json and conversion.json".to_owned();
@@ -57,7 +58,7 @@ impl ConvertedModel {
         &self.record
     }
 
-    pub(crate) fn file(&self) -> &SafetensorsFile {
+    pub(crate) fn file(&self) -> &TensorFile {
         &self.file
     }
 
@@ -74,7 +75,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConvertEr
 }
 
 /// The differences between the tensors asked for and the tensors in the file.
-fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &SafetensorsFile) -> Vec<PlanProblem> {
+fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -> Vec<PlanProblem> {
     let weights = weight_specs(config).into_iter().map(|spec| (spec.name, (spec.shape, None)));
     let ignored = record.tensors.iter().flat_map(|tensor| {
         let kept = tensor.becomes.iter().filter(|name| name.starts_with(IGNORED_PREFIX));

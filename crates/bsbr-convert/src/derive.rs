@@ -7,7 +7,7 @@
 use bsbr_model::{DecoderConfig, EXTRA_PREFIX};
 
 use crate::ConvertError;
-use crate::tensors::Recipe;
+use crate::tensors::{OpenRecipe, Recipe};
 
 /// Name of an added projection and of the two projections it starts from.
 const RULES: [(&str, [&str; 2]); 2] = [("meta_query", ["query", "key"]), ("meta_key", ["key", "value"])];
@@ -27,8 +27,10 @@ pub(crate) fn for_each_head(
     decoder: &DecoderConfig,
     mut each: impl FnMut(&[f32]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
+    let (first, second) = (recipes[0].open()?, recipes[1].open()?);
     for head in 0..decoder.heads {
-        let [mut rows, other] = [read_head(&recipes[0], head, decoder)?, read_head(&recipes[1], head, decoder)?];
+        let read = |recipe: &OpenRecipe<'_>| read_head(recipe, head, decoder);
+        let [mut rows, other] = [read(&first)?, read(&second)?];
         for (a, b) in rows.iter_mut().zip(other) {
             *a = (*a + b) / 2.0;
         }
@@ -38,9 +40,10 @@ pub(crate) fn for_each_head(
 }
 
 /// The rows of query head `head`, or of the KV head it reads.
-fn read_head(recipe: &Recipe<'_>, head: usize, decoder: &DecoderConfig) -> Result<Vec<f32>, ConvertError> {
-    let width: usize = recipe.shape[1..].iter().product();
-    let heads = recipe.shape[0] / decoder.head_dim;
+fn read_head(recipe: &OpenRecipe<'_>, head: usize, decoder: &DecoderConfig) -> Result<Vec<f32>, ConvertError> {
+    let shape = recipe.shape();
+    let width: usize = shape[1..].iter().product();
+    let heads = shape[0] / decoder.head_dim;
     let own = head * heads / decoder.heads;
     let size = decoder.head_dim * width;
     recipe.read(own * size..(own + 1) * size)

@@ -12,7 +12,7 @@ use crate::checkpoint::RECORD;
 use crate::converted::ConvertedModel;
 use crate::derive;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::tensors::{Recipe, SafetensorsFile};
+use crate::tensors::{Recipe, TensorFile};
 
 /// A model on disk that can be run.
 ///
@@ -131,7 +131,7 @@ impl ModelSource {
 
     /// Bytes of the weight files.
     pub fn total_bytes(&self) -> u64 {
-        self.files().iter().map(SafetensorsFile::len).sum()
+        self.files().iter().map(TensorFile::len).sum()
     }
 
     /// Every tensor in the files.
@@ -175,7 +175,7 @@ impl ModelSource {
             if recipe.shape != spec.shape {
                 return Err(self.no_such_weight(spec));
             }
-            return recipe.read(0..recipe.shape.iter().product());
+            return recipe.open()?.read(0..recipe.shape.iter().product());
         }
         let wanted = weight_specs(&self.config).contains(spec);
         let sources = derive::sources(&spec.name).filter(|_| wanted).ok_or_else(|| self.no_such_weight(spec))?;
@@ -201,7 +201,7 @@ impl ModelSource {
         ConvertError::NoSuchWeight { dir: self.dir.clone(), tensor: spec.name.clone(), shape: spec.shape.clone() }
     }
 
-    fn files(&self) -> &[SafetensorsFile] {
+    fn files(&self) -> &[TensorFile] {
         match &self.weights {
             Weights::Planned(planned) => planned.checkpoint.files(),
             Weights::Converted(model) => std::slice::from_ref(model.file()),

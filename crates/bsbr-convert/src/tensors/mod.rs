@@ -1,20 +1,25 @@
-//! Safetensors files: headers, bytes of single tensors, streamed writing.
+//! Files of weights: headers, bytes of single tensors, streamed writing.
 
+mod any;
 mod copy;
 mod file;
 mod float;
 mod header;
 mod map;
 mod recipe;
+mod torch;
 mod write;
 
+pub use any::FileFormat;
 pub use file::SafetensorsFile;
 pub use header::{Header, TensorEntry};
 pub use safetensors::Dtype;
 
+pub(crate) use any::{TensorBytes, TensorFile};
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
-pub(crate) use recipe::{Recipe, TensorRef};
+pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
+pub(crate) use torch::TorchFile;
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::any::{TensorBytes, TensorFile};
 use super::copy::{Block, Pattern, bands, fill};
-use super::file::SafetensorsFile;
 use super::float::{first_not_finite, numbers};
 use super::header::TensorEntry;
 use crate::ConvertError;
@@ -16,7 +16,7 @@ const BAND: usize = 8 << 20;
 /// A tensor in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TensorRef<'a> {
-    pub(crate) file: &'a SafetensorsFile,
+    pub(crate) file: &'a TensorFile,
     pub(crate) entry: &'a TensorEntry,
 }
 
@@ -41,39 +41,18 @@ impl<'a> Recipe<'a> {
         }
     }
 
+    /// Opens the sources: they stay open, and in memory where they cannot be mapped, until the result is dropped.
+    pub(crate) fn open(&self) -> Result<OpenRecipe<'_>, ConvertError> {
+        let sources = self.sources.iter().map(|source| source.file.read(source.entry));
+        Ok(OpenRecipe { recipe: self, sources: sources.collect::<Result<_, _>>()? })
+    }
+
     /// Calls `each` with the bytes of consecutive bands.
     pub(crate) fn for_each_band(
         &self,
         each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        // A format below one byte has no byte per number: such a tensor is only ever copied whole.
-        let (size, shape) = match self.dtype.bitsize() {
-            bits if bits % 8 == 0 => (bits / 8, self.shape.clone()),
-            _ => return self.copy_bytes(each),
-        };
-        self.bands_of(bands(&shape, size, BAND), size, each)
-    }
-
-    /// The numbers `range`, whole rows, as f32.
-    ///
-    /// # Errors
-    ///
-    /// [`ConvertError::NotFinite`] when one of them is NaN or infinite.
-    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<f32>, ConvertError> {
-        let size = self.dtype.bitsize() / 8;
-        let mut values = Vec::with_capacity(range.len());
-        let row = if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 1].max(1) };
-        let local = bands(&[range.len() / row, row], size, BAND);
-        let start = range.start;
-        let shifted = local.map(|band| band.start + start..band.end + start);
-        let mut done = start;
-        self.bands_of(shifted, size, |bytes| {
-            self.check_finite(bytes, done)?;
-            done += bytes.len() / size;
-            values.extend(numbers(self.dtype, bytes));
-            Ok(())
-        })?;
-        Ok(values)
+        self.open()?.for_each_band(each)
     }
 
     /// Fails when a band that starts at number `first` holds a NaN or an infinity.
@@ -106,6 +85,52 @@ impl<'a> Recipe<'a> {
         }
         (0, position)
     }
+}
+
+/// A recipe with the bytes of its sources at hand.
+#[derive(Debug)]
+pub(crate) struct OpenRecipe<'a> {
+    recipe: &'a Recipe<'a>,
+    sources: Vec<TensorBytes>,
+}
+
+impl OpenRecipe<'_> {
+    /// Shape of the tensor.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.recipe.shape
+    }
+
+    /// Calls `each` with the bytes of consecutive bands.
+    fn for_each_band(&self, mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError> {
+        match self.recipe.dtype.bitsize() {
+            bits if bits % 8 == 0 => self.bands_of(bands(&self.recipe.shape, bits / 8, BAND), bits / 8, each),
+            // A format below one byte has no byte per number: such a tensor is only ever copied whole.
+            _ => self.sources.iter().try_for_each(|bytes| each(bytes)),
+        }
+    }
+
+    /// The numbers `range`, whole rows, as f32.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::NotFinite`] when one of them is NaN or infinite.
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<f32>, ConvertError> {
+        let Recipe { dtype, shape, .. } = self.recipe;
+        let size = dtype.bitsize() / 8;
+        let mut values = Vec::with_capacity(range.len());
+        let row = if shape.len() < 2 { 1 } else { shape[shape.len() - 1].max(1) };
+        let local = bands(&[range.len() / row, row], size, BAND);
+        let start = range.start;
+        let shifted = local.map(|band| band.start + start..band.end + start);
+        let mut done = start;
+        self.bands_of(shifted, size, |bytes| {
+            self.recipe.check_finite(bytes, done)?;
+            done += bytes.len() / size;
+            values.extend(numbers(*dtype, bytes));
+            Ok(())
+        })?;
+        Ok(values)
+    }
 
     fn bands_of(
         &self,
@@ -113,18 +138,13 @@ impl<'a> Recipe<'a> {
         size: usize,
         mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let maps = self.sources.iter().map(|s| s.file.map(s.entry)).collect::<Result<Vec<_>, _>>()?;
-        let sources: Vec<&[u8]> = maps.iter().map(|map| &**map).collect();
+        let sources: Vec<&[u8]> = self.sources.iter().map(|bytes| &**bytes).collect();
         let mut out = Vec::new();
         for range in ranges {
             out.resize(range.len() * size, 0);
-            fill(&mut out, range, &self.blocks, &sources, size);
+            fill(&mut out, range, &self.recipe.blocks, &sources, size);
             each(&out)?;
         }
         Ok(())
-    }
-
-    fn copy_bytes(&self, mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError> {
-        self.sources.iter().try_for_each(|s| each(&s.file.map(s.entry)?))
     }
 }

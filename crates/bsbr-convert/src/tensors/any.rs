@@ -1,0 +1,118 @@
+//! One file of weights, whatever its format.
+
+use std::ops::Deref;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::file::SafetensorsFile;
+use super::header::{Header, TensorEntry};
+use super::map::Mapping;
+use super::torch::TorchFile;
+use crate::ConvertError;
+
+/// The format of a file of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileFormat {
+    /// Safetensors.
+    #[default]
+    Safetensors,
+    /// PyTorch's own: a pickle and the bytes of its tensors.
+    Pytorch,
+}
+
+impl FileFormat {
+    /// Whether it is safetensors, the one format that is written.
+    pub fn is_safetensors(&self) -> bool {
+        *self == Self::Safetensors
+    }
+
+    /// The name under which an export writes the tensors of the file `name`; none for safetensors, which keep theirs.
+    pub(crate) fn exported_name(self, name: &str) -> Option<String> {
+        match self {
+            Self::Safetensors => None,
+            // As transformers names the two: `pytorch_model-00001-of-00002.bin`, `model-00001-of-00002.safetensors`.
+            Self::Pytorch => {
+                let stem = name.strip_suffix(".bin").unwrap_or(name);
+                Some(format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)))
+            }
+        }
+    }
+}
+
+/// An open file of weights. Opening reads names, dtypes and shapes alone.
+///
+/// A file of another format presents itself as the safetensors file that an export writes in its place: the header
+/// lists its tensors in that order, and their bytes are contiguous, row-major and little-endian.
+#[derive(Debug)]
+pub(crate) enum TensorFile {
+    Safetensors(SafetensorsFile),
+    Torch(TorchFile),
+}
+
+impl TensorFile {
+    pub(crate) fn format(&self) -> FileFormat {
+        match self {
+            Self::Safetensors(_) => FileFormat::Safetensors,
+            Self::Torch(_) => FileFormat::Pytorch,
+        }
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Safetensors(file) => file.path(),
+            Self::Torch(file) => file.path(),
+        }
+    }
+
+    /// The last part of the path.
+    pub(crate) fn name(&self) -> String {
+        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Bytes of the whole file.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Safetensors(file) => file.len(),
+            Self::Torch(file) => file.len(),
+        }
+    }
+
+    /// Its tensors, as the safetensors header that lists them.
+    pub(crate) fn header(&self) -> &Header {
+        match self {
+            Self::Safetensors(file) => file.header(),
+            Self::Torch(file) => file.header(),
+        }
+    }
+
+    /// The bytes of a tensor of this file.
+    pub(crate) fn read(&self, tensor: &TensorEntry) -> Result<TensorBytes, ConvertError> {
+        match self {
+            Self::Safetensors(file) => file.map(tensor).map(TensorBytes::Mapped),
+            Self::Torch(file) => file.read(tensor).map(TensorBytes::Copied),
+        }
+    }
+}
+
+/// The bytes of one tensor.
+#[derive(Debug)]
+pub(crate) enum TensorBytes {
+    /// Pages of a file, resident as they are touched.
+    Mapped(Mapping),
+    /// A copy.
+    Copied(Vec<u8>),
+}
+
+impl Deref for TensorBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapping) => mapping,
+            Self::Copied(bytes) => bytes,
+        }
+    }
+}
