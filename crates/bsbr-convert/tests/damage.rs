@@ -42,8 +42,15 @@ impl Patient {
 
     /// What converting one file of `tensors` refuses.
     fn refused(&self, tensors: &[Tensor]) -> ConvertError {
-        write_tensors(&self.dir.join("model.safetensors"), tensors);
+        self.write("model.safetensors", tensors);
         refused(&self.dir)
+    }
+
+    fn write(&self, name: &str, tensors: &[Tensor]) {
+        let path = self.dir.join(name);
+        // A new file: some file systems write one that is cut short and filled again to the disk at once.
+        let _ = fs::remove_file(&path);
+        write_tensors(&path, tensors);
     }
 
     /// What converting two files refuses, whose index is that of the healthy tensors, half in each.
@@ -54,7 +61,7 @@ impl Patient {
         let index = json!({"metadata": {}, "weight_map": map});
         fs::write(self.dir.join("model.safetensors.index.json"), index.to_string()).expect("room");
         for (name, tensors) in SHARDS.into_iter().zip(shards) {
-            write_tensors(&self.dir.join(name), tensors);
+            self.write(name, tensors);
         }
         refused(&self.dir)
     }
