@@ -67,6 +67,7 @@ mod error;
 mod expected;
 mod export;
 mod files;
+mod hashing;
 mod hints;
 mod json;
 mod lint;
