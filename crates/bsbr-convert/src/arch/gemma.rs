@@ -36,12 +36,7 @@ pub(super) const GEMMA: Architecture = Architecture {
 
 pub(super) const GEMMA2: Architecture = Architecture {
     id: "gemma2",
-    version: 1,
     model_types: &["gemma2"],
-    prefixes: &["model.", ""],
-    anchor: "{p}embed_tokens.weight",
-    alternatives: &["attention_bias"],
-    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
         LLAMA_EMBED,
         SANDWICH_NORMS,
@@ -53,16 +48,12 @@ pub(super) const GEMMA2: Architecture = Architecture {
         LLAMA_HEAD
     ],
     read_config: read_gemma2,
+    ..GEMMA
 };
 
 pub(super) const GEMMA3: Architecture = Architecture {
     id: "gemma3_text",
-    version: 1,
     model_types: &["gemma3_text"],
-    prefixes: &["model.", ""],
-    anchor: "{p}embed_tokens.weight",
-    alternatives: &["attention_bias"],
-    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
         LLAMA_EMBED,
         SANDWICH_NORMS,
@@ -75,6 +66,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
         LLAMA_HEAD
     ],
     read_config: read_gemma3,
+    ..GEMMA
 };
 
 /// The name that stands before the MLP in Llama stands after attention here.
