@@ -63,7 +63,9 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
 
 /// What an export can give back.
 fn reversibility(record: &ConversionRecord) -> &'static str {
-    if record.files.iter().all(|file| file.export.is_none()) {
+    if record.casts.iter().any(|cast| cast.is_lossy()) {
+        "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
+    } else if record.files.iter().all(|file| file.export.is_none()) {
         "No original weight was changed; exporting gives the original files back bit for bit."
     } else {
         "No original weight was changed; exporting gives the original tensors back bit for bit, in safetensors files."
