@@ -1,5 +1,5 @@
-//! What a conversion records of the files of a checkpoint. Hashing them takes as long as copying them, so it runs beside
-//! the writing.
+//! What a conversion records of the files of a checkpoint. Hashing takes about as long as copying, so it runs beside the
+//! writing.
 
 use std::fs::File;
 use std::io::Read;
