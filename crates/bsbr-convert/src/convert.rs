@@ -90,8 +90,8 @@ pub struct ConversionReport {
 ///
 /// One band of one tensor is in memory at a time, from a PyTorch file one whole tensor (twice while it is read with
 /// strides that are not row by row; two for the mean that a meta projection starts as). The output appears whole or not
-/// at all, and depends on nothing but the input and the options: converting twice gives the same bytes. A second thread
-/// hashes the source meanwhile.
+/// at all, and depends on nothing but the input and the options: converting twice gives the same bytes. Other
+/// threads hash the source meanwhile.
 ///
 /// Weights keep their dtype unless [`ConvertOptions::dtype`] says otherwise. The record then holds what each cast
 /// changed; where that is anything at all, [`crate::export()`] refuses the model.

@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{iter, thread};
 
 use sha2::{Digest, Sha256};
 
@@ -15,26 +16,38 @@ use crate::convert::Progress;
 use crate::record::{RecordedExport, RecordedFile};
 use crate::tensors::{Header, TensorFile, hex};
 
-/// Hashes `files` on a thread of its own while `work` runs; returns what both give. When `work` fails the hashing stops.
+/// Most files hashed at the same time: enough to keep up with a fast disk.
+const MOST_AT_ONCE: usize = 4;
+
+/// Hashes `files` on threads of their own while `work` runs; returns what both give. When `work` fails the hashing stops.
 pub(crate) fn record_files_beside<T>(
     files: &[TensorFile],
     progress: &mut dyn FnMut(Progress<'_>),
     work: impl FnOnce(&mut dyn FnMut(Progress<'_>)) -> Result<T, ConvertError>,
 ) -> Result<(T, Vec<RecordedFile>), ConvertError> {
-    let stop = AtomicBool::new(false);
-    let (done, hashes) = thread::scope(|scope| {
-        let hashing =
-            scope.spawn(|| files.iter().map(|file| sha256(file.path(), &stop)).collect::<Result<Vec<_>, _>>());
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let hash_next = || {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        files.get(number).map(|file| sha256(file.path(), &stop).map(|hash| (number, hash)))
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(files.len()).min(MOST_AT_ONCE);
+    let (done, mut hashes) = thread::scope(|scope| {
+        let hash_some = || iter::from_fn(hash_next).collect::<Result<Vec<_>, _>>();
+        let hashing: Vec<_> = (0..threads).map(|_| scope.spawn(hash_some)).collect();
         let done = work(progress).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
-        let hashes = hashing.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        let mut hashes = Vec::new();
+        for thread in hashing {
+            hashes.extend(thread.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
         Ok::<_, ConvertError>((done, hashes))
     })?;
-    Ok((done, record_files(files, hashes, progress)?))
+    hashes.sort_unstable();
+    Ok((done, record_files(files, hashes.into_iter().map(|(_, hash)| hash), progress)?))
 }
 
 fn record_files(
     files: &[TensorFile],
-    hashes: Vec<String>,
+    hashes: impl Iterator<Item = String>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<RecordedFile>, ConvertError> {
     let total = files.iter().map(TensorFile::len).sum();
@@ -73,7 +86,8 @@ fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertE
 fn sha256(path: &Path, stop: &AtomicBool) -> Result<String, ConvertError> {
     let mut file = File::open(path).map_err(ConvertError::io("open", path))?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    // Small enough to stay in the cache of a core between reading and hashing.
+    let mut buffer = vec![0; 1 << 17];
     loop {
         match file.read(&mut buffer).map_err(ConvertError::io("read", path))? {
             count if count > 0 && !stop.load(Ordering::Relaxed) => hash.update(&buffer[..count]),

@@ -178,7 +178,7 @@ fn a_sharded_checkpoint_is_converted_in_the_memory_of_its_largest_tensor() {
     assert!(peak < limit, "peak {peak}, limit {limit}");
 }
 
-/// Takes six gigabytes of disk and, on a quiet machine, half a minute:
+/// Takes six gigabytes of disk and half a minute. The times mean something only where two cores have nothing else to do:
 ///
 /// `cargo test --release -p bsbr-convert --test large -- --ignored --nocapture`
 #[test]
