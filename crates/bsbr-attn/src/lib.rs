@@ -30,6 +30,19 @@
 //! # }
 //! ```
 //!
+//! # What a model prescribes
+//!
+//! [`AttentionOptions`] hold within BSBR as they do within full attention:
+//!
+//! - **Windows.** A key outside the window is never read. A window that lies inside the local region of every token, up to
+//!   `local_chunks * chunk_size + 1` tokens, leaves nothing to retrieve: such a layer keeps the attention it had. With a
+//!   longer one, blocks inside the window are retrieved; of a block that the window cuts only the keys inside it are read,
+//!   though the mean of all its keys decides whether it is chosen, and its statistics are not used.
+//! - **ALiBi.** A block is chosen by what it holds, less the distance to its middle; a key read exactly loses what its true
+//!   distance costs.
+//! - **No positions.** Keys that carry none are chosen by content alone: the order of far blocks does not matter.
+//! - **Softcaps** apply to the scores of keys and of blocks alike.
+//!
 //! # Causality
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks

@@ -1,22 +1,20 @@
 //! Converting: a Hugging Face checkpoint to a converted model directory.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_model::{ModelConfig, PositionPolicy, parameter_counts};
-use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::card::model_card;
 use crate::checkpoint::RECORD;
-use crate::dtype::{CastSummary, DtypePolicy};
+use crate::dtype::{CastSummary, DtypePolicy, RecordedCast};
 use crate::files::WEIGHTS;
+use crate::hashing::record_files_beside;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
-use crate::tensors::{Header, TensorFile, hex};
+use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
+use crate::tensors::TensorFile;
 use crate::weights::write_weights;
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
@@ -92,7 +90,8 @@ pub struct ConversionReport {
 ///
 /// One band of one tensor is in memory at a time, from a PyTorch file one whole tensor (twice while it is read with
 /// strides that are not row by row; two for the mean that a meta projection starts as). The output appears whole or not
-/// at all, and depends on nothing but the input and the options: converting twice gives the same bytes.
+/// at all, and depends on nothing but the input and the options: converting twice gives the same bytes. Other
+/// threads hash the source meanwhile.
 ///
 /// Weights keep their dtype unless [`ConvertOptions::dtype`] says otherwise. The record then holds what each cast
 /// changed; where that is anything at all, [`crate::export()`] refuses the model.
@@ -113,10 +112,11 @@ pub fn convert(
     check_output(output, options.force, |names| names.iter().any(|name| name == RECORD))?;
 
     let staging = Staging::new(output)?;
-    let mut record = record(&planned, &config, input, options, progress)?;
     let path = staging.path().join(WEIGHTS);
-    let (output_bytes, casts) = write_weights(&planned, &config, options.dtype, &path, progress)?;
-    record.casts = casts;
+    let ((output_bytes, casts), files) = record_files_beside(planned.checkpoint.files(), progress, |progress| {
+        write_weights(&planned, &config, options.dtype, &path, progress)
+    })?;
+    let record = record(&planned, &config, input, options, files, casts);
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     keep(input, "config.json", &staging, SOURCE_CONFIG)?;
@@ -166,8 +166,9 @@ fn record(
     config: &ModelConfig,
     input: &Path,
     options: &ConvertOptions,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<ConversionRecord, ConvertError> {
+    files: Vec<RecordedFile>,
+    casts: Vec<RecordedCast>,
+) -> ConversionRecord {
     let PlannedCheckpoint { checkpoint, plan, .. } = planned;
     let directory = || {
         // Resolved, so that `.` has a name too. Only the last part: the rest is nobody else's business.
@@ -189,7 +190,7 @@ fn record(
         becomes: becomes(&tensor.name),
     });
     let (before, added) = parameter_counts(config);
-    Ok(ConversionRecord {
+    ConversionRecord {
         format_version: ConversionRecord::FORMAT_VERSION,
         source: options.source_name.clone().unwrap_or_else(directory),
         rules: plan.architecture.id.to_owned(),
@@ -198,58 +199,10 @@ fn record(
         head: plan.head,
         settings: options.attention.clone(),
         dtype: options.dtype,
-        casts: Vec::new(),
+        casts,
         parameters_before: before,
         parameters_after: before + added,
         tensors: tensors.collect(),
-        files: record_files(checkpoint.files(), progress)?,
-    })
-}
-
-fn record_files(
-    files: &[TensorFile],
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Vec<RecordedFile>, ConvertError> {
-    let total = files.iter().map(TensorFile::len).sum();
-    let mut done = 0;
-    let mut recorded = Vec::new();
-    for file in files {
-        let (name, sha256, export) = (file.name(), sha256(file.path())?, recorded_export(file)?);
-        done += file.len();
-        progress(Progress { stage: "hashing", item: &name, done, total });
-        recorded.push(RecordedFile {
-            name,
-            format: file.format(),
-            bytes: file.len(),
-            sha256,
-            header: file.header().text.clone(),
-            export,
-        });
-    }
-    Ok(recorded)
-}
-
-/// What an export writes in place of `file`, unless it writes the file itself.
-fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertError> {
-    let Some(name) = file.format().exported_name(&file.name()) else { return Ok(None) };
-    let Header { tensors, text, .. } = file.header();
-    let mut hash = Sha256::new();
-    hash.update((text.len() as u64).to_le_bytes());
-    hash.update(text);
-    for tensor in tensors {
-        hash.update(&*file.read(tensor)?);
-    }
-    Ok(Some(RecordedExport { name, sha256: hex(&hash.finalize()) }))
-}
-
-fn sha256(path: &Path) -> Result<String, ConvertError> {
-    let mut file = File::open(path).map_err(ConvertError::io("open", path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(ConvertError::io("read", path))? {
-            0 => return Ok(hex(&hash.finalize())),
-            count => hash.update(&buffer[..count]),
-        }
+        files,
     }
 }

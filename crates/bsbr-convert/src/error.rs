@@ -177,8 +177,10 @@ pub enum ConvertError {
     },
     /// Neither a head nor a reason to share the embedding.
     #[error(
-        "{}: there is no `{head}`, and {declared} says that the head is not the embedding table `{embed}`: either the \
-         file lacks a tensor or config.json needs \"tie_word_embeddings\": true", dir.display()
+        "{}: there is no `{head}`{}, and {declared} says that the head is not the embedding table `{embed}`: either the \
+         file lacks a tensor or config.json needs \"tie_word_embeddings\": true",
+        dir.display(),
+        nearest.as_ref().map_or_else(String::new, |name| format!(" (nearest unused name: `{name}`)"))
     )]
     HeadMissing {
         /// The directory.
@@ -189,6 +191,8 @@ pub enum ConvertError {
         embed: String,
         /// Where the decision comes from.
         declared: &'static str,
+        /// The most similar name that no rule reads.
+        nearest: Option<String>,
     },
     /// The tensors do not fit the rules. Every problem is listed.
     #[error("{}", list(&format!("{}: the tensors do not fit {rules}", dir.display()), problems, sizes))]

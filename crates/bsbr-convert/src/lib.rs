@@ -75,6 +75,7 @@ mod estimate;
 mod expected;
 mod export;
 mod files;
+mod hashing;
 mod hints;
 mod json;
 mod lint;

@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::hints::Hints;
 use crate::json::ConfigFile;
 use crate::plan::{Plan, SourceTensor};
-use crate::rules::{Architecture, Rule, SourceModel, expand, per_layer};
+use crate::rules::{Architecture, SourceModel, expand};
 use crate::tensors::{Header, Recipe};
 use crate::tie::{HeadForm, head_form};
 
@@ -175,17 +175,8 @@ fn find_prefix(
         return Ok(prefix);
     }
     let known = |prefix: &str| {
-        let sources = architecture.rules.iter().filter_map(|rule| match *rule {
-            Rule::Map { source, .. } => Some(source),
-            _ => None,
-        });
-        sources
-            .flat_map(|source| {
-                let layers = if per_layer(source) { model.decoder.layers } else { 1 };
-                (0..layers).map(move |layer| expand(source, prefix, layer, 0))
-            })
-            .filter(|name| names.contains(name.as_str()))
-            .count()
+        let sources = architecture.source_names(prefix, model.decoder.layers);
+        sources.iter().filter(|name| names.contains(name.as_str())).count()
     };
     // The first of the best: `max_by_key` would take the last.
     let best = architecture.prefixes.iter().rev().map(|prefix| (known(prefix), *prefix)).max_by_key(|(n, _)| *n);

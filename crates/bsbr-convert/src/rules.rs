@@ -5,7 +5,7 @@
 //! No rule computes with weights: every op moves numbers without changing them, and so has an exact inverse. What
 //! would need arithmetic (a scale, an offset) is a setting of the decoder instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use bsbr_model::{DecoderConfig, Positions};
@@ -34,6 +34,23 @@ pub struct Architecture {
     pub rules: &'static [Rule],
     /// Reads `config.json`.
     pub read_config: fn(&ConfigFile) -> Result<SourceModel, ConvertError>,
+}
+
+impl Architecture {
+    /// Every name under which a rule reads a weight in a checkpoint of so many layers, whatever its settings. Of a stack
+    /// only the first part.
+    pub(crate) fn source_names(&self, prefix: &str, layers: usize) -> HashSet<String> {
+        let sources = self.rules.iter().filter_map(|rule| match *rule {
+            Rule::Map { source, .. } => Some(source),
+            _ => None,
+        });
+        sources
+            .flat_map(|source| {
+                let layers = if per_layer(source) { layers } else { 1 };
+                (0..layers).map(move |layer| expand(source, prefix, layer, 0))
+            })
+            .collect()
+    }
 }
 
 /// A key of `config.json` that must not be `true`.

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::checkpoint::Checkpoint;
+use crate::hints;
 use crate::rules::{Architecture, Rule, SourceModel, expand};
 use crate::tensors::{TensorBytes, TensorRef};
 
@@ -56,7 +57,10 @@ pub(crate) fn head_form(
             } else {
                 "the default of this model type, as config.json has no `tie_word_embeddings`,"
             };
-            Err(ConvertError::HeadMissing { dir: checkpoint.dir().to_owned(), head, embed, declared })
+            let known = architecture.source_names(prefix, model.decoder.layers);
+            let names = checkpoint.tensors().map(|(_, tensor)| tensor.name.as_str());
+            let nearest = hints::nearest(&head, names.filter(|&name| !known.contains(name)));
+            Err(ConvertError::HeadMissing { dir: checkpoint.dir().to_owned(), head, embed, declared, nearest })
         }
     }
 }

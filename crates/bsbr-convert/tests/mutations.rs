@@ -1,9 +1,12 @@
-//! Each feature of a decoder that is easily lost shows in the logits: without it they leave the tolerance that the parity
-//! tests hold them to. Several of these mistakes change no shape and hardly any best token.
+//! Each feature of a decoder that is easily lost, and each rule that is easily mistaken, shows in the logits: without it
+//! they leave the tolerance that the parity tests and `verify` hold them to. Several of these mistakes change no shape and
+//! hardly any best token.
 
 #![cfg(feature = "flex")]
 
 mod common;
+
+use std::collections::BTreeMap;
 
 use bsbr_convert::{ExpectedLogits, ModelSource};
 use bsbr_model::{
@@ -11,7 +14,8 @@ use bsbr_model::{
     compare_logits,
 };
 use burn::tensor::Device;
-use common::{checkout, edit_config, fixtures};
+use common::{Tensor, checkout, edit_config, fixtures, read_dir_tensors};
+use serde_json::json;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -43,6 +47,105 @@ fn misread(name: &str, edit: impl FnOnce(&mut serde_json::Value)) -> f64 {
     let mut source = ModelSource::open(&dir).expect("shapes that still fit");
     let config = source.model_config().clone();
     difference(&Decoder::load(config, &mut source, &Device::flex()).expect("sound weights"), name)
+}
+
+/// The tensors of a checkpoint by their names.
+type Checkpoint = BTreeMap<String, Tensor>;
+
+/// The weights of a fixture, some of them made by a wrong rule.
+struct Misruled<F> {
+    right: ModelSource,
+    checkpoint: Checkpoint,
+    wrong: F,
+}
+
+impl<F: Fn(&Checkpoint, &WeightSpec) -> Option<Vec<f32>>> WeightSource for Misruled<F> {
+    fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
+        match (self.wrong)(&self.checkpoint, spec) {
+            Some(weight) => Ok(weight),
+            None => self.right.read(spec),
+        }
+    }
+}
+
+/// Largest difference of the logits when `wrong` makes the weights it knows, which it gets as asked for.
+fn misruled(name: &str, wrong: impl Fn(&Checkpoint, &WeightSpec) -> Option<Vec<f32>>) -> f64 {
+    misruled_and_changed(name, |_| (), wrong)
+}
+
+/// The same after a change of the decoder.
+fn misruled_and_changed(
+    name: &str,
+    change: impl FnOnce(&mut DecoderConfig),
+    wrong: impl Fn(&Checkpoint, &WeightSpec) -> Option<Vec<f32>>,
+) -> f64 {
+    let (_temp, dir) = checkout(name, "config.json");
+    let right = ModelSource::open(&dir).expect("a fixture");
+    let mut config = right.model_config().clone();
+    change(&mut config.decoder);
+    let mut weights = Misruled { right, checkpoint: read_dir_tensors(&dir), wrong };
+    difference(&Decoder::load(config, &mut weights, &Device::flex()).expect("weights of the right shapes"), name)
+}
+
+/// Layer, part and kind of a weight of attention: `layers.1.attention.query.bias` is `("1", "query", "bias")`.
+fn attention_weight(spec: &WeightSpec) -> Option<(&str, &str, &str)> {
+    let (layer, rest) = spec.name.strip_prefix("layers.")?.split_once(".attention.")?;
+    let (part, kind) = rest.split_once('.')?;
+    Some((layer, part, kind))
+}
+
+/// Layer and first letter of a weight of queries or keys.
+fn rotated_weight(spec: &WeightSpec) -> Option<(&str, char)> {
+    match attention_weight(spec)? {
+        (layer, "query", _) => Some((layer, 'q')),
+        (layer, "key", _) => Some((layer, 'k')),
+        _ => None,
+    }
+}
+
+/// The rows of a weight as wide as `spec` from `starts`, `height` of them each time.
+fn rows(tensor: &Tensor, spec: &WeightSpec, starts: impl Iterator<Item = usize>, height: usize) -> Vec<f32> {
+    let (width, values) = (spec.shape[1..].iter().product::<usize>(), tensor.values());
+    starts.flat_map(|start| values[start * width..(start + height) * width].to_vec()).collect()
+}
+
+/// Queries, keys and values read as `[Q; K; V]` from the tensor whose name `fused` gives for a layer.
+fn contiguous(name: &str, fused: impl Fn(&str) -> String) -> f64 {
+    misruled(name, |checkpoint, spec| {
+        let (layer, part, kind) = attention_weight(spec)?;
+        let tensor = &checkpoint[&format!("{}.{kind}", fused(layer))];
+        let (all, mine) = (tensor.shape[0], spec.shape[0]);
+        match part {
+            "query" => Some(rows(tensor, spec, [0].into_iter(), mine)),
+            "key" => Some(rows(tensor, spec, [all - 2 * mine].into_iter(), mine)),
+            "value" => Some(rows(tensor, spec, [all - mine].into_iter(), mine)),
+            _ => None,
+        }
+    })
+}
+
+/// Queries, keys and values read head by head from a tensor that holds `[Q; K; V]`, `queries` query heads a group.
+fn per_head(name: &str, width: usize, queries: usize, fused: impl Fn(&str) -> String) -> f64 {
+    misruled(name, |checkpoint, spec| {
+        let (layer, part, kind) = attention_weight(spec)?;
+        let tensor = &checkpoint[&format!("{}.{kind}", fused(layer))];
+        let (offset, height) = match part {
+            "query" => (0, queries * width),
+            "key" => (queries * width, width),
+            "value" => ((queries + 1) * width, width),
+            _ => return None,
+        };
+        let starts = (0..tensor.shape[0]).step_by((queries + 2) * width).map(|start| start + offset);
+        Some(rows(tensor, spec, starts, height))
+    })
+}
+
+/// Queries and keys as they stand in the file.
+fn unpermuted(name: &str, tensor: impl Fn(&str, char) -> String) -> f64 {
+    misruled(name, |checkpoint, spec| {
+        let (layer, letter) = rotated_weight(spec)?;
+        Some(checkpoint[&tensor(layer, letter)].values())
+    })
 }
 
 fn difference(decoder: &Decoder, name: &str) -> f64 {
@@ -129,4 +232,155 @@ fn the_form_of_a_block_shows() {
     assert_shows("olmo2 with norms after the sum", changed("olmo2", after), 0.1);
     let branches = |config: &mut serde_json::Value| config["use_parallel_residual"] = false.into();
     assert_shows("neox misread as sequential", misread("gpt_neox", branches), 1.0);
+}
+
+#[test]
+fn a_wrong_order_of_a_fused_projection_shows() {
+    let attention = |layer: &str| format!("transformer.h.{layer}.self_attention.query_key_value");
+    assert_shows(
+        "neox one after the other",
+        contiguous("gpt_neox", |layer| format!("gpt_neox.layers.{layer}.attention.query_key_value")),
+        1.0,
+    );
+    assert_shows("bloom one after the other", contiguous("bloom", attention), 1.0);
+    assert_shows("falcon 40b one after the other", contiguous("falcon_40b", attention), 1.0);
+    assert_shows("falcon rw one after the other", contiguous("falcon_rw", attention), 1.0);
+    assert_shows(
+        "bigcode with all heads one after the other",
+        contiguous("gpt_bigcode_mha", |layer| format!("transformer.h.{layer}.attn.c_attn")),
+        1.0,
+    );
+    let mpt = |layer: &str| format!("transformer.blocks.{layer}.attn.Wqkv");
+    assert_shows("mpt head by head", per_head("mpt", 12, 1, mpt), 1.0);
+    let phi3 = |layer: &str| format!("model.layers.{layer}.self_attn.qkv_proj");
+    assert_shows("phi3 head by head", per_head("phi3", 12, 2, phi3), 1.0);
+    let up_first = misruled("phi3", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".mlp.")?;
+        let start = ["up.weight", "gate.weight"].iter().position(|&name| name == part)? * spec.shape[0];
+        let tensor = &checkpoint[&format!("model.layers.{layer}.mlp.gate_up_proj.weight")];
+        Some(rows(tensor, spec, [start].into_iter(), spec.shape[0]))
+    });
+    assert_shows("phi3 with up before gate", up_first, 1.0);
+}
+
+#[test]
+fn a_wrong_layout_of_a_weight_shows() {
+    let square = misruled("gpt2", |checkpoint, spec| {
+        let (layer, part, kind) = attention_weight(spec)?;
+        let name = format!("transformer.h.{layer}.attn.c_proj.weight");
+        (part == "output" && kind == "weight").then(|| checkpoint[&name].values())
+    });
+    assert_shows("gpt2 with its square weight not transposed", square, 1.0);
+    let gptj = unpermuted("gptj", |layer, part| format!("transformer.h.{layer}.attn.{part}_proj.weight"));
+    assert_shows("gptj without its rotary permutation", gptj, 1.0);
+    let cohere = unpermuted("cohere", |layer, part| format!("model.layers.{layer}.self_attn.{part}_proj.weight"));
+    assert_shows("cohere without its rotary permutation", cohere, 0.1);
+    // Llama's own files and GGUF pair neighbours, files of transformers pair halves.
+    let llama = misruled("llama", |checkpoint, spec| {
+        let (layer, letter) = rotated_weight(spec)?;
+        let tensor = &checkpoint[&format!("model.layers.{layer}.self_attn.{letter}_proj.weight")];
+        let (width, half) = (12, 6);
+        let starts = (0..spec.shape[0]).map(|row| row / width * width + row % half * 2 + row % width / half);
+        Some(rows(tensor, spec, starts, 1))
+    });
+    assert_shows("llama with a rotary permutation", llama, 1.0);
+    let reversed = misruled("stablelm_12b", |checkpoint, spec| {
+        let (layer, part, _) = attention_weight(spec)?;
+        let letter = part.strip_suffix("_norm")?.chars().next()?;
+        let name = |head: usize| format!("model.layers.{layer}.self_attn.{letter}_layernorm.norms.{head}.weight");
+        Some((0..spec.shape[0]).rev().flat_map(|head| checkpoint[&name(head)].values()).collect())
+    });
+    assert_shows("stablelm 12b with the norms of its heads in reverse", reversed, 0.1);
+}
+
+#[test]
+fn opt_350m_read_as_its_larger_siblings_shows() {
+    let before = |d: &mut DecoderConfig| d.block.form = BlockForm::Sequential;
+    let norms = |checkpoint: &Checkpoint, spec: &WeightSpec| {
+        if let Some(kind) = spec.name.strip_prefix("final_norm.") {
+            // The file has none: one that changes the least.
+            return Some(vec![if kind == "weight" { 1.0 } else { 0.0 }; spec.shape[0]]);
+        }
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once('.')?;
+        let name = match part.split_once('.')? {
+            ("attention_norm", kind) => format!("self_attn_layer_norm.{kind}"),
+            ("mlp_norm", kind) => format!("final_layer_norm.{kind}"),
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.decoder.layers.{layer}.{name}")].values())
+    };
+    assert_shows("opt 350m with norms before", misruled_and_changed("opt_350m_like", before, norms), 1.0);
+}
+
+/// A configuration of a fixture with the value at `pointer` taken away, or another in its place.
+fn without(name: &str, pointer: &str, value: serde_json::Value) -> f64 {
+    misread(name, |config| {
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        let parent = config.pointer_mut(parent).and_then(serde_json::Value::as_object_mut).expect("an object");
+        let old = if value.is_null() { parent.remove(key) } else { parent.insert(key.to_owned(), value) };
+        assert!(old.is_some(), "{name} has no {pointer}");
+    })
+}
+
+#[test]
+fn every_unusual_value_shows() {
+    let unscaled = || json!({"rope_type": "default", "rope_theta": 10000.0});
+    let unscaled_1000 = || json!({"rope_type": "default", "rope_theta": 1000.0});
+    let rope = "/rope_parameters";
+    for (name, pointer, value) in [
+        ("cohere_scaled", "/logit_scale", json!(null)),
+        ("cohere_scaled", rope, unscaled()),
+        ("falcon_11b", rope, unscaled()),
+        ("gemma2_scales", "/query_pre_attn_scalar", json!(8)),
+        ("gemma2_scales", "/attn_logit_softcapping", json!(null)),
+        ("gemma2_scales", "/final_logit_softcapping", json!(null)),
+        ("gemma2_scales", "/sliding_window", json!(6)),
+        ("gemma3_scales", "/query_pre_attn_scalar", json!(16)),
+        ("gemma3_scales", "/final_logit_softcapping", json!(null)),
+        ("gemma3_scales", "/sliding_window", json!(7)),
+        ("gemma3_scales", "/rope_parameters/full_attention/rope_type", json!("default")),
+        ("gemma3_scales", "/rope_parameters/full_attention/rope_theta", json!(1e4)),
+        ("gemma3_scales", "/rope_parameters/sliding_attention/rope_theta", json!(1e4)),
+        ("gpt2_scales", "/scale_attn_weights", json!(null)),
+        ("gpt2_scales", "/scale_attn_by_inverse_layer_idx", json!(null)),
+        ("gpt2_scales", "/activation_function", json!(null)),
+        ("gpt_bigcode_unscaled", "/scale_attn_weights", json!(null)),
+        ("gpt_neox_sequential", "/use_parallel_residual", json!(null)),
+        ("gpt_neox_sequential", "/rope_parameters/partial_rotary_factor", json!(null)),
+        ("gpt_neox_sequential", "/rope_parameters/rope_type", json!("default")),
+        ("granite_multipliers", "/embedding_multiplier", json!(null)),
+        ("granite_multipliers", "/attention_multiplier", json!(null)),
+        ("granite_multipliers", "/residual_multiplier", json!(null)),
+        ("granite_multipliers", "/logits_scaling", json!(null)),
+        ("granite_multipliers", rope, unscaled_1000()),
+        ("llama_biases", rope, unscaled()),
+        ("llama_dynamic", rope, unscaled()),
+        ("llama_llama3", rope, unscaled()),
+        ("mistral_yarn", rope, unscaled_1000()),
+        ("mistral_yarn", "/rope_parameters/original_max_position_embeddings", json!(null)),
+        ("mpt_6_heads", "/attn_config/softmax_scale", json!(null)),
+        ("olmo_bias", rope, unscaled()),
+        ("olmo2_bias", rope, unscaled_1000()),
+        ("opt_plain", "/activation_function", json!(null)),
+        ("phi_partial", "/rope_parameters/partial_rotary_factor", json!(null)),
+        ("phi_partial", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_long", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_long", "/rope_parameters/long_factor", json!([1.0, 1.1, 1.2, 1.3, 1.4, 1.5])),
+        ("phi3_long", "/sliding_window", json!(null)),
+        ("phi3_short", "/rope_parameters/rope_type", json!("default")),
+        ("phi3_short", "/rope_parameters/short_factor", json!([1.5, 2.2])),
+        ("qwen2_windows", rope, unscaled_1000()),
+        ("qwen2_windows", "/sliding_window", json!(8)),
+        ("qwen3_bias", rope, unscaled_1000()),
+        ("qwen3_bias", "/sliding_window", json!(8)),
+        ("smollm3_biases", rope, unscaled_1000()),
+        ("smollm3_biases", "/no_rope_layers", json!([1, 1])),
+        ("smollm3_biases", "/sliding_window", json!(8)),
+        ("stablelm_parallel", "/rope_parameters/partial_rotary_factor", json!(0.5)),
+        ("stablelm_parallel", "/rope_parameters/rope_type", json!("default")),
+        ("starcoder2_plain", "/sliding_window", json!(null)),
+        ("starcoder2_plain", rope, unscaled_1000()),
+    ] {
+        assert_shows(&format!("{name} with {pointer} = {value}"), without(name, pointer, value), 0.1);
+    }
 }

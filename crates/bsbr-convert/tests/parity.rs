@@ -10,7 +10,7 @@ use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_convert::{ConvertOptions, ExpectedLogits, ModelSource, convert};
 use bsbr_model::{Decoder, compare_logits};
 use burn::tensor::Device;
-use common::{BOTH_STYLES, NEWER_STYLE, PYTORCH, all_fixtures, checkout, fixtures};
+use common::{BOTH_STYLES, NEWER_STYLE, PYTORCH, VARIANTS, all_fixtures, checkout, fixtures};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -56,7 +56,7 @@ fn pytorch_files_give_the_logits_of_transformers_from_the_checkpoint_and_from_it
 
 #[test]
 fn a_text_shorter_than_a_chunk_gives_the_same_logits_under_every_retrieval() {
-    for name in BOTH_STYLES.into_iter().chain(NEWER_STYLE) {
+    for name in BOTH_STYLES.into_iter().chain(NEWER_STYLE).chain(VARIANTS) {
         for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
             for selector in [Selector::MeanKey, Selector::Meta] {
                 let (_temp, dir) = checkout(name, "config.json");
@@ -66,24 +66,4 @@ fn a_text_shorter_than_a_chunk_gives_the_same_logits_under_every_retrieval() {
             }
         }
     }
-}
-
-#[test]
-fn a_wrong_order_of_the_fused_projection_would_not_pass() {
-    // The same shapes as per-head interleaving: only the logits tell.
-    let (_temp, dir) = checkout("gpt_bigcode_mha", "config.json");
-    common::edit_config(&dir, |config| {
-        config["model_type"] = "gpt2".into();
-    });
-    common::edit_tensors(&dir, |tensors| {
-        // Into the layout of GPT-2, so that only the order of the fused rows differs.
-        for tensor in tensors.iter_mut().filter(|t| t.name.contains(".c_") && t.shape.len() == 2) {
-            let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-            let values = tensor.values();
-            let transposed = (0..rows * cols).map(|n| values[n % rows * cols + n / rows]);
-            *tensor = common::Tensor::f32(&tensor.name.clone(), &[cols, rows], transposed);
-        }
-    });
-    let difference = difference(&dir, "gpt_bigcode_mha");
-    assert!(difference > 0.1, "{difference}");
 }

@@ -2,11 +2,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bsbr_convert::rules::{Dim, Op, Rule, When};
 use bsbr_convert::{ARCHITECTURES, ConfigFile, ConvertError, architecture, lint};
-use bsbr_model::{Activation, DecoderConfig, Positions, RotaryScaling};
+use bsbr_model::{Activation, DecoderConfig, Positions, rotary_frequencies};
 use serde_json::{Value, json};
 
 fn read(config: &Value) -> Result<DecoderConfig, ConvertError> {
@@ -84,7 +85,7 @@ fn a_rule_for_each_case_of_a_flag_may_name_the_same_tensors() {
 
 #[test]
 fn every_flag_a_rule_asks_for_is_one_that_its_configuration_sets() {
-    for name in common::BOTH_STYLES {
+    for name in common::BOTH_STYLES.into_iter().chain(common::VARIANTS) {
         let path = common::fixtures().join(name).join("config.json");
         let config = ConfigFile::open(&path).expect("a fixture");
         let architecture = architecture(&config).expect("supported");
@@ -102,7 +103,7 @@ fn every_flag_a_rule_asks_for_is_one_that_its_configuration_sets() {
 
 #[test]
 fn both_configuration_styles_of_every_fixture_mean_the_same_decoder() {
-    for name in common::BOTH_STYLES {
+    for name in common::BOTH_STYLES.into_iter().chain(common::VARIANTS) {
         let new = read(&fixture(name, "config.json")).expect(name);
         let old = read(&fixture(name, "config_v4.json")).expect(name);
         assert_eq!(new, old, "{name}");
@@ -146,38 +147,38 @@ fn the_attention_scale_follows_its_two_switches() {
 }
 
 #[test]
-fn rotary_scaling_reads_every_kind_of_the_goldens_with_the_defaults_of_transformers() {
+fn every_rotary_golden_read_from_a_configuration_has_the_frequencies_of_transformers() {
     let goldens = std::fs::read(common::fixtures().join("rope_golden.json")).expect("a fixture");
     let goldens: Vec<Value> = serde_json::from_slice(&goldens).expect("JSON");
+    let close = |found: f64, expected: &Value| {
+        let expected = expected.as_f64().expect("a number");
+        (found - expected).abs() <= 1e-6 * expected.abs()
+    };
+    let mut kinds = BTreeSet::new();
     for golden in goldens {
-        let head_dim = golden["head_dim"].as_u64().expect("a number");
-        let config = with(
-            fixture("llama", "config.json"),
-            json!({"head_dim": head_dim, "rope_parameters": golden["rope_parameters"],
-                   "max_position_embeddings": golden["max_position_embeddings"]}),
-        );
-        let decoder = read(&config).expect("a supported kind");
-        decoder.validate().expect("a sound decoder");
-        let Positions::Rotary { theta, scaling, .. } = decoder.positions else { panic!("rotary") };
-        assert_eq!(Some(theta), golden["rope_parameters"]["rope_theta"].as_f64());
-        let kind = golden["rope_parameters"]["rope_type"].as_str().expect("a text");
-        let expected = golden["attention_factor"].as_f64().expect("a number");
-        let close = |found: f64| (found - expected).abs() < 1e-12;
-        let fits = match (kind, &scaling) {
-            ("default", None) => true,
-            ("linear", Some(RotaryScaling::Linear { factor })) => *factor == 4.0,
-            ("dynamic", Some(RotaryScaling::Dynamic { original_max_positions, .. })) => *original_max_positions == 4096,
-            ("llama3", Some(RotaryScaling::Llama3 { original_max_positions, .. })) => *original_max_positions == 8192,
-            ("yarn", Some(RotaryScaling::Yarn { attention_factor, beta_fast, beta_slow, truncate, .. })) => {
-                close(*attention_factor) && (*beta_fast, *beta_slow, *truncate) == (32.0, 1.0, true)
-            }
-            ("longrope", Some(RotaryScaling::Longrope { attention_factor, short_factor, .. })) => {
-                close(*attention_factor) && short_factor.len() == 48
-            }
-            _ => false,
-        };
-        assert!(fits, "{kind}: {scaling:?}");
+        let (name, parameters) = (&golden["name"], &golden["rope_parameters"]);
+        let sizes =
+            json!({"head_dim": golden["head_dim"], "max_position_embeddings": golden["max_position_embeddings"]});
+        let newer = with(fixture("llama", "config.json"), json!({"rope_parameters": parameters}));
+        // Older files keep the base outside.
+        let mut scaling = parameters.clone();
+        let theta = scaling.as_object_mut().expect("an object").remove("rope_theta");
+        let older = with(fixture("llama", "config_v4.json"), json!({"rope_theta": theta, "rope_scaling": scaling}));
+        for config in [newer, older] {
+            let decoder = read(&with(config, sizes.clone())).expect("a supported kind");
+            decoder.validate().expect("a sound decoder");
+            let Positions::Rotary { theta, rotary_dim, scaling } = decoder.positions else { panic!("rotary") };
+            // Where the file says no length, nothing depends on it.
+            let length = golden["seq_len"].as_u64().unwrap_or(77) as usize;
+            let (found, factor) = rotary_frequencies(theta, rotary_dim, scaling.as_ref(), length);
+            let expected = golden["inv_freq"].as_array().expect("a list");
+            assert_eq!(found.len(), expected.len(), "{name}");
+            assert!(found.iter().zip(expected).all(|(&found, expected)| close(found, expected)), "{name}: {found:?}");
+            assert!(close(factor, &golden["attention_factor"]), "{name}: {factor}");
+        }
+        kinds.insert(parameters["rope_type"].as_str().expect("a text").to_owned());
     }
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["default", "dynamic", "linear", "llama3", "longrope", "yarn"]);
 }
 
 #[test]

@@ -4,6 +4,11 @@
 //! Batches are packed, not padded: [`Decoder::hidden`] takes the new tokens of each text, whatever their number, and a
 //! [`DecoderCache`] keeps what was read. At once, in pieces or token by token is the same function.
 //!
+//! BSBR runs in every layer that [`ModelConfig::original_layers`] does not name, within what the decoder prescribes for
+//! the layer. One whose sliding window lies inside the exact set keeps its window and nothing changes; global layers, beside
+//! windowed ones or alone, become BSBR; layers with ALiBi or without positions retrieve by content, the former less the
+//! distance. See [`bsbr_attn`] for each.
+//!
 //! This crate never knows a hub name or a foreign tensor name: weights come through [`WeightSource`] under the names of
 //! [`weight_specs`].
 //!

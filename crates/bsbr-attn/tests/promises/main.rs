@@ -5,6 +5,7 @@ mod common;
 
 mod bounded;
 mod causal;
+mod content;
 mod exact;
 mod one_function;
 mod padding;

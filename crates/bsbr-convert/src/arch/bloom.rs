@@ -46,15 +46,9 @@ pub(super) const BLOOM: Architecture = Architecture {
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let hidden_size = keys::usize_of(config, &["hidden_size", "n_embed"])?;
     let heads = keys::usize_of(config, &["n_head", "num_attention_heads"])?;
-    let sizes = Sizes {
-        hidden_size,
-        layers: keys::usize_of(config, &["n_layer", "num_hidden_layers"])?,
-        heads,
-        kv_heads: heads,
-        head_dim: keys::head_dim(config, "n_head", hidden_size, heads)?,
-        intermediate_size: hidden_size.saturating_mul(4),
-        max_positions: config.optional_usize("seq_length")?.unwrap_or(2048),
-    };
+    let layers = keys::usize_of(config, &["n_layer", "num_hidden_layers"])?;
+    let max_positions = config.optional_usize("seq_length")?.unwrap_or(2048);
+    let sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), max_positions)?;
     let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
     // The activation is no setting of this architecture.
     let positions = Positions::Alibi { factor: 1.0 };

@@ -36,12 +36,7 @@ pub(super) const GEMMA: Architecture = Architecture {
 
 pub(super) const GEMMA2: Architecture = Architecture {
     id: "gemma2",
-    version: 1,
     model_types: &["gemma2"],
-    prefixes: &["model.", ""],
-    anchor: "{p}embed_tokens.weight",
-    alternatives: &["attention_bias"],
-    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
         LLAMA_EMBED,
         SANDWICH_NORMS,
@@ -53,16 +48,12 @@ pub(super) const GEMMA2: Architecture = Architecture {
         LLAMA_HEAD
     ],
     read_config: read_gemma2,
+    ..GEMMA
 };
 
 pub(super) const GEMMA3: Architecture = Architecture {
     id: "gemma3_text",
-    version: 1,
     model_types: &["gemma3_text"],
-    prefixes: &["model.", ""],
-    anchor: "{p}embed_tokens.weight",
-    alternatives: &["attention_bias"],
-    rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
         LLAMA_EMBED,
         SANDWICH_NORMS,
@@ -75,6 +66,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
         LLAMA_HEAD
     ],
     read_config: read_gemma3,
+    ..GEMMA
 };
 
 /// The name that stands before the MLP in Llama stands after attention here.
@@ -112,25 +104,24 @@ fn read_gemma(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     Ok(model)
 }
 
-/// What Gemma 2 and 3 have in common. `softcaps` are the defaults on scores and logits.
-fn read_sandwich(
-    config: &ConfigFile,
-    defaults: &Defaults,
-    softcaps: (Option<f64>, Option<f64>),
-) -> Result<SourceModel, ConvertError> {
+/// What Gemma 2 and 3 have in common. `softcap` is the default on logits.
+fn read_sandwich(config: &ConfigFile, defaults: &Defaults, softcap: Option<f64>) -> Result<SourceModel, ConvertError> {
     let mut model = read(config, defaults)?;
     let decoder = &mut model.decoder;
     decoder.block.form = BlockForm::Sandwich;
     decoder.attention_scale = config.optional_f64("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
-    // Null switches a cap off, absence does not.
-    let cap = |key: &str, default| if config.contains(key) { config.optional_f64(key) } else { Ok(default) };
-    decoder.attention_softcap = cap("attn_logit_softcapping", softcaps.0)?;
-    decoder.head.softcap = cap("final_logit_softcapping", softcaps.1)?;
+    decoder.head.softcap = read_softcap(config, "final_logit_softcapping", softcap)?;
     Ok(model)
 }
 
+/// Null switches a cap off, absence does not.
+fn read_softcap(config: &ConfigFile, key: &str, default: Option<f64>) -> Result<Option<f64>, ConvertError> {
+    if config.contains(key) { config.optional_f64(key) } else { Ok(default) }
+}
+
 fn read_gemma2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let mut model = read_sandwich(config, &DEFAULTS, (Some(50.0), Some(30.0)))?;
+    let mut model = read_sandwich(config, &DEFAULTS, Some(30.0))?;
+    model.decoder.attention_softcap = read_softcap(config, "attn_logit_softcapping", Some(50.0))?;
     let window = config.optional_usize("sliding_window")?.unwrap_or(4096);
     let even = |layer: usize| layer.is_multiple_of(2);
     model.decoder.windows = keys::layer_windows(config, model.decoder.layers, Some(window), even)?;
@@ -138,6 +129,7 @@ fn read_gemma2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
 }
 
 fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    keys::reject_any(config, "attn_logit_softcapping", "transformers does not cap the scores of Gemma 3")?;
     let rope = RopeKeys { theta: ("rope_theta", Some(1e6)), ..RopeKeys::LLAMA };
     // Newer files hold one object of rotary settings for each kind of layer.
     let parameters = config.object("rope_parameters")?;
@@ -148,7 +140,7 @@ fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
         flat => (flat.clone(), None),
     };
     let flat = config.without("rope_parameters").without("rope_scaling");
-    let mut model = read_sandwich(&flat, &Defaults { max_positions: 131_072, rope, ..DEFAULTS }, (None, None))?;
+    let mut model = read_sandwich(&flat, &Defaults { max_positions: 131_072, rope, ..DEFAULTS }, None)?;
     let decoder = &mut model.decoder;
     decoder.positions = rope::read_from(config, full, &rope, decoder.head_dim, decoder.max_positions)?;
     let local = RopeKeys { theta: ("rope_local_base_freq", Some(1e4)), ..rope };

@@ -55,18 +55,10 @@ pub(super) fn read_gpt2_keys(
     kv_heads: usize,
     default: Activation,
 ) -> Result<SourceModel, ConvertError> {
-    let hidden_size = config.usize("n_embd")?;
-    let heads = config.usize("n_head")?;
-    let head_dim = keys::head_dim(config, "n_head", hidden_size, heads)?;
-    let sizes = Sizes {
-        hidden_size,
-        layers: config.usize("n_layer")?,
-        heads,
-        kv_heads,
-        head_dim,
-        intermediate_size: config.optional_usize("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
-        max_positions: config.usize("n_positions")?,
-    };
+    let (hidden_size, layers, heads) = (config.usize("n_embd")?, config.usize("n_layer")?, config.usize("n_head")?);
+    let mut sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), config.usize("n_positions")?)?;
+    sizes.kv_heads = kv_heads;
+    sizes.intermediate_size = config.optional_usize("n_inner")?.unwrap_or(sizes.intermediate_size);
     let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
     let activation = keys::activation(config, "activation_function", default)?;
     let mut model = keys::decoder(config, sizes, norm, Positions::Learned, activation, true)?;

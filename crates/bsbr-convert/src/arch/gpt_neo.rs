@@ -48,15 +48,9 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let hidden_size = config.usize("hidden_size")?;
     let heads = keys::usize_of(config, &["num_heads", "num_attention_heads"])?;
     let layers = keys::usize_of(config, &["num_layers", "num_hidden_layers"])?;
-    let sizes = Sizes {
-        hidden_size,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_dim: keys::head_dim(config, "num_heads", hidden_size, heads)?,
-        intermediate_size: config.optional_usize("intermediate_size")?.unwrap_or(hidden_size.saturating_mul(4)),
-        max_positions: config.usize("max_position_embeddings")?,
-    };
+    let max_positions = config.usize("max_position_embeddings")?;
+    let mut sizes = Sizes::plain(config, hidden_size, layers, ("num_heads", heads), max_positions)?;
+    sizes.intermediate_size = config.optional_usize("intermediate_size")?.unwrap_or(sizes.intermediate_size);
     let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
     let activation = keys::activation(config, "activation_function", Activation::GeluTanh)?;
     let mut model = keys::decoder(config, sizes, norm, Positions::Learned, activation, true)?;

@@ -40,17 +40,10 @@ pub(super) const GPTJ: Architecture = Architecture {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let hidden_size = config.usize("n_embd")?;
-    let heads = config.usize("n_head")?;
-    let sizes = Sizes {
-        hidden_size,
-        layers: config.usize("n_layer")?,
-        heads,
-        kv_heads: heads,
-        head_dim: keys::head_dim(config, "n_head", hidden_size, heads)?,
-        intermediate_size: config.optional_usize("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
-        max_positions: config.optional_usize("n_positions")?.unwrap_or(2048),
-    };
+    let (hidden_size, layers, heads) = (config.usize("n_embd")?, config.usize("n_layer")?, config.usize("n_head")?);
+    let max_positions = config.optional_usize("n_positions")?.unwrap_or(2048);
+    let mut sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), max_positions)?;
+    sizes.intermediate_size = config.optional_usize("n_inner")?.unwrap_or(sizes.intermediate_size);
     let rotary_dim = match config.optional_usize("rotary_dim")? {
         None if config.contains("rotary_dim") => return Err(config.error("rotary_dim", "a number")),
         rotary_dim => rotary_dim.unwrap_or(64),

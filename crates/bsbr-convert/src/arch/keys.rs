@@ -20,6 +20,22 @@ pub(super) struct Sizes {
     pub(super) max_positions: usize,
 }
 
+impl Sizes {
+    /// A KV head for each of `heads` heads, which the hidden size is divided among, and an MLP four times as wide.
+    /// `key` is the key of the heads.
+    pub(super) fn plain(
+        config: &ConfigFile,
+        hidden_size: usize,
+        layers: usize,
+        (key, heads): (&str, usize),
+        max_positions: usize,
+    ) -> Result<Self, ConvertError> {
+        let head_dim = head_dim(config, key, hidden_size, heads)?;
+        let intermediate_size = hidden_size.saturating_mul(4);
+        Ok(Self { hidden_size, layers, heads, kv_heads: heads, head_dim, intermediate_size, max_positions })
+    }
+}
+
 /// A sequential decoder without biases, with a plain MLP, the usual attention scale and nothing else.
 pub(super) fn decoder(
     config: &ConfigFile,

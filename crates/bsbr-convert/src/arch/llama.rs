@@ -32,7 +32,12 @@ pub(super) const LLAMA: Architecture = Architecture {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let mut model = keys::read(config, &Defaults::LLAMA)?;
+    read(config, &Defaults::LLAMA)
+}
+
+/// Reads the keys of Llama and of those that share its rules, with other defaults.
+pub(super) fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let mut model = keys::read(config, defaults)?;
     keys::read_attention_bias(config, &mut model)?;
     keys::read_mlp_bias(config, &mut model)?;
     Ok(model)

@@ -32,17 +32,9 @@ pub(super) const MPT: Architecture = Architecture {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let hidden_size = config.usize("d_model")?;
-    let heads = config.usize("n_heads")?;
-    let sizes = Sizes {
-        hidden_size,
-        layers: config.usize("n_layers")?,
-        heads,
-        kv_heads: heads,
-        head_dim: keys::head_dim(config, "n_heads", hidden_size, heads)?,
-        intermediate_size: hidden_size.saturating_mul(4),
-        max_positions: config.optional_usize("max_seq_len")?.unwrap_or(2048),
-    };
+    let (hidden_size, layers, heads) = (config.usize("d_model")?, config.usize("n_layers")?, config.usize("n_heads")?);
+    let max_positions = config.optional_usize("max_seq_len")?.unwrap_or(2048);
+    let sizes = Sizes::plain(config, hidden_size, layers, ("n_heads", heads), max_positions)?;
     keys::reject_any(config, "logit_scale", "transformers does not scale the logits of MPT")?;
     if !config.bool_or("no_bias", true)? {
         return Err(keys::rejected(config, "no_bias", "there is no rule for biases"));

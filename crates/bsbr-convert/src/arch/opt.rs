@@ -61,16 +61,10 @@ const AFTER: When = Not("do_layer_norm_before");
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let hidden_size = config.usize("hidden_size")?;
-    let heads = config.usize("num_attention_heads")?;
-    let sizes = Sizes {
-        hidden_size,
-        layers: config.usize("num_hidden_layers")?,
-        heads,
-        kv_heads: heads,
-        head_dim: keys::head_dim(config, "num_attention_heads", hidden_size, heads)?,
-        intermediate_size: config.usize("ffn_dim")?,
-        max_positions: config.usize("max_position_embeddings")?,
-    };
+    let (layers, heads) = (config.usize("num_hidden_layers")?, config.usize("num_attention_heads")?);
+    let max_positions = config.usize("max_position_embeddings")?;
+    let mut sizes = Sizes::plain(config, hidden_size, layers, ("num_attention_heads", heads), max_positions)?;
+    sizes.intermediate_size = config.usize("ffn_dim")?;
     if !config.bool_or("layer_norm_elementwise_affine", true)? {
         let why = "there is no rule for norms without weights";
         return Err(keys::rejected(config, "layer_norm_elementwise_affine", why));

@@ -49,7 +49,9 @@ pub(super) fn read_from(
     let inner = |key: &str| parameters.as_ref().map(|p| p.optional_f64(key)).transpose().map(Option::flatten);
     let theta = match (inner("rope_theta")?, config.optional_f64(keys.theta.0)?, keys.theta.1) {
         (Some(theta), _, _) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
-        (None, None, None) => return Err(config.error(keys.theta.0, "a number")),
+        (None, None, None) => {
+            return Err(config.error(keys.theta.0, "a number, as releases of transformers differ in its default"));
+        }
     };
     let rotary_dim = match keys.part {
         Some((key, default)) => {

@@ -45,6 +45,39 @@ pub const BOTH_STYLES: [&str; 30] = [
     "mpt",
 ];
 
+/// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
+/// `fixtures/variants.py`.
+pub const VARIANTS: [&str; 28] = [
+    "bloom_6_heads",
+    "cohere_scaled",
+    "falcon_11b",
+    "falcon_rw_6_heads",
+    "falcon_sequential",
+    "gemma_bias",
+    "gemma2_scales",
+    "gemma3_scales",
+    "gpt2_scales",
+    "gpt_bigcode_unscaled",
+    "gpt_neox_sequential",
+    "granite_multipliers",
+    "llama_biases",
+    "llama_dynamic",
+    "llama_llama3",
+    "mistral_yarn",
+    "mpt_6_heads",
+    "olmo_bias",
+    "olmo2_bias",
+    "opt_plain",
+    "phi_partial",
+    "phi3_long",
+    "phi3_short",
+    "qwen2_windows",
+    "qwen3_bias",
+    "smollm3_biases",
+    "stablelm_parallel",
+    "starcoder2_plain",
+];
+
 /// Those that only have the newer style.
 pub const NEWER_STYLE: [&str; 2] = ["gpt2_sharded", "llama_bf16"];
 
@@ -54,7 +87,8 @@ pub const PYTORCH: [&str; 2] = ["gpt2_bin_tied", "gpt2_legacy_bin"];
 
 /// Every fixture with every configuration it has.
 pub fn all_fixtures() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let both = BOTH_STYLES.into_iter().flat_map(|name| [(name, "config.json"), (name, "config_v4.json")]);
+    let both =
+        BOTH_STYLES.into_iter().chain(VARIANTS).flat_map(|name| [(name, "config.json"), (name, "config_v4.json")]);
     both.chain(NEWER_STYLE.map(|name| (name, "config.json")))
 }
 

@@ -178,9 +178,24 @@ pub(crate) fn side_by_side() -> DecoderConfig {
     }
 }
 
+/// As SmolLM3: one layer knows no positions.
+pub(crate) fn without_positions() -> DecoderConfig {
+    DecoderConfig { layer_rotary: vec![LayerRotary::Global, LayerRotary::Off], ..llama_like() }
+}
+
 /// One decoder of each family.
 pub(crate) fn families() -> Vec<DecoderConfig> {
-    vec![gpt2_like(), llama_like(), multi_query(), gemma_like(), sandwich(), alibi(), norm_after(), side_by_side()]
+    vec![
+        gpt2_like(),
+        llama_like(),
+        multi_query(),
+        gemma_like(),
+        sandwich(),
+        alibi(),
+        norm_after(),
+        side_by_side(),
+        without_positions(),
+    ]
 }
 
 pub(crate) fn rotary(rotary_dim: usize) -> Positions {

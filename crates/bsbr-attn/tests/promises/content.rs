@@ -1,0 +1,115 @@
+//! Where keys carry no positions, blocks are found by what they hold: their order does not matter, and under ALiBi only
+//! as much as the model itself says.
+
+use std::ops::Range;
+
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, attend};
+use proptest::{prelude::*, sample::Index};
+
+use crate::common::{Rows, cases, devices, difference, settings};
+
+/// Exchanges the tokens of two blocks.
+fn swap(rows: &mut Rows, a: usize, b: usize, block: usize) {
+    let [batch, heads, _, _] = rows.shape;
+    for (text, head) in (0..batch).flat_map(|text| (0..heads).map(move |head| (text, head))) {
+        for token in 0..block {
+            let first = rows.row_mut(text, head, a * block + token).to_vec();
+            let second = rows.row_mut(text, head, b * block + token).to_vec();
+            rows.row_mut(text, head, a * block + token).copy_from_slice(&second);
+            rows.row_mut(text, head, b * block + token).copy_from_slice(&first);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(settings(256))]
+
+    #[test]
+    fn without_positions_the_order_of_far_blocks_does_not_matter(
+        mut case in cases(), a in any::<Index>(), b in any::<Index>(),
+    ) {
+        (case.options.window, case.options.alibi, case.config.max_chunks) = (None, None, None);
+        let block = case.config.statistics_block();
+        let chunk = (case.tokens - 1) / case.config.chunk_size;
+        // Blocks that the last chunk may read and that hold no sink.
+        let far = case.config.sink_tokens.div_ceil(block)..case.config.local_start(chunk) / block;
+        prop_assume!(far.len() > 1);
+        let [a, b] = [a, b].map(|index| far.start + index.index(far.len()));
+        let inputs = case.inputs();
+        let mut swapped = inputs.clone();
+        for rows in [&mut swapped.keys, &mut swapped.values, &mut swapped.meta_key] {
+            swap(rows, a, b, block);
+        }
+        let last = chunk * case.config.chunk_size;
+        for device in devices() {
+            let read = |inputs| case.attend(inputs, &device).narrow(2, last, case.tokens - last);
+            let (before, after) = (read(&inputs), read(&swapped));
+            // The published formula is not normalised: its outputs reach tens.
+            let size = before.clone().abs().max().into_scalar::<f32>().max(1.0);
+            let error = difference(before, after);
+            prop_assert!(error <= 1e-5 * f64::from(size), "exchanging {a} and {b} changes {error}");
+        }
+    }
+}
+
+const BLOCK: usize = 4;
+const TOKENS: usize = 96;
+const HEADS: usize = 4;
+
+/// What the last token reads of the tokens `marked`, in each head, when the score of theirs is `score` and of all others
+/// 0, less the distance.
+fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
+    let case_rows = |value: &dyn Fn(usize) -> f32| {
+        let data = (0..HEADS).flat_map(|_| (0..TOKENS).flat_map(|token| [value(token), 0.0])).collect();
+        Rows { shape: [1, HEADS, TOKENS, 2], data }
+    };
+    let mark = |token: usize| if marked.contains(&token) { 1.0 } else { 0.0 };
+    let (query, keys, values) = (case_rows(&|_| 1.0), case_rows(&|token| score * mark(token)), case_rows(&mark));
+    let config = BlockAttentionConfig {
+        chunk_size: 8,
+        block_size: BLOCK,
+        local_chunks: 1,
+        sink_tokens: 0,
+        retrieval: Retrieval::Blocks,
+        top_k: 1,
+        far: Far::None,
+        ..Default::default()
+    };
+    let options = AttentionOptions { scale: 1.0, alibi: Some(1.0), ..AttentionOptions::new(2) };
+    let shares = devices().into_iter().map(|device| {
+        let [query, keys, values] = [&query, &keys, &values].map(|rows| rows.tensor(&device));
+        let read = attend(query, keys, values, None, Some(&config), options).unwrap();
+        let data = read.narrow(2, TOKENS - 1, 1).try_into_vec_as::<f32>().unwrap();
+        data.chunks_exact(2).map(|row| f64::from(row[0])).collect::<Vec<_>>()
+    });
+    shares.last().expect("a device")
+}
+
+/// The same by hand: a softmax over the last 16 tokens and those of one block.
+fn expected_share(marked: Range<usize>, read: Range<usize>, score: f64, slope: f64) -> f64 {
+    let weight = |token: usize| {
+        let score = if marked.contains(&token) { score } else { 0.0 };
+        (score - slope * (TOKENS - 1 - token) as f64).exp()
+    };
+    let all: f64 = (TOKENS - 16..TOKENS).chain(read.clone()).map(weight).sum();
+    read.filter(|token| marked.contains(token)).map(weight).sum::<f64>() / all
+}
+
+#[test]
+fn under_alibi_a_block_is_chosen_for_what_it_holds_less_its_distance() {
+    let slopes = AttentionOptions::alibi_slopes(HEADS);
+    let far = TOKENS / BLOCK - 4;
+    let nearest = (far - 1) * BLOCK..far * BLOCK;
+    for block in 0..far {
+        let marked = block * BLOCK..(block + 1) * BLOCK;
+        for score in [30.0, 3.0] {
+            for (found, &slope) in share_of(marked.clone(), score as f32).into_iter().zip(&slopes) {
+                // It beats the nearest other block when its score makes up for the way to it.
+                let way = slope * (nearest.start - marked.start) as f64;
+                let read = if score >= way { marked.clone() } else { nearest.clone() };
+                let expected = expected_share(marked.clone(), read, score, slope);
+                assert!((found - expected).abs() < 1e-5, "block {block}, {score}, slope {slope}: {found}, {expected}");
+            }
+        }
+    }
+}
