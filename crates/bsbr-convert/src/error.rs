@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bsbr_model::ModelError;
 
+use crate::gguf::GgufProblem;
 use crate::problem::{FormatProblem, PlanProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
@@ -31,6 +32,15 @@ pub enum ConvertError {
         /// What is wrong with it.
         #[source]
         problem: Box<FormatProblem>,
+    },
+    /// A GGUF file is damaged, hostile, or of a kind that is not read.
+    #[error("{}: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: Box<GgufProblem>,
     },
     /// A JSON file cannot be parsed.
     #[error("{} is not the JSON expected here", path.display())]

@@ -19,5 +19,6 @@ pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
+pub(crate) use map::Mapping;
 pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};
