@@ -49,10 +49,14 @@ fn a_directory_without_config_json() {
 }
 
 #[test]
-fn a_directory_without_safetensors() {
+fn a_file_of_weights_under_the_name_of_another_format() {
     let place = Place::with("llama");
     fs::rename(place.path(WEIGHTS), place.path("model/pytorch_model.bin")).expect("a file");
-    place.refused(CONVERT, 2, &["`pytorch_model.bin`", "no safetensors weights", "save_pretrained"]);
+    place.refused(
+        CONVERT,
+        2,
+        &["pytorch_model.bin: the file cannot be read", "not a PyTorch checkpoint", "torch.save"],
+    );
 }
 
 #[test]

@@ -135,6 +135,25 @@ fn an_export_gives_every_original_byte_back() {
 }
 
 #[test]
+fn a_pytorch_checkpoint_is_converted_checked_and_exported_as_safetensors() {
+    for fixture in ["gpt2_bin_tied", "gpt2_legacy_bin"] {
+        let place = Place::with(fixture);
+        let expected = checkpoint_dir("gpt2").join("expected.safetensors");
+        fs::copy(expected, place.path("expected.safetensors")).expect("a file");
+        place.done("convert -m model -o converted");
+        for model in ["model", "converted"] {
+            assert!(place.done(&format!("inspect -m {model} --tensors")).contains("F32: "));
+            place.done(&format!("verify -m {model} -e expected.safetensors"));
+        }
+        let stdout = place.done("export -m converted -o back");
+        assert!(
+            stdout.contains("model.safetensors") && stdout.contains("the tensors of pytorch_model.bin, bit for bit")
+        );
+        place.done("verify -m back -e expected.safetensors");
+    }
+}
+
+#[test]
 fn an_export_replaces_an_earlier_one_only_when_forced() {
     let place = Place::with("llama");
     place.done("convert -m model -o converted");

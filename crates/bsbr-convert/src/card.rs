@@ -18,9 +18,10 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
         text,
         "---\n\n# {} with BSBR attention\n\n\
          The weights of `{}` in the layout of BSBR (block sparse attention with block retrieval): exact softmax \
-         attention near a token, retrieval of blocks further back. No original weight was changed; exporting gives \
-         the original files back bit for bit.\n\n## How it was made\n\n",
-        record.source, record.source
+         attention near a token, retrieval of blocks further back. {}\n\n## How it was made\n\n",
+        record.source,
+        record.source,
+        reversibility(record)
     );
     let head = match record.head {
         HeadForm::Absent => "the embedding table (not stored a second time)",
@@ -58,4 +59,13 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
         }
     }
     text
+}
+
+/// What an export can give back.
+fn reversibility(record: &ConversionRecord) -> &'static str {
+    if record.files.iter().all(|file| file.export.is_none()) {
+        "No original weight was changed; exporting gives the original files back bit for bit."
+    } else {
+        "No original weight was changed; exporting gives the original tensors back bit for bit, in safetensors files."
+    }
 }

@@ -12,12 +12,13 @@ use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::card::model_card;
-use crate::checkpoint::{INDEX, RECORD, WEIGHTS};
+use crate::checkpoint::RECORD;
 use crate::derive;
+use crate::files::WEIGHTS;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
-use crate::tensors::{Recipe, TensorDeclaration, TensorFile, TensorFileWriter, header_text, hex};
+use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
+use crate::tensors::{Header, Recipe, TensorDeclaration, TensorFile, TensorFileWriter, header_text, hex};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -116,8 +117,8 @@ pub fn convert(
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     keep(input, "config.json", &staging, SOURCE_CONFIG)?;
-    if planned.checkpoint.is_indexed() {
-        keep(input, INDEX, &staging, SOURCE_INDEX)?;
+    if let Some(index) = planned.checkpoint.index() {
+        keep(input, index, &staging, SOURCE_INDEX)?;
     }
     staging.copy_present(input, &COMPANIONS)?;
     let notes = planned.notes();
@@ -273,9 +274,23 @@ fn record_files(
             bytes: file.len(),
             sha256,
             header: file.header().text.clone(),
+            export: recorded_export(file)?,
         });
     }
     Ok(recorded)
+}
+
+/// What an export writes in place of `file`, unless it writes the file itself.
+fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertError> {
+    let Some(name) = file.format().exported_name(&file.name()) else { return Ok(None) };
+    let Header { tensors, text, .. } = file.header();
+    let mut hash = Sha256::new();
+    hash.update((text.len() as u64).to_le_bytes());
+    hash.update(text);
+    for tensor in tensors {
+        hash.update(&*file.read(tensor)?);
+    }
+    Ok(Some(RecordedExport { name, sha256: hex(&hash.finalize()) }))
 }
 
 fn sha256(path: &Path) -> Result<String, ConvertError> {

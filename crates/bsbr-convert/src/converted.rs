@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use bsbr_model::{ModelConfig, weight_specs};
 
 use crate::ConvertError;
-use crate::checkpoint::{RECORD, WEIGHTS};
+use crate::checkpoint::RECORD;
+use crate::files::WEIGHTS;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};

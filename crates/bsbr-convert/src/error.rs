@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bsbr_model::ModelError;
 
 use crate::gguf::GgufProblem;
-use crate::problem::{FormatProblem, PlanProblem, list};
+use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
 ///
@@ -41,6 +41,17 @@ pub enum ConvertError {
         /// What is wrong with it.
         #[source]
         problem: Box<GgufProblem>,
+    },
+    /// A PyTorch file is damaged, hostile, or no state dict.
+    #[error(
+        "{}: {problem}; expected a state dict as `torch.save(model.state_dict(), FILE)` writes it: download or save it \
+         again, or use the safetensors of the same model", path.display()
+    )]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Box<TorchProblem>,
     },
     /// A JSON file cannot be parsed.
     #[error("{} is not the JSON expected here", path.display())]
@@ -91,24 +102,26 @@ pub enum ConvertError {
         /// The directory.
         dir: PathBuf,
     },
-    /// A directory without weights in safetensors form.
-    #[error("{} holds {found} and no safetensors weights: {advice}", dir.display())]
-    NoSafetensors {
+    /// A directory without weights under the names they are looked for.
+    #[error("{} holds {found} and none of the files a checkpoint has its weights in: {advice}", dir.display())]
+    NoWeights {
         /// The directory.
         dir: PathBuf,
         /// The weights that are there instead, if any.
         found: String,
-        /// How to get safetensors.
+        /// What to do.
         advice: &'static str,
     },
     /// Two sets of weights in one directory.
     #[error(
-        "{} holds both `model.safetensors` and an index naming `{shard}`: which weights are meant is not clear, \
-         remove one set", dir.display()
+        "{} holds both `{single}` and an index naming `{shard}`: which weights are meant is not clear, remove one set",
+        dir.display()
     )]
     TwoCheckpoints {
         /// The directory.
         dir: PathBuf,
+        /// The file in one piece.
+        single: &'static str,
         /// A file the index names.
         shard: String,
     },

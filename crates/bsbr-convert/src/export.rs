@@ -1,12 +1,14 @@
 //! Exporting: a converted model back to the Hugging Face checkpoint it was made of.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::ConvertError;
 use crate::arch::architecture;
-use crate::checkpoint::{INDEX, RECORD};
+use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::converted::ConvertedModel;
+use crate::files::INDEX;
 use crate::json::ConfigFile;
 use crate::output::{Staging, check_output};
 use crate::plan::Plan;
@@ -24,7 +26,8 @@ pub struct ExportReport {
 }
 
 impl ExportReport {
-    /// Whether every file is the original one, byte for byte. Not so when weights were changed after converting.
+    /// Whether every file is the original one, byte for byte, or, where the original is of another format, holds its
+    /// tensors bit for bit. Not so when weights were changed after converting.
     pub fn is_original(&self) -> bool {
         self.files.iter().all(|file| file.is_original)
     }
@@ -39,12 +42,18 @@ pub struct ExportedFile {
     pub bytes: u64,
     /// SHA-256.
     pub sha256: String,
-    /// Whether that is the hash of the file that was converted.
+    /// Whether that is the hash of the file that was converted, or, where that one is of another format, of a file
+    /// with exactly its tensors.
     pub is_original: bool,
+    /// The file of another format whose tensors these are.
+    pub instead_of: Option<String>,
 }
 
 /// Writes the checkpoint that the converted model in `converted` was made of to `output`: the same files, names,
 /// shards, headers and tensors, `config.json`, index and tokenizer. Weights that BSBR added stay behind.
+///
+/// No pickle is written: in place of a PyTorch file there is a safetensors file with the same tensors bit for bit, named
+/// as transformers names it, and the index names those files. Tensors that shared their bytes are written once each.
 ///
 /// `force` replaces a directory that holds a converted model, or nothing but files an export writes.
 ///
@@ -72,7 +81,7 @@ pub fn export(
 
     let ours = |name: &String| {
         let plain = ["config.json", INDEX].contains(&name.as_str()) || COMPANIONS.contains(&name.as_str());
-        plain || record.files.iter().any(|file| file.name == *name)
+        plain || record.files.iter().any(|file| file.exported().0 == name.as_str())
     };
     check_output(output, force, |names| names.iter().any(|name| name == RECORD) || names.iter().all(ours))?;
 
@@ -81,22 +90,26 @@ pub fn export(
     let mut done = 0;
     let mut files = Vec::new();
     for (file, header) in record.files.iter().zip(&headers) {
-        let mut writer = TensorFileWriter::create(&staging.path().join(&file.name), &header.text, true)?;
+        let (name, expected) = file.exported();
+        let mut writer = TensorFileWriter::create(&staging.path().join(name), &header.text, true)?;
         for tensor in &header.tensors {
             original(&model, &plan, tensor)?.for_each_band(|bytes| writer.write(bytes))?;
             done += tensor.bytes.len() as u64;
             progress(Progress { stage: "writing", item: &tensor.name, done, total });
         }
         let (bytes, sha256) = writer.finish()?;
-        let is_original = sha256 == file.sha256;
-        files.push(ExportedFile { name: file.name.clone(), bytes, sha256, is_original });
+        let (name, is_original) = (name.to_owned(), sha256 == expected);
+        let instead_of = file.export.is_some().then(|| file.name.clone());
+        files.push(ExportedFile { name, bytes, sha256, is_original, instead_of });
     }
-    for (kept, name) in [(SOURCE_CONFIG, "config.json"), (SOURCE_INDEX, INDEX)] {
-        let path = converted.join(kept);
-        if path.is_file() {
-            let content = std::fs::read(&path).map_err(ConvertError::io("read", &path))?;
-            staging.write(name, &content)?;
-        }
+    let read = |name: &str| {
+        let path = converted.join(name);
+        std::fs::read(&path).map_err(ConvertError::io("read", &path))
+    };
+    staging.write("config.json", &read(SOURCE_CONFIG)?)?;
+    let index_path = converted.join(SOURCE_INDEX);
+    if index_path.is_file() {
+        staging.write(INDEX, &exported_index(read(SOURCE_INDEX)?, record, &index_path)?)?;
     }
     staging.copy_present(converted, &COMPANIONS)?;
     staging.publish()?;
@@ -116,15 +129,34 @@ fn check_version(architecture: &Architecture, record: &ConversionRecord, path: &
 /// Recorded file names are joined to the output directory: none may lead out of it.
 fn check_names(record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
     let plain = |name: &str| Path::new(name).file_name() == Some(name.as_ref()) && !name.contains('\\');
-    match record.files.iter().find(|file| !plain(&file.name)) {
+    let names = record.files.iter().flat_map(|file| [file.name.as_str(), file.exported().0]);
+    match names.into_iter().find(|name| !plain(name)) {
         None => Ok(()),
-        Some(file) => Err(ConvertError::ConfigKey {
+        Some(name) => Err(ConvertError::ConfigKey {
             path: path.to_owned(),
             key: "files.name".to_owned(),
             expected: "a plain file name".to_owned(),
-            found: format!("`{}`", file.name),
+            found: format!("`{name}`"),
         }),
     }
+}
+
+/// The index as it was, or, where files of another format are replaced, with the names of those that are written.
+fn exported_index(source: Vec<u8>, record: &ConversionRecord, path: &Path) -> Result<Vec<u8>, ConvertError> {
+    if record.files.iter().all(|file| file.export.is_none()) {
+        return Ok(source);
+    }
+    let names: HashMap<&str, &str> = record.files.iter().map(|file| (file.name.as_str(), file.exported().0)).collect();
+    let mut index: serde_json::Value = serde_json::from_slice(&source).map_err(ConvertError::json(path))?;
+    let places = index.get_mut("weight_map").and_then(serde_json::Value::as_object_mut);
+    for place in places.into_iter().flat_map(|places| places.values_mut()) {
+        if let Some(name) = place.as_str().and_then(|name| names.get(name)) {
+            *place = (*name).into();
+        }
+    }
+    let mut text = serde_json::to_vec_pretty(&index).map_err(ConvertError::json(path))?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 /// How the original tensor is made of tensors of the converted model.

@@ -42,6 +42,9 @@ impl PlannedCheckpoint {
             ),
             _ => {}
         }
+        if let Some(name) = self.checkpoint.unread() {
+            notes.push(format!("`{name}` is there as well and was not read: safetensors come first"));
+        }
         if !self.plan.ignored.is_empty() {
             let count = self.plan.ignored.len();
             notes.push(format!("{count} tensors that are no weights are kept aside for an export"));

@@ -111,6 +111,63 @@ pub enum FormatProblem {
     },
 }
 
+/// What is wrong with a PyTorch file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TorchProblem {
+    /// Neither archive nor pickle can be followed.
+    #[error("the file cannot be read: {0}")]
+    Unreadable(String),
+    /// A container older than transformers, or a pickle without storages.
+    #[error("the file is neither a zip archive nor of the legacy format")]
+    Container,
+    /// The pickle is something else than a dictionary.
+    #[error("the file holds {found}, not a dictionary of tensors")]
+    NoDictionary {
+        /// What it is.
+        found: String,
+    },
+    /// The tensors are one level further down.
+    #[error(
+        "the tensors are nested under `{key}`, as in a training checkpoint: save the state dict of the model alone"
+    )]
+    Nested {
+        /// The key.
+        key: String,
+    },
+    /// Something that is no tensor, such as an object of another program.
+    #[error("`{key}` is {found}, not a tensor: nothing else is read, and no code in a pickle is run")]
+    NoTensor {
+        /// The key.
+        key: String,
+        /// What it is.
+        found: String,
+    },
+    /// A dictionary without tensors.
+    #[error("the file holds no tensor")]
+    Empty,
+    /// A view that repeats its bytes.
+    #[error("tensor `{tensor}` of shape {shape:?} claims {bytes} bytes, the whole file has {file}")]
+    LargerThanFile {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes of that shape.
+        bytes: u64,
+        /// Bytes of the file.
+        file: u64,
+    },
+    /// The bytes of a tensor are not where the pickle says.
+    #[error("the numbers of tensor `{tensor}` cannot be read: {problem}")]
+    Data {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        problem: String,
+    },
+}
+
 /// One thing that does not fit between the tensors found and the tensors needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -74,4 +74,25 @@ pub struct RecordedFile {
     /// The header as it stands in the file, `__metadata__` and padding included: with the tensors it makes up the
     /// whole file. For a file of another format, the header of the safetensors file that an export writes instead.
     pub header: String,
+    /// For a file of another format, the safetensors file that an export writes instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<RecordedExport>,
+}
+
+impl RecordedFile {
+    /// Name and SHA-256 of the file that an export writes.
+    pub fn exported(&self) -> (&str, &str) {
+        let other = self.export.as_ref().map(|export| (export.name.as_str(), export.sha256.as_str()));
+        other.unwrap_or((&self.name, &self.sha256))
+    }
+}
+
+/// A safetensors file that holds the tensors of a file of another format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedExport {
+    /// Name.
+    pub name: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
 }

@@ -85,7 +85,8 @@ fn directories_that_are_no_checkpoint_say_what_they_are_instead() {
     let (_temp, dir) = checkout("llama", "config.json");
     let weights = dir.join("model.safetensors");
     for (other, expected) in [
-        ("pytorch_model.bin", "safe_serialization=True"),
+        ("pytorch_model.bin", "not a PyTorch checkpoint"),
+        ("weights.pth", "rename it to `pytorch_model.bin`"),
         ("model.gguf", "get the original checkpoint"),
         ("weights.safetensors", "rename it"),
     ] {
@@ -95,7 +96,10 @@ fn directories_that_are_no_checkpoint_say_what_they_are_instead() {
         fs::rename(dir.join(other), &weights).expect("a rename");
     }
     fs::remove_file(&weights).expect("a file");
-    assert!(message(&refused(&dir)).contains("no weights and no safetensors weights: expected `model.safetensors`"));
+    assert!(
+        message(&refused(&dir))
+            .contains("holds no weights and none of the files a checkpoint has its weights in: expected `model.safet")
+    );
     fs::remove_file(dir.join("config.json")).expect("a file");
     assert!(matches!(refused(&dir), ConvertError::NoConfig { .. }));
 }

@@ -10,7 +10,7 @@ use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_convert::{ConvertOptions, ExpectedLogits, ModelSource, convert};
 use bsbr_model::{Decoder, compare_logits};
 use burn::tensor::Device;
-use common::{BOTH_STYLES, NEWER_STYLE, all_fixtures, checkout, fixtures};
+use common::{BOTH_STYLES, NEWER_STYLE, PYTORCH, all_fixtures, checkout, fixtures};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -37,6 +37,19 @@ fn every_fixture_gives_the_logits_of_transformers_from_the_checkpoint_and_from_i
         for source in [&dir, &converted] {
             let difference = difference(source, name);
             assert!(difference <= TOLERANCE, "{name} {config}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn pytorch_files_give_the_logits_of_transformers_from_the_checkpoint_and_from_its_conversion() {
+    for name in PYTORCH {
+        let (_temp, dir) = checkout(name, "config.json");
+        let meta = BlockAttentionConfig { selector: Selector::Meta, ..Default::default() };
+        let converted = convert_with(&dir, Some(meta));
+        for source in [&dir, &converted] {
+            let difference = difference(source, "gpt2");
+            assert!(difference <= TOLERANCE, "{name}: {difference}");
         }
     }
 }

@@ -30,7 +30,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     })?;
     drop(bar);
     for file in &report.files {
-        let state = if file.is_original { "the original, byte for byte" } else { "changed since it was converted" };
+        let state = match (&file.instead_of, file.is_original) {
+            (None, true) => "the original, byte for byte",
+            (Some(name), true) => &format!("the tensors of {name}, bit for bit"),
+            (_, false) => "changed since it was converted",
+        };
         output::result(&format!("{}  {}  sha256 {}  {state}", file.name, bytes(file.bytes), file.sha256))?;
     }
     Ok(())

@@ -41,7 +41,7 @@ impl Place {
         fs::create_dir(&model).expect("a fresh directory");
         let wanted = ["config.json", "tokenizer.json", "expected.safetensors"];
         for (name, content) in files(&checkpoint_dir(checkpoint)) {
-            if name.starts_with("model") || wanted.contains(&name.as_str()) {
+            if name.starts_with("model") || name.starts_with("pytorch_model") || wanted.contains(&name.as_str()) {
                 fs::write(model.join(name), content).expect("room");
             }
         }

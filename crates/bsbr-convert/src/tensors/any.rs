@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::file::SafetensorsFile;
 use super::header::{Header, TensorEntry};
 use super::map::Mapping;
+use super::torch::TorchFile;
 use crate::ConvertError;
 
 /// The format of a file of weights.
@@ -17,12 +18,26 @@ pub enum FileFormat {
     /// Safetensors.
     #[default]
     Safetensors,
+    /// PyTorch's own: a pickle and the bytes of its tensors.
+    Pytorch,
 }
 
 impl FileFormat {
     /// Whether it is safetensors, the one format that is written.
     pub fn is_safetensors(&self) -> bool {
         *self == Self::Safetensors
+    }
+
+    /// The name under which an export writes the tensors of the file `name`; none for safetensors, which keep theirs.
+    pub(crate) fn exported_name(self, name: &str) -> Option<String> {
+        match self {
+            Self::Safetensors => None,
+            // As transformers names the two: `pytorch_model-00001-of-00002.bin`, `model-00001-of-00002.safetensors`.
+            Self::Pytorch => {
+                let stem = name.strip_suffix(".bin").unwrap_or(name);
+                Some(format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)))
+            }
+        }
     }
 }
 
@@ -33,12 +48,14 @@ impl FileFormat {
 #[derive(Debug)]
 pub(crate) enum TensorFile {
     Safetensors(SafetensorsFile),
+    Torch(TorchFile),
 }
 
 impl TensorFile {
     pub(crate) fn format(&self) -> FileFormat {
         match self {
             Self::Safetensors(_) => FileFormat::Safetensors,
+            Self::Torch(_) => FileFormat::Pytorch,
         }
     }
 
@@ -46,6 +63,7 @@ impl TensorFile {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Safetensors(file) => file.path(),
+            Self::Torch(file) => file.path(),
         }
     }
 
@@ -58,6 +76,7 @@ impl TensorFile {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Safetensors(file) => file.len(),
+            Self::Torch(file) => file.len(),
         }
     }
 
@@ -65,6 +84,7 @@ impl TensorFile {
     pub(crate) fn header(&self) -> &Header {
         match self {
             Self::Safetensors(file) => file.header(),
+            Self::Torch(file) => file.header(),
         }
     }
 
@@ -72,6 +92,7 @@ impl TensorFile {
     pub(crate) fn read(&self, tensor: &TensorEntry) -> Result<TensorBytes, ConvertError> {
         match self {
             Self::Safetensors(file) => file.map(tensor).map(TensorBytes::Mapped),
+            Self::Torch(file) => file.read(tensor).map(TensorBytes::Copied),
         }
     }
 }
@@ -82,7 +103,6 @@ pub(crate) enum TensorBytes {
     /// Pages of a file, resident as they are touched.
     Mapped(Mapping),
     /// A copy.
-    #[expect(dead_code, reason = "for formats that cannot be mapped")]
     Copied(Vec<u8>),
 }
 

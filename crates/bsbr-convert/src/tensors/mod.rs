@@ -7,6 +7,7 @@ mod float;
 mod header;
 mod map;
 mod recipe;
+mod torch;
 mod write;
 
 pub use any::FileFormat;
@@ -14,11 +15,12 @@ pub use file::SafetensorsFile;
 pub use header::{Header, TensorEntry};
 pub use safetensors::Dtype;
 
-pub(crate) use any::TensorFile;
+pub(crate) use any::{TensorBytes, TensorFile};
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
 pub(crate) use map::Mapping;
 pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
+pub(crate) use torch::TorchFile;
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};

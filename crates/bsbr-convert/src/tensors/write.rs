@@ -27,6 +27,15 @@ impl TensorDeclaration {
 
 /// The header of a file that holds `tensors` one after the other, padded so that the data starts at a multiple of 8.
 pub(crate) fn header_text(tensors: &[TensorDeclaration]) -> String {
+    header_with(None, tensors)
+}
+
+/// The same with the metadata without which transformers refuses a checkpoint.
+pub(crate) fn exported_header(tensors: &[TensorDeclaration]) -> String {
+    header_with(Some(r#""__metadata__":{"format":"pt"}"#), tensors)
+}
+
+fn header_with(metadata: Option<&str>, tensors: &[TensorDeclaration]) -> String {
     let mut start = 0;
     // Written by hand to keep the order: a JSON map type would sort the names.
     let entries = tensors.iter().map(|tensor| {
@@ -35,6 +44,7 @@ pub(crate) fn header_text(tensors: &[TensorDeclaration]) -> String {
         start = end;
         format!("{}:{entry}", json!(tensor.name))
     });
+    let entries = metadata.map(str::to_owned).into_iter().chain(entries);
     let mut text = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
     text

@@ -1,6 +1,8 @@
 //! Fixtures, and safetensors files written by hand so that they can be wrong.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod pytorch;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,6 +48,10 @@ pub const BOTH_STYLES: [&str; 30] = [
 /// Those that only have the newer style.
 pub const NEWER_STYLE: [&str; 2] = ["gpt2_sharded", "llama_bf16"];
 
+/// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
+/// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.
+pub const PYTORCH: [&str; 2] = ["gpt2_bin_tied", "gpt2_legacy_bin"];
+
 /// Every fixture with every configuration it has.
 pub fn all_fixtures() -> impl Iterator<Item = (&'static str, &'static str)> {
     let both = BOTH_STYLES.into_iter().flat_map(|name| [(name, "config.json"), (name, "config_v4.json")]);
@@ -64,7 +70,7 @@ pub fn checkout(name: &str, config: &str) -> (TempDir, PathBuf) {
     let source = fixtures().join(name);
     for entry in fs::read_dir(&source).expect("a fixture") {
         let file = entry.expect("a file").file_name().into_string().expect("plain names");
-        if file.starts_with("model") {
+        if file.starts_with("model") || file.starts_with("pytorch_model") {
             fs::write(dir.join(&file), fs::read(source.join(&file)).expect("a file")).expect("room");
         }
     }
