@@ -63,7 +63,10 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
 
 /// What an export can give back.
 fn reversibility(record: &ConversionRecord) -> &'static str {
-    if record.files.iter().all(|file| file.export.is_none()) {
+    if record.files.iter().any(|file| record.is_decoded(&file.name)) {
+        "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \
+         files, the codes are not kept."
+    } else if record.files.iter().all(|file| file.export.is_none()) {
         "No original weight was changed; exporting gives the original files back bit for bit."
     } else {
         "No original weight was changed; exporting gives the original tensors back bit for bit, in safetensors files."

@@ -18,7 +18,7 @@ use crate::files::WEIGHTS;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
-use crate::tensors::{Header, Recipe, TensorDeclaration, TensorFile, TensorFileWriter, header_text, hex};
+use crate::tensors::{Header, Recipe, TensorDeclaration, TensorFile, TensorFileWriter, TensorRef, header_text, hex};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -116,11 +116,27 @@ pub fn convert(
     let output_bytes = write_weights(&planned, &config, &staging.path().join(WEIGHTS), progress)?;
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
-    keep(input, "config.json", &staging, SOURCE_CONFIG)?;
+    match planned.checkpoint.gguf() {
+        None => {
+            keep(input, "config.json", &staging, SOURCE_CONFIG)?;
+            staging.copy_present(input, &COMPANIONS)?;
+        }
+        Some(extras) => {
+            staging.write(SOURCE_CONFIG, planned.checkpoint.config().text().as_bytes())?;
+            for (name, content) in &extras.companions {
+                staging.write(name, content)?;
+            }
+            let made = |name: &str| extras.companions.iter().any(|(companion, _)| *companion == name);
+            let others: Vec<&str> = COMPANIONS.into_iter().filter(|name| !made(name)).collect();
+            // Beside a file that was named stands anything.
+            if input.is_dir() {
+                staging.copy_present(input, &others)?;
+            }
+        }
+    }
     if let Some(index) = planned.checkpoint.index() {
         keep(input, index, &staging, SOURCE_INDEX)?;
     }
-    staging.copy_present(input, &COMPANIONS)?;
     let notes = planned.notes();
     let measured = options.measured.as_deref().unwrap_or_default();
     staging.write("README.md", model_card(&record, &notes, measured).as_bytes())?;
@@ -239,6 +255,7 @@ fn record(
         file: file.name(),
         dtype: tensor.dtype.to_string(),
         shape: tensor.shape.clone(),
+        stored: file.kind(tensor).map(|kind| kind.name.to_owned()),
         becomes: becomes(&tensor.name),
     });
     let (before, added) = parameter_counts(config);
@@ -287,8 +304,11 @@ fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertE
     let mut hash = Sha256::new();
     hash.update((text.len() as u64).to_le_bytes());
     hash.update(text);
-    for tensor in tensors {
-        hash.update(&*file.read(tensor)?);
+    for entry in tensors {
+        Recipe::whole(TensorRef { file, entry }).for_each_band(|bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
     }
     Ok(Some(RecordedExport { name, sha256: hex(&hash.finalize()) }))
 }

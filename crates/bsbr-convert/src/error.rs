@@ -39,7 +39,6 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        #[source]
         problem: Box<GgufProblem>,
     },
     /// A PyTorch file is damaged, hostile, or no state dict.
@@ -97,10 +96,21 @@ pub enum ConvertError {
         why: &'static str,
     },
     /// Not a model directory.
-    #[error("{} holds no `config.json`: name the directory of a Hugging Face checkpoint or of a converted model", dir.display())]
+    #[error(
+        "{} holds no `config.json` and no GGUF file: name the directory of a Hugging Face checkpoint or of a converted \
+         model, or a GGUF file", dir.display()
+    )]
     NoConfig {
         /// The directory.
         dir: PathBuf,
+    },
+    /// Several GGUF files in one directory.
+    #[error("{} holds no `config.json` and several GGUF files ({}): name one of them", dir.display(), names.join(", "))]
+    SeveralGguf {
+        /// The directory.
+        dir: PathBuf,
+        /// The files.
+        names: Vec<String>,
     },
     /// A directory without weights under the names they are looked for.
     #[error("{} holds {found} and none of the files a checkpoint has its weights in: {advice}", dir.display())]

@@ -40,6 +40,12 @@ pub struct ConversionRecord {
 impl ConversionRecord {
     /// The only version this code reads and writes.
     pub const FORMAT_VERSION: u32 = 1;
+
+    /// Whether tensors of `file` were quantised, so that what was converted are their decoded numbers.
+    pub(crate) fn is_decoded(&self, file: &str) -> bool {
+        let quantised = |tensor: &RecordedTensor| tensor.stored.as_ref().is_some_and(|stored| *stored != tensor.dtype);
+        self.tensors.iter().any(|tensor| tensor.file == file && quantised(tensor))
+    }
 }
 
 /// One tensor of the source.
@@ -54,6 +60,9 @@ pub struct RecordedTensor {
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,
+    /// Number format in a GGUF file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<String>,
     /// Tensors of the converted model that hold its numbers.
     pub becomes: Vec<String>,
 }

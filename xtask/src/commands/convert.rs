@@ -17,7 +17,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint; the built-in one when absent
+    /// Hugging Face checkpoint or GGUF file; the built-in one when absent
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Where to write the converted model

@@ -19,7 +19,7 @@ enum Format {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
+    /// Hugging Face checkpoint, GGUF file or converted model; the built-in checkpoint when absent
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Text to measure on; the built-in held-out text when absent

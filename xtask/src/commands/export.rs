@@ -32,6 +32,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for file in &report.files {
         let state = match (&file.instead_of, file.is_original) {
             (None, true) => "the original, byte for byte",
+            (Some(name), true) if file.decoded => {
+                &format!("the numbers of {name}, decoded: its quantised codes are lost")
+            }
             (Some(name), true) => &format!("the tensors of {name}, bit for bit"),
             (_, false) => "changed since it was converted",
         };

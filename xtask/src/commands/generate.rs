@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint (its original attention) or converted model; the built-in checkpoint when absent
+    /// Hugging Face checkpoint or GGUF file (its original attention) or converted model; the built-in checkpoint when absent
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Text to continue

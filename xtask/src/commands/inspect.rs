@@ -9,7 +9,7 @@ use crate::{args::DeviceArgs, builtin, output, running::open};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
+    /// Hugging Face checkpoint, GGUF file or converted model; the built-in checkpoint when absent
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// List every tensor
@@ -40,7 +40,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ),
     ];
     for (dtype, (count, bytes)) in source.dtype_totals() {
-        lines.push(format!("{dtype:?}: {count} tensors, {}", output::bytes(bytes as u64)));
+        lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
     lines.extend(source.notes().into_iter().map(|note| format!("note: {note}")));
     lines.push(String::new());
@@ -51,7 +51,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .into_iter()
             .map(|tensor| {
                 let shape = format!("{:?}", tensor.shape);
-                vec![tensor.name, format!("{:?}", tensor.dtype), shape, output::bytes(tensor.bytes as u64), tensor.file]
+                vec![tensor.name.clone(), tensor.format(), shape, output::bytes(tensor.bytes as u64), tensor.file]
             })
             .collect();
         lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));

@@ -15,7 +15,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model
+    /// Hugging Face checkpoint, GGUF file or converted model
     #[arg(short, long, value_name = "DIR")]
     model: PathBuf,
     /// safetensors file with `input_ids` [batch, tokens] and `logits` [batch, tokens, vocab]

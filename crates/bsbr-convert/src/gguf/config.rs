@@ -65,8 +65,7 @@ pub(super) fn read(
     vocab_size: usize,
     factors: &dyn Fn(&str) -> Result<Option<Vec<f64>>, ConvertError>,
 ) -> Result<GgufConfig, ConvertError> {
-    let mut reading =
-        Reading { metadata, architecture, names, factors, config: Map::new(), used: BTreeSet::new() };
+    let mut reading = Reading { metadata, architecture, names, factors, config: Map::new(), used: BTreeSet::new() };
     reading.set("architectures", json!([architecture.class]));
     reading.set("model_type", json!(architecture.model_type));
     reading.set("vocab_size", json!(vocab_size));
@@ -233,7 +232,9 @@ impl Reading<'_> {
         let old = self.key("rope.scale_linear");
         let factors = |name: &str| -> Result<Option<Vec<f64>>, ConvertError> {
             match (self.factors)(name)? {
-                Some(numbers) if numbers.len() > head_dim / 2 || numbers.iter().any(|&n| !n.is_finite() || n <= 0.0) => {
+                Some(numbers)
+                    if numbers.len() > head_dim / 2 || numbers.iter().any(|&n| !n.is_finite() || n <= 0.0) =>
+                {
                     let problem = format!("at most {} positive numbers", head_dim / 2);
                     Err(ConvertError::ConfigKey {
                         path: self.metadata.path().to_owned(),
@@ -266,9 +267,7 @@ impl Reading<'_> {
                 None => Ok(Value::Null),
                 Some(factor) => Ok(json!({"rope_type": "linear", "factor": factor})),
             },
-            ("linear", None, None, None) => {
-                Ok(json!({"rope_type": "linear", "factor": self.metadata.f64(&factor)?}))
-            }
+            ("linear", None, None, None) => Ok(json!({"rope_type": "linear", "factor": self.metadata.f64(&factor)?})),
             ("yarn", None, None, None) => {
                 let trained = self.key("rope.scaling.original_context_length");
                 let (fast, slow) = (self.key("rope.scaling.yarn_beta_fast"), self.key("rope.scaling.yarn_beta_slow"));

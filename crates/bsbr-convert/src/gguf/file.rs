@@ -16,7 +16,7 @@ use super::stored::{Order, Stored, StoredBytes};
 use super::tokenizer;
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::tensors::{Header, Mapping, TensorDeclaration, TensorEntry, header_text};
+use crate::tensors::{Header, Mapping, TensorBytes, TensorDeclaration, TensorEntry, exported_header};
 
 /// An open GGUF file. Opening reads the header, and the few tensors that are settings.
 #[derive(Debug)]
@@ -34,12 +34,49 @@ pub(crate) struct GgufModel {
     pub(crate) file: GgufFile,
     /// As `config.json` would say it.
     pub(crate) config: ConfigFile,
+    pub(crate) extras: GgufExtras,
+}
+
+/// The same without weights and configuration.
+#[derive(Debug)]
+pub(crate) struct GgufExtras {
     /// Files that a checkpoint directory would hold beside the weights.
     pub(crate) companions: Vec<(&'static str, Vec<u8>)>,
     /// Why there is no tokenizer among them.
     pub(crate) no_tokenizer: Option<String>,
     /// What is worth telling.
     pub(crate) notes: Vec<String>,
+}
+
+/// The GGUF file that `path` stands for: itself, or the only one of a directory without `config.json`.
+///
+/// # Errors
+///
+/// [`ConvertError::SeveralGguf`] where it is not clear which is meant.
+pub(crate) fn gguf_file(path: &Path) -> Result<Option<PathBuf>, ConvertError> {
+    if path.is_file() {
+        return Ok(Some(path.to_owned()));
+    }
+    if path.join("config.json").is_file() {
+        return Ok(None);
+    }
+    let names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.ends_with(".gguf"));
+    names.sort();
+    match &names[..] {
+        [] => Ok(None),
+        [name] => Ok(Some(path.join(name))),
+        _ => Err(ConvertError::SeveralGguf { dir: path.to_owned(), names }),
+    }
+}
+
+impl GgufExtras {
+    /// `tokenizer.json`.
+    pub(crate) fn tokenizer(&self) -> Option<&[u8]> {
+        let found = self.companions.iter().find(|(name, _)| *name == "tokenizer.json");
+        found.map(|(_, content)| content.as_slice())
+    }
 }
 
 impl GgufModel {
@@ -91,7 +128,7 @@ impl GgufModel {
         }
         let file = GgufFile { path: path.to_owned(), file, len, header, stored };
         let config = ConfigFile::of(path, config);
-        Ok(Self { file, config, companions, no_tokenizer, notes })
+        Ok(Self { file, config, extras: GgufExtras { companions, no_tokenizer, notes } })
     }
 }
 
@@ -115,13 +152,16 @@ impl GgufFile {
     }
 
     /// Maps the bytes of one tensor of this file.
-    pub(crate) fn map(&self, tensor: &TensorEntry) -> Result<StoredBytes, ConvertError> {
+    pub(crate) fn map(&self, tensor: &TensorEntry) -> Result<TensorBytes, ConvertError> {
         let Some(stored) = self.stored.get(&tensor.name) else {
             let (dir, shape) = (self.path.clone(), tensor.shape.clone());
             return Err(ConvertError::NoSuchWeight { dir, tensor: tensor.name.clone(), shape });
         };
         let mapping = Mapping::new(&self.file, stored.bytes.clone()).map_err(ConvertError::io("map", &self.path))?;
-        Ok(StoredBytes { stored: stored.clone(), mapping })
+        if stored.order == Order::Same && !stored.kind.is_quantised() {
+            return Ok(TensorBytes::Mapped(mapping));
+        }
+        Ok(TensorBytes::Stored(StoredBytes { stored: stored.clone(), mapping }))
     }
 }
 
@@ -168,12 +208,15 @@ fn present(
     let (mut declarations, mut stored) = (Vec::new(), HashMap::new());
     let settings = [FREQUENCIES, LONG_FACTORS, SHORT_FACTORS];
     for tensor in tensors.iter().filter(|tensor| !settings.contains(&tensor.name.as_str())) {
-        let (name, difference) = architecture.translate(&tensor.name).unwrap_or((tensor.name.clone(), Difference::None));
+        let (name, difference) =
+            architecture.translate(&tensor.name).unwrap_or((tensor.name.clone(), Difference::None));
         let rows = tensor.shape[0];
         let per_head = |heads: Option<usize>| {
             let head_dim = heads.filter(|&heads| heads > 0 && rows % heads == 0).map(|heads| rows / heads);
             // Rows that do not divide have another shape than the configuration says, which the plan reports.
-            head_dim.filter(|&dim| dim > 0 && dim % 2 == 0).map_or(Order::Same, |head_dim| Order::RotaryPairs { head_dim })
+            head_dim
+                .filter(|&dim| dim > 0 && dim % 2 == 0)
+                .map_or(Order::Same, |head_dim| Order::RotaryPairs { head_dim })
         };
         let order = match difference {
             Difference::None => Order::Same,
@@ -196,7 +239,7 @@ fn present(
         }
     }
     let format = |problem| ConvertError::Format { path: path.to_owned(), problem: Box::new(problem) };
-    Ok((Header::parse(header_text(&declarations)).map_err(format)?, stored))
+    Ok((Header::parse(exported_header(&declarations)).map_err(format)?, stored))
 }
 
 fn quantised_note(stored: &HashMap<String, Stored>) -> Option<String> {
@@ -218,9 +261,7 @@ fn tokenizer_config(metadata: &Metadata) -> Result<Vec<u8>, ConvertError> {
     let tokens = metadata.texts("tokenizer.ggml.tokens")?;
     let mut config = Map::new();
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
-    for (key, id) in
-        [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
-    {
+    for (key, id) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
         let id = metadata.optional_usize(&format!("tokenizer.ggml.{id}_token_id"))?;
         if let Some(token) = id.and_then(|id| tokens.get(id)) {
             config.insert(key.to_owned(), json!(token));

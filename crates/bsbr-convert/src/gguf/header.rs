@@ -214,7 +214,8 @@ impl<'a> Bytes<'a> {
             return Err(GgufProblem::UnknownKind { tensor: name, found: kind });
         };
         let sizes: Option<Vec<usize>> = shape.iter().map(|&size| usize::try_from(size).ok()).collect();
-        let numbers = sizes.as_ref().and_then(|sizes| sizes.iter().try_fold(1_usize, |all, &size| all.checked_mul(size)));
+        let numbers =
+            sizes.as_ref().and_then(|sizes| sizes.iter().try_fold(1_usize, |all, &size| all.checked_mul(size)));
         let (Some(shape), Some(numbers)) = (sizes, numbers) else {
             let shape = shape.into_iter().map(|size| size.try_into().unwrap_or(usize::MAX)).collect();
             return Err(GgufProblem::TooLarge { tensor: name, shape });

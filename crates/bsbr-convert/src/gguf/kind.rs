@@ -99,6 +99,11 @@ impl GgufKind {
         }
     }
 
+    /// Bytes of `numbers` numbers, whole blocks of them.
+    pub(crate) fn bytes_of(self, numbers: usize) -> usize {
+        numbers / self.block * self.bytes
+    }
+
     /// Appends the numbers `range` of a tensor whose bytes are `data`, in the bytes of [`GgufKind::dtype`].
     pub(crate) fn decode(self, data: &[u8], range: Range<usize>, out: &mut Vec<u8>) {
         if !self.is_quantised() {

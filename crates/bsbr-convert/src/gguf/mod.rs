@@ -16,5 +16,8 @@ mod tokenizer;
 pub use kind::GgufKind;
 pub use problem::GgufProblem;
 
-pub(crate) use file::{GgufFile, GgufModel};
+pub(crate) use file::{GgufExtras, GgufFile, GgufModel, gguf_file};
 pub(crate) use stored::StoredBytes;
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,13 @@ pub(super) const ARCHITECTURES: &[GgufArchitecture] = &[
         tensors: &[OUTER, LAYER, ROTARY_PAIRS, GATED],
         read: config::llama,
     },
-    GgufArchitecture { name: "gpt2", model_type: "gpt2", class: "GPT2LMHeadModel", tensors: &[GPT2], read: config::gpt2 },
+    GgufArchitecture {
+        name: "gpt2",
+        model_type: "gpt2",
+        class: "GPT2LMHeadModel",
+        tensors: &[GPT2],
+        read: config::gpt2,
+    },
     GgufArchitecture {
         name: "qwen2",
         model_type: "qwen2",
@@ -83,11 +89,8 @@ pub(super) const ARCHITECTURES: &[GgufArchitecture] = &[
     },
 ];
 
-const OUTER: &[Name] = &[
-    ("token_embd", "model.embed_tokens", Same),
-    ("output_norm", "model.norm", Same),
-    ("output", "lm_head", Same),
-];
+const OUTER: &[Name] =
+    &[("token_embd", "model.embed_tokens", Same), ("output_norm", "model.norm", Same), ("output", "lm_head", Same)];
 
 const LAYER: &[Name] = &[
     ("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm", Same),
@@ -118,10 +121,8 @@ const GATED: &[Name] = &[
     ("blk.{i}.ffn_down", "model.layers.{i}.mlp.down_proj", Same),
 ];
 
-const PLAIN: &[Name] = &[
-    ("blk.{i}.ffn_up", "model.layers.{i}.mlp.c_fc", Same),
-    ("blk.{i}.ffn_down", "model.layers.{i}.mlp.c_proj", Same),
-];
+const PLAIN: &[Name] =
+    &[("blk.{i}.ffn_up", "model.layers.{i}.mlp.c_fc", Same), ("blk.{i}.ffn_down", "model.layers.{i}.mlp.c_proj", Same)];
 
 const FUSED: &[Name] = &[
     ("blk.{i}.attn_qkv", "model.layers.{i}.self_attn.qkv_proj", Same),

@@ -80,7 +80,7 @@ pub(crate) struct StoredBytes {
 }
 
 impl StoredBytes {
-    /// Does for one block what [`crate::tensors::fill`] does for plain bytes.
+    /// Does for one block what `fill_block` does for plain bytes.
     pub(crate) fn fill(&self, out: &mut [u8], range: &Range<usize>, block: &Block, size: usize) {
         let mut numbers = Vec::new();
         let mut put = |numbers: &[u8], position: usize| {

@@ -70,12 +70,9 @@ struct Split {
 
 /// The ways of splitting that are known, by `tokenizer.ggml.pre`.
 fn split(pre: &str) -> Option<Split> {
-    let byte_level = |own_pattern: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_pattern})
-    };
-    let sequence = |first: Value, own_pattern| {
-        json!({"type": "Sequence", "pretokenizers": [first, byte_level(own_pattern)]})
-    };
+    let byte_level = |own_pattern: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_pattern});
+    let sequence =
+        |first: Value, own_pattern| json!({"type": "Sequence", "pretokenizers": [first, byte_level(own_pattern)]});
     let pattern = |digits: &str| {
         let pattern = format!(
             "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|\\p{{N}}{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\
@@ -109,7 +106,8 @@ fn byte_level(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError
     for merge in merges {
         let halves = merge.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
         let known = |(a, b): (&str, &str)| {
-            [a, b].iter().all(|half| vocabulary.contains_key(*half)) && vocabulary.contains_key(format!("{a}{b}").as_str())
+            [a, b].iter().all(|half| vocabulary.contains_key(*half))
+                && vocabulary.contains_key(format!("{a}{b}").as_str())
         };
         if !halves.is_some_and(known) {
             let expected = format!("pairs of tokens whose union is a token, `{merge}` is none");

@@ -23,4 +23,4 @@ pub(crate) use float::is_weight_dtype;
 pub(crate) use map::Mapping;
 pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
 pub(crate) use torch::TorchFile;
-pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};
+pub(crate) use write::{TensorDeclaration, TensorFileWriter, exported_header, header_text, hex};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::any::{TensorBytes, TensorFile};
-use super::copy::{Block, Pattern, bands, fill};
+use super::copy::{Block, Pattern, bands, fill_block};
 use super::float::{first_not_finite, numbers};
 use super::header::TensorEntry;
 use crate::ConvertError;
@@ -138,11 +138,15 @@ impl OpenRecipe<'_> {
         size: usize,
         mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let sources: Vec<&[u8]> = self.sources.iter().map(|bytes| &**bytes).collect();
         let mut out = Vec::new();
         for range in ranges {
             out.resize(range.len() * size, 0);
-            fill(&mut out, range, &self.recipe.blocks, &sources, size);
+            for block in &self.recipe.blocks {
+                match &self.sources[block.source] {
+                    TensorBytes::Stored(source) => source.fill(&mut out, &range, block, size),
+                    source => fill_block(&mut out, range.clone(), block, source, size),
+                }
+            }
             each(&out)?;
         }
         Ok(())
