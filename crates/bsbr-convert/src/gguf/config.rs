@@ -198,11 +198,11 @@ impl Reading<'_> {
                 return Err(self.metadata.error(&key, &format!("a divisor of the hidden size {hidden}")));
             }
         };
-        if self.metadata.optional_usize(&values)?.is_some_and(|values| values != head_dim) {
-            return Err(self.metadata.error(&values, &format!("{head_dim} like the keys")));
-        }
         if head_dim == 0 || head_dim % 2 == 1 {
             return Err(self.metadata.error(&keys, "an even number, 2 or more"));
+        }
+        if self.metadata.optional_usize(&values)?.is_some_and(|values| values != head_dim) {
+            return Err(self.metadata.error(&values, &format!("{head_dim} like the keys")));
         }
         self.set("head_dim", json!(head_dim));
         Ok(head_dim)
