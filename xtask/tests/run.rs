@@ -185,3 +185,13 @@ fn the_built_in_checkpoint_computes_what_another_implementation_does() {
     let stdout = place.done("verify -m model -e model/expected.safetensors");
     assert!(stdout.contains("top-1 100.00 %"), "{stdout}");
 }
+
+#[test]
+fn the_rules_of_an_architecture_are_printed_without_a_model() {
+    let place = Place::empty();
+    insta::assert_snapshot!("rules_gpt2", place.done("inspect --rules gpt2"));
+    insta::assert_snapshot!("rules_list", place.done("inspect --rules list"));
+    let words = ["no rules are called `lama`", "the nearest name is `llama`", "`gpt_neox`"];
+    place.refused("inspect --rules lama", 2, &words);
+    place.refused("inspect --rules gpt2 --tensors", 2, &["--rules", "--tensors"]);
+}

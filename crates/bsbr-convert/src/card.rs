@@ -63,7 +63,9 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
 
 /// What an export can give back.
 fn reversibility(record: &ConversionRecord) -> &'static str {
-    if record.files.iter().any(|file| record.is_decoded(&file.name)) {
+    if record.casts.iter().any(|cast| cast.is_lossy()) {
+        "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
+    } else if record.files.iter().any(|file| record.is_decoded(&file.name)) {
         "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \
          files, the codes are not kept."
     } else if record.files.iter().all(|file| file.export.is_none()) {

@@ -1,24 +1,23 @@
 //! Converting: a Hugging Face checkpoint to a converted model directory.
 
-use std::cmp::Reverse;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_model::{ModelConfig, PositionPolicy, parameter_counts, weight_specs};
-use safetensors::Dtype;
+use bsbr_model::{ModelConfig, PositionPolicy, parameter_counts};
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::card::model_card;
 use crate::checkpoint::RECORD;
-use crate::derive;
+use crate::dtype::{CastSummary, DtypePolicy};
 use crate::files::WEIGHTS;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
-use crate::tensors::{Header, Recipe, TensorDeclaration, TensorFile, TensorFileWriter, TensorRef, header_text, hex};
+use crate::tensors::{Header, Recipe, TensorFile, TensorRef, hex};
+use crate::weights::write_weights;
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -51,6 +50,8 @@ pub struct ConvertOptions {
     pub original_layers: Vec<usize>,
     /// What happens past the last learned position.
     pub position_policy: PositionPolicy,
+    /// The number format of the weights.
+    pub dtype: DtypePolicy,
     /// Replace an earlier conversion in the output directory.
     pub force: bool,
     /// Measures and values for the model card.
@@ -89,14 +90,18 @@ pub struct ConversionReport {
 
 /// Converts the Hugging Face checkpoint in `input` to a converted model in `output`.
 ///
-/// Weights keep their dtype. One band of one tensor is in memory at a time. The output appears whole or not at all,
-/// and depends on nothing but the input and the options: converting twice gives the same bytes.
+/// One band of one tensor is in memory at a time, from a PyTorch file one whole tensor (twice while it is read with
+/// strides that are not row by row; two for the mean that a meta projection starts as). The output appears whole or not
+/// at all, and depends on nothing but the input and the options: converting twice gives the same bytes.
+///
+/// Weights keep their dtype unless [`ConvertOptions::dtype`] says otherwise. The record then holds what each cast
+/// changed; where that is anything at all, [`crate::export()`] refuses the model.
 ///
 /// # Errors
 ///
 /// As [`plan_checkpoint`]; [`ConvertError::Model`] for impossible settings; [`ConvertError::OutputExists`] and
-/// [`ConvertError::OutputForeign`] before anything is written; [`ConvertError::NotFinite`] naming the tensor;
-/// [`ConvertError::Io`] naming the file. After an error nothing is left behind.
+/// [`ConvertError::OutputForeign`] before anything is written; [`ConvertError::NotFinite`] and
+/// [`ConvertError::CastOverflow`] naming the tensor; [`ConvertError::Io`] naming the file. After an error nothing is left behind.
 pub fn convert(
     input: &Path,
     output: &Path,
@@ -104,16 +109,14 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConversionReport, ConvertError> {
     let planned = plan_checkpoint(input)?;
-    let mut config = planned.config.clone();
-    config.attention = options.attention.clone();
-    config.original_layers = options.original_layers.clone();
-    config.position_policy = options.position_policy;
-    config.validate()?;
+    let config = converted_config(&planned, options)?;
     check_output(output, options.force, |names| names.iter().any(|name| name == RECORD))?;
 
     let staging = Staging::new(output)?;
-    let record = record(&planned, &config, input, options, progress)?;
-    let output_bytes = write_weights(&planned, &config, &staging.path().join(WEIGHTS), progress)?;
+    let mut record = record(&planned, &config, input, options, progress)?;
+    let path = staging.path().join(WEIGHTS);
+    let (output_bytes, casts) = write_weights(&planned, &config, options.dtype, &path, progress)?;
+    record.casts = casts;
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     match planned.checkpoint.gguf() {
@@ -137,12 +140,28 @@ pub fn convert(
     if let Some(index) = planned.checkpoint.index() {
         keep(input, index, &staging, SOURCE_INDEX)?;
     }
-    let notes = planned.notes();
+    let mut notes = planned.notes();
+    if !record.casts.is_empty() {
+        notes.push(CastSummary(&record.casts).to_string());
+    }
     let measured = options.measured.as_deref().unwrap_or_default();
     staging.write("README.md", model_card(&record, &notes, measured).as_bytes())?;
     staging.publish()?;
     let source_bytes = planned.checkpoint.files().iter().map(TensorFile::len).sum();
     Ok(ConversionReport { config, record, mapping: planned.plan.to_string(), notes, source_bytes, output_bytes })
+}
+
+/// The configuration of the converted model, checked.
+pub(crate) fn converted_config(
+    planned: &PlannedCheckpoint,
+    options: &ConvertOptions,
+) -> Result<ModelConfig, ConvertError> {
+    let mut config = planned.config.clone();
+    config.attention = options.attention.clone();
+    config.original_layers = options.original_layers.clone();
+    config.position_policy = options.position_policy;
+    config.validate()?;
+    Ok(config)
 }
 
 fn pretty(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, ConvertError> {
@@ -156,78 +175,6 @@ fn keep(input: &Path, name: &str, staging: &Staging, as_name: &str) -> Result<()
     let path = input.join(name);
     let content = std::fs::read(&path).map_err(ConvertError::io("read", &path))?;
     staging.write(as_name, &content)
-}
-
-/// Where the numbers of a tensor of the output come from.
-enum Origin<'a> {
-    Moved(Recipe<'a>),
-    Mean([Recipe<'a>; 2]),
-    KeptAside(Recipe<'a>),
-}
-
-fn write_weights(
-    planned: &PlannedCheckpoint,
-    config: &ModelConfig,
-    path: &Path,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<u64, ConvertError> {
-    let mut tensors = outputs(planned, config)?;
-    // Wider formats first, as other writers do: every tensor then starts at a multiple of the size of its numbers.
-    tensors.sort_by_key(|(tensor, _)| Reverse(tensor.dtype.bitsize()));
-    let declarations: Vec<_> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
-    let total = declarations.iter().map(|tensor| tensor.bytes() as u64).sum();
-    let mut done = 0;
-    let mut writer = TensorFileWriter::create(path, &header_text(&declarations), false)?;
-    for (tensor, origin) in &tensors {
-        match origin {
-            Origin::Moved(recipe) => {
-                let mut first = 0;
-                recipe.for_each_band(|bytes| {
-                    recipe.check_finite(bytes, first)?;
-                    first += bytes.len() * 8 / recipe.dtype.bitsize();
-                    writer.write(bytes)
-                })?;
-            }
-            Origin::KeptAside(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
-            Origin::Mean(recipes) => derive::for_each_head(recipes, &config.decoder, |rows| {
-                let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
-                writer.write(&bytes)
-            })?,
-        }
-        done += tensor.bytes() as u64;
-        progress(Progress { stage: "writing", item: &tensor.name, done, total });
-    }
-    Ok(writer.finish()?.0)
-}
-
-fn outputs<'a>(
-    planned: &'a PlannedCheckpoint,
-    config: &ModelConfig,
-) -> Result<Vec<(TensorDeclaration, Origin<'a>)>, ConvertError> {
-    let fail = |name: &str| ConvertError::Rules {
-        rules: planned.plan.architecture.id,
-        problem: format!("nothing gives `{name}`"),
-    };
-    let recipe = |name: &str| planned.recipe(name)?.ok_or_else(|| fail(name));
-    let mut tensors = Vec::new();
-    for spec in weight_specs(config) {
-        let (dtype, origin) = match derive::sources(&spec.name) {
-            Some([a, b]) => (Dtype::F32, Origin::Mean([recipe(&a)?, recipe(&b)?])),
-            None => {
-                let recipe = recipe(&spec.name)?;
-                (recipe.dtype, Origin::Moved(recipe))
-            }
-        };
-        tensors.push((TensorDeclaration { name: spec.name, dtype, shape: spec.shape }, origin));
-    }
-    for ignored in &planned.plan.ignored {
-        let tensor = &ignored.tensor;
-        let source = planned.checkpoint.find(&tensor.name).ok_or_else(|| fail(&tensor.name))?;
-        let (name, shape) = (format!("{IGNORED_PREFIX}{}", tensor.name), tensor.shape.clone());
-        let declaration = TensorDeclaration { name, dtype: tensor.dtype, shape };
-        tensors.push((declaration, Origin::KeptAside(Recipe::whole(source))));
-    }
-    Ok(tensors)
 }
 
 fn record(
@@ -267,6 +214,8 @@ fn record(
         prefix: plan.prefix.clone(),
         head: plan.head,
         settings: options.attention.clone(),
+        dtype: options.dtype,
+        casts: Vec::new(),
         parameters_before: before,
         parameters_after: before + added,
         tensors: tensors.collect(),

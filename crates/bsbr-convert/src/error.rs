@@ -83,6 +83,19 @@ pub enum ConvertError {
         /// Every type there are rules for.
         supported: String,
     },
+    /// No rules of this name.
+    #[error(
+        "no rules are called `{found}`{}; there are {known}",
+        nearest.as_ref().map(|name| format!(", the nearest name is `{name}`")).unwrap_or_default()
+    )]
+    UnknownRules {
+        /// The name asked for.
+        found: String,
+        /// The nearest name there is.
+        nearest: Option<String>,
+        /// Every name there is.
+        known: String,
+    },
     /// A variant of a supported architecture that the decoder does not compute.
     #[error("{}: `{key}` = {value} is not supported: {why}", path.display())]
     Rejected {
@@ -223,6 +236,41 @@ pub enum ConvertError {
         element: usize,
         /// `NaN`, `inf` or `-inf`.
         value: f32,
+    },
+    /// A number too large for the number format asked for.
+    #[error(
+        "{}: tensor `{tensor}` holds {value:e} at element {element}, which is beyond the largest {to}: keep the number \
+         format or choose one with a larger range (BF16, F32)", path.display()
+    )]
+    CastOverflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Index of the first such number in the tensor, row-major.
+        element: usize,
+        /// The number.
+        value: f32,
+        /// The format.
+        to: String,
+    },
+    /// An export of a model whose original bits are gone.
+    #[error(
+        "{}: {count} weights were cast with loss when it was converted (`{example}` from {from} to {to}), their original \
+         bits are gone and there is nothing to export; convert the original again with its own number format to get a \
+         model that can be exported", dir.display()
+    )]
+    LossyCast {
+        /// The directory.
+        dir: PathBuf,
+        /// How many weights.
+        count: usize,
+        /// One of them.
+        example: String,
+        /// Its format in the source.
+        from: String,
+        /// Its format in the converted model.
+        to: String,
     },
     /// The settings do not fit the model.
     #[error(transparent)]

@@ -8,6 +8,7 @@ use crate::arch::architecture;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::converted::ConvertedModel;
+use crate::dtype::RecordedCast;
 use crate::files::INDEX;
 use crate::json::ConfigFile;
 use crate::output::{Staging, check_output};
@@ -63,7 +64,8 @@ pub struct ExportedFile {
 ///
 /// # Errors
 ///
-/// [`ConvertError::NotConverted`]; [`ConvertError::Version`] for a model made by other rules; [`ConvertError::Plan`]
+/// [`ConvertError::NotConverted`]; [`ConvertError::Version`] for a model made by other rules;
+/// [`ConvertError::LossyCast`] for one whose weights were cast with loss: it holds no original; [`ConvertError::Plan`]
 /// when the directory does not hold the tensors it should; errors of the output as in [`crate::convert()`]. After an
 /// error nothing is left behind.
 pub fn export(
@@ -80,6 +82,7 @@ pub fn export(
     let headers = headers.map_err(format)?;
     let config = ConfigFile::open(&converted.join(SOURCE_CONFIG))?;
     check_version(architecture(&config)?, record, &record_path)?;
+    check_casts(converted, record)?;
     let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
     check_names(record, &record_path)?;
 
@@ -97,7 +100,12 @@ pub fn export(
         let (name, expected) = file.exported();
         let mut writer = TensorFileWriter::create(&staging.path().join(name), &header.text, true)?;
         for tensor in &header.tensors {
-            original(&model, &plan, tensor)?.for_each_band(|bytes| writer.write(bytes))?;
+            let recipe = original(&model, &plan, tensor)?;
+            if recipe.dtype == tensor.dtype {
+                recipe.for_each_band(|bytes| writer.write(bytes))?;
+            } else {
+                recipe.for_each_cast_band(tensor.dtype, |bytes| writer.write(bytes))?;
+            }
             done += tensor.bytes.len() as u64;
             progress(Progress { stage: "writing", item: &tensor.name, done, total });
         }
@@ -119,6 +127,12 @@ pub fn export(
     staging.copy_present(converted, &COMPANIONS)?;
     staging.publish()?;
     Ok(ExportReport { files })
+}
+
+fn check_casts(dir: &Path, record: &ConversionRecord) -> Result<(), ConvertError> {
+    let mut lossy = record.casts.iter().filter(|cast| cast.is_lossy());
+    let Some(RecordedCast { tensor, from, to, .. }) = lossy.next().cloned() else { return Ok(()) };
+    Err(ConvertError::LossyCast { dir: dir.to_owned(), count: 1 + lossy.count(), example: tensor, from, to })
 }
 
 fn check_version(architecture: &Architecture, record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
@@ -164,11 +178,12 @@ fn exported_index(source: Vec<u8>, record: &ConversionRecord, path: &Path) -> Re
     Ok(text)
 }
 
-/// How the original tensor is made of tensors of the converted model.
+/// How the original tensor is made of tensors of the converted model, in the number format it has there.
 fn original<'a>(model: &'a ConvertedModel, plan: &Plan, tensor: &TensorEntry) -> Result<Recipe<'a>, ConvertError> {
     let whole = |name: &str| {
         let recipe = model.recipe(name).ok_or_else(|| misfit(model, missing(name)))?;
-        if recipe.dtype != tensor.dtype {
+        let cast = |cast: &RecordedCast| cast.tensor == name && cast.between(tensor.dtype, recipe.dtype);
+        if recipe.dtype != tensor.dtype && !model.record().casts.iter().any(cast) {
             let (found, expected) = (recipe.dtype.to_string(), format!("{} as in the original", tensor.dtype));
             return Err(misfit(model, PlanProblem::Dtype { tensor: name.to_owned(), found, expected }));
         }
@@ -183,11 +198,17 @@ fn original<'a>(model: &'a ConvertedModel, plan: &Plan, tensor: &TensorEntry) ->
     };
     let mut sources: Vec<TensorRef<'a>> = Vec::new();
     let mut blocks = Vec::new();
+    let dtype = whole(&step.targets[0].name)?.dtype;
     for (n, (target, moved)) in step.targets.iter().zip(plan.blocks(step)?).enumerate() {
-        sources.extend(whole(&target.name)?.sources);
+        let part = whole(&target.name)?;
+        if part.dtype != dtype {
+            let (found, expected) = (part.dtype.to_string(), format!("{dtype} as `{}`", step.targets[0].name));
+            return Err(misfit(model, PlanProblem::Dtype { tensor: target.name.clone(), found, expected }));
+        }
+        sources.extend(part.sources);
         blocks.extend(moved.iter().filter(|block| block.source == source).map(|block| block.inverse(n)));
     }
-    Ok(Recipe { sources, blocks, dtype: tensor.dtype, shape: tensor.shape.clone() })
+    Ok(Recipe { sources, blocks, dtype, shape: tensor.shape.clone() })
 }
 
 fn missing(name: &str) -> PlanProblem {

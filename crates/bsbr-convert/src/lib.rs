@@ -7,8 +7,14 @@
 //! gives the original files back bit for bit. It knows no tensor framework beyond what `bsbr-model` asks of a source
 //! of weights.
 //!
+//! Checkpoints are read from safetensors, or else from PyTorch's own files (zip archives and the legacy format, in one
+//! piece or in several), and always written as safetensors: the export of a PyTorch checkpoint has the same tensors bit
+//! for bit, in other files. Of a safetensors file the bytes needed are mapped; of a PyTorch file one tensor at a time is
+//! read whole, and twice that while one with strides is put in order. [`ConvertOptions::dtype`] asks for another number
+//! format; a cast that changed any number is recorded, and such a model is not exported: its original bits are gone.
+//!
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
-//! - [`convert()`] writes a converted model directory, [`export`] undoes it;
+//! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
 //! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
 //!
@@ -63,7 +69,9 @@ mod checkpoint;
 mod convert;
 mod converted;
 mod derive;
+mod dtype;
 mod error;
+mod estimate;
 mod expected;
 mod export;
 mod files;
@@ -82,11 +90,14 @@ mod source;
 mod table;
 mod tensors;
 mod tie;
+mod weights;
 
-pub use arch::{ARCHITECTURES, architecture};
+pub use arch::{ARCHITECTURES, architecture, architecture_by_name};
 pub use checkpoint::Checkpoint;
 pub use convert::{ConversionReport, ConvertOptions, Progress, convert};
+pub use dtype::{DtypePolicy, RecordedCast};
 pub use error::ConvertError;
+pub use estimate::{Estimate, EstimatedTensor, estimate};
 pub use expected::ExpectedLogits;
 pub use export::{ExportReport, ExportedFile, export};
 pub use gguf::{GgufKind, GgufProblem};

@@ -3,6 +3,7 @@
 use bsbr_attn::BlockAttentionConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::{DtypePolicy, RecordedCast};
 use crate::tensors::FileFormat;
 use crate::tie::HeadForm;
 
@@ -27,6 +28,12 @@ pub struct ConversionRecord {
     pub head: HeadForm,
     /// BSBR settings; none for the original attention.
     pub settings: Option<BlockAttentionConfig>,
+    /// What was asked for as the number format of the weights.
+    #[serde(default, skip_serializing_if = "DtypePolicy::keeps")]
+    pub dtype: DtypePolicy,
+    /// The weights that have another number format than in the source, and what that cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub casts: Vec<RecordedCast>,
     /// Numbers in the weights of the original model.
     pub parameters_before: usize,
     /// Numbers in the weights of the converted model.
@@ -56,7 +63,7 @@ pub struct RecordedTensor {
     pub name: String,
     /// File.
     pub file: String,
-    /// Number format, the one of the tensors it becomes as well.
+    /// Number format; the one of the tensors it becomes as well, unless [`ConversionRecord::casts`] names them.
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,

@@ -120,6 +120,17 @@ impl When {
     }
 }
 
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => f.write_str("always"),
+            Self::Flag(name) => f.write_str(name),
+            Self::Not(name) => write!(f, "not {name}"),
+            Self::All(parts) => f.write_str(&parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
+        }
+    }
+}
+
 /// What happens to the numbers of a tensor. Every op is a bijection on them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {

@@ -11,6 +11,7 @@ use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::converted::ConvertedModel;
 use crate::derive;
+use crate::dtype::CastSummary;
 use crate::gguf::GgufKind;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::tensors::{Recipe, TensorFile};
@@ -145,11 +146,14 @@ impl ModelSource {
         }
     }
 
-    /// What is worth telling a reader about the checkpoint.
+    /// What is worth telling a reader about the checkpoint or the converted model.
     pub fn notes(&self) -> Vec<String> {
         match &self.weights {
             Weights::Planned(planned) => planned.notes(),
-            Weights::Converted(_) => Vec::new(),
+            Weights::Converted(model) => {
+                let casts = &model.record().casts;
+                if casts.is_empty() { Vec::new() } else { vec![CastSummary(casts).to_string()] }
+            }
         }
     }
 

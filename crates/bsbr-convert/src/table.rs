@@ -1,10 +1,10 @@
-//! The plan as text: the mapping table that a dry run prints.
+//! Plans and rules as text: the mapping table that a dry run prints, and the rule table of an architecture.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::plan::{Plan, SourceTensor, Step};
-use crate::rules::{Rule, expand};
+use crate::rules::{Architecture, Rule, expand};
 
 impl fmt::Display for Plan {
     /// One line per rule, with `{i}` for the layer: source, shape, dtype, what happens, targets.
@@ -12,12 +12,6 @@ impl fmt::Display for Plan {
         let mut rows = vec![["source", "shape", "dtype", "how", "target"].map(str::to_owned)];
         for (number, rule) in self.architecture.rules.iter().enumerate() {
             rows.extend(self.row(number, rule));
-        }
-        let mut widths = [0; 5];
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
         }
         let read = self.steps.iter().map(|step| step.sources.len()).sum::<usize>();
         let weights = self.steps.iter().map(|step| step.targets.len()).sum::<usize>();
@@ -33,14 +27,7 @@ impl fmt::Display for Plan {
             read + copies + ignored,
             self.model.decoder.layers
         )?;
-        for row in &rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
-                line += &format!("{cell:width$}  ");
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        write_rows(f, &rows)
     }
 }
 
@@ -74,6 +61,53 @@ impl Plan {
         let how = if ops.is_empty() { "as it is".to_owned() } else { ops.join(", ") };
         Some([source, shape, dtype, how, targets.join(", ")])
     }
+}
+
+impl fmt::Display for Architecture {
+    /// One line per rule: source, when it applies, what happens, targets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        writeln!(f, "rules `{}` version {}, for model type {}", self.id, self.version, quoted(self.model_types))?;
+        writeln!(f, "prefix {{p}}: the first of {} that gives `{}`", quoted(self.prefixes), self.anchor)?;
+        for reject in self.rejects {
+            writeln!(f, "refused: `{}` = true: {}", reject.key, reject.why)?;
+        }
+        writeln!(f)?;
+        let mut rows = vec![["source", "when", "how", "target"].map(str::to_owned)];
+        rows.extend(self.rules.iter().map(|rule| match *rule {
+            Rule::Map { source, targets, ops, when } => {
+                let ops: Vec<String> = ops.iter().map(ToString::to_string).collect();
+                let how = if ops.is_empty() { "as it is".to_owned() } else { ops.join(", ") };
+                [source.to_owned(), when.to_string(), how, targets.join(", ")]
+            }
+            Rule::Tie { head, embed, target } => {
+                let how = format!("dropped if equal to `{embed}`");
+                [head.to_owned(), "if there".to_owned(), how, target.to_owned()]
+            }
+            Rule::Ignore { name, why } => {
+                [name.to_owned(), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]
+            }
+        }));
+        write_rows(f, &rows)
+    }
+}
+
+/// Writes cells in columns, each as wide as its widest cell.
+fn write_rows<const COLUMNS: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; COLUMNS]]) -> fmt::Result {
+    let mut widths = [0; COLUMNS];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            line += &format!("{cell:width$}  ");
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
 }
 
 /// The shapes and dtypes that occur, normally one of each.

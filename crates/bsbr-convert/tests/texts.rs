@@ -32,6 +32,24 @@ fn the_mapping_table_of_llama() {
 }
 
 #[test]
+fn the_rule_tables_of_a_fused_and_of_a_conditional_architecture() {
+    for name in ["gpt_bigcode", "stablelm"] {
+        insta::assert_snapshot!(format!("rules_{name}"), bsbr_convert::architecture_by_name(name).expect("rules"));
+    }
+}
+
+#[test]
+fn every_rule_of_every_architecture_is_a_line_of_its_table() {
+    for architecture in bsbr_convert::ARCHITECTURES {
+        let text = architecture.to_string();
+        let (_, table) = text.split_once("\n\n").expect("a table after the headlines");
+        assert_eq!(table.lines().count(), 1 + architecture.rules.len(), "{}", architecture.id);
+        let by_model_type = bsbr_convert::architecture_by_name(architecture.model_types[0]).expect("the same rules");
+        assert_eq!(by_model_type.id, architecture.id);
+    }
+}
+
+#[test]
 fn the_model_card() {
     let (temp, dir) = checkout("llama", "config.json");
     let output = temp.path().join("out");

@@ -4,7 +4,9 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_convert::{ConversionReport, ConvertOptions, ExpectedLogits, convert};
+use bsbr_convert::{
+    ConversionReport, ConvertOptions, DtypePolicy, Estimate, ExpectedLogits, convert, estimate, plan_checkpoint,
+};
 use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 
 use super::verify;
@@ -23,12 +25,15 @@ pub(crate) struct Args {
     /// Where to write the converted model
     #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Print what would become what, and write nothing
+    /// Print what would become what, and how large, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Replace an earlier conversion
     #[arg(long)]
     force: bool,
+    /// Number format of the weights: keep, f32, f16, bf16. A cast that loses anything is told, and cannot be exported
+    #[arg(long, value_name = "DTYPE", value_parser = crate::args::by_name::<DtypePolicy>, default_value = "keep")]
+    dtype: DtypePolicy,
     /// Layers that keep the original attention
     #[arg(long, value_name = "I,...", value_delimiter = ',')]
     original_layers: Vec<usize>,
@@ -52,13 +57,21 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let attention = args.attention.resolve(None)?.unwrap_or_default();
-    if args.dry_run {
-        let dir = args.model.unwrap_or_else(builtin::dir);
-        let planned = bsbr_convert::plan_checkpoint(model_dir(&dir)?)?;
-        return output::result(&planned.plan.to_string());
-    }
     let is_builtin = args.model.is_none();
     let dir = args.model.clone().unwrap_or_else(builtin::dir);
+    let options = ConvertOptions {
+        source_name: is_builtin.then(|| "the built-in GPT-2".to_owned()),
+        attention: Some(attention.clone()),
+        original_layers: args.original_layers.clone(),
+        position_policy: args.positions,
+        dtype: args.dtype,
+        ..Default::default()
+    };
+    if args.dry_run {
+        let planned = plan_checkpoint(model_dir(&dir)?)?;
+        let sizes = sizes(&estimate(&planned, &options)?, &planned.notes());
+        return output::result(&format!("{}\n{sizes}", planned.plan));
+    }
     let Some(output_dir) = args.output_dir.clone().or_else(|| is_builtin.then(builtin::output)) else {
         bail!("--output-dir DIR is needed: where to write the converted model (--dry-run writes nothing)");
     };
@@ -67,14 +80,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     check_output_dir(&output_dir, force)?;
     let eval_text = args.eval_text.clone().or_else(|| is_builtin.then(builtin::heldout));
     let report = eval_text.map(|text| measure_before(&args, &dir, &attention, &text)).transpose()?;
-    let options = ConvertOptions {
-        source_name: is_builtin.then(|| "the built-in GPT-2".to_owned()),
-        attention: Some(attention),
-        original_layers: args.original_layers,
-        position_policy: args.positions,
-        force,
-        measured: report.as_ref().map(card_numbers),
-    };
+    let options = ConvertOptions { force, measured: report.as_ref().map(card_numbers), ..options };
     let started = Instant::now();
     let mut bar = Progress::new("converting");
     let conversion = convert(&dir, &output_dir, &options, &mut |progress| bar.set(progress.done, progress.total))?;
@@ -136,6 +142,46 @@ fn card_numbers(report: &EvaluationReport) -> Vec<(String, String)> {
         numbers.push((format!("KL, {}", variant.name), format!("{:.5}", agreement.kl)));
     }
     numbers
+}
+
+/// What a conversion would write: a table with a line for the same weight of all layers, and the totals.
+fn sizes(estimate: &Estimate, notes: &[String]) -> String {
+    let mut groups: Vec<([String; 3], u64, u64)> = Vec::new();
+    for tensor in &estimate.tensors {
+        let parts = tensor.name.split('.').map(|part| if part.parse::<usize>().is_ok() { "{i}" } else { part });
+        let dtype = match tensor.source_dtype {
+            same if same == tensor.dtype => same.to_string(),
+            other => format!("{other} to {}", tensor.dtype),
+        };
+        let key = [parts.collect::<Vec<_>>().join("."), dtype, format!("{:?}", tensor.shape)];
+        match groups.iter_mut().find(|(other, ..)| *other == key) {
+            Some((_, count, _)) => *count += 1,
+            None => groups.push((key, 1, tensor.bytes)),
+        }
+    }
+    let row = |([name, dtype, shape], count, each): ([String; 3], u64, u64)| {
+        vec![name, dtype, shape, grouped(each), count.to_string(), grouped(each * count)]
+    };
+    let rows: Vec<Vec<String>> = groups.into_iter().map(row).collect();
+    let mut lines = vec![
+        output::table(&["written", "dtype", "shape", "bytes each", "times", "bytes"], &rows),
+        String::new(),
+        format!(
+            "parameters: {} of the original, {} added",
+            grouped(estimate.parameters_before as u64),
+            grouped(estimate.parameters_added as u64)
+        ),
+        format!(
+            "weights: {} bytes read, {} bytes written ({})",
+            grouped(estimate.source_bytes),
+            grouped(estimate.output_bytes),
+            bytes(estimate.output_bytes)
+        ),
+        format!("memory: at most {} of weights at a time", bytes(estimate.peak_bytes)),
+    ];
+    lines.extend(notes.iter().map(|note| format!("note: {note}")));
+    lines.push("a dry run: nothing was written".to_owned());
+    lines.join("\n")
 }
 
 fn summary(conversion: &ConversionReport, output_dir: &std::path::Path, seconds: f64) -> String {

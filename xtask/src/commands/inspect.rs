@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use bsbr_convert::{ARCHITECTURES, architecture_by_name};
 use bsbr_model::DecoderCache;
 
 use crate::{args::DeviceArgs, builtin, output, running::open};
@@ -15,11 +16,17 @@ pub(crate) struct Args {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+    /// Print the rules of an architecture instead; `list` names all of them
+    #[arg(long, value_name = "ARCH", conflicts_with_all = ["model", "tensors"])]
+    rules: Option<String>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(name) = args.rules {
+        return output::result(&rules(&name)?);
+    }
     let dir = args.model.unwrap_or_else(builtin::dir);
     let source = open(&dir)?;
     let config = source.model_config();
@@ -57,4 +64,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
         lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));
     }
     output::result(&lines.join("\n"))
+}
+
+/// The rule table of an architecture, or the list of all.
+fn rules(name: &str) -> Result<String> {
+    if name != "list" {
+        return Ok(architecture_by_name(name)?.to_string().trim_end().to_owned());
+    }
+    let row = |arch: &bsbr_convert::rules::Architecture| {
+        vec![arch.id.to_owned(), arch.model_types.join(", "), arch.rules.len().to_string(), arch.version.to_string()]
+    };
+    let rows: Vec<Vec<String>> = ARCHITECTURES.iter().map(row).collect();
+    Ok(output::table(&["rules", "model type", "rules in the table", "version"], &rows))
 }

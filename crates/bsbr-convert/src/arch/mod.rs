@@ -88,6 +88,22 @@ pub fn architecture(config: &ConfigFile) -> Result<&'static Architecture, Conver
     Ok(architecture)
 }
 
+/// The architecture whose rules are called `name`, or that serves the `model_type` of this name.
+///
+/// # Errors
+///
+/// [`ConvertError::UnknownRules`] listing every name there is, and the nearest.
+pub fn architecture_by_name(name: &str) -> Result<&'static Architecture, ConvertError> {
+    let named = |arch: &&Architecture| arch.id == name || arch.model_types.contains(&name);
+    ARCHITECTURES.iter().find(named).ok_or_else(|| {
+        let ids = || ARCHITECTURES.iter().map(|arch| arch.id);
+        let nearest =
+            crate::hints::nearest(name, ids().chain(ARCHITECTURES.iter().flat_map(|a| a.model_types).copied()));
+        let known = ids().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
+        ConvertError::UnknownRules { found: name.to_owned(), nearest, known }
+    })
+}
+
 fn supported() -> String {
     let types = ARCHITECTURES.iter().flat_map(|arch| arch.model_types);
     types.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")

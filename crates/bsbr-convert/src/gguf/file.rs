@@ -249,7 +249,7 @@ fn quantised_note(stored: &HashMap<String, Stored>) -> Option<String> {
     let count = quantised.count();
     (count > 0).then(|| {
         format!(
-            "{count} tensors were quantised ({}): their numbers are written as f32, an export cannot give back the \
+            "{count} tensors were quantised ({}): their numbers are read as f32, an export cannot give back the \
              codes",
             names.join(", ")
         )

@@ -1,6 +1,7 @@
 //! Files of weights: headers, bytes of single tensors, streamed writing.
 
 mod any;
+mod cast;
 mod copy;
 mod file;
 mod float;
@@ -16,11 +17,12 @@ pub use header::{Header, TensorEntry};
 pub use safetensors::Dtype;
 
 pub(crate) use any::{TensorBytes, TensorFile};
+pub(crate) use cast::CastLoss;
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
 pub(crate) use map::Mapping;
-pub(crate) use recipe::{OpenRecipe, Recipe, TensorRef};
+pub(crate) use recipe::{BAND, OpenRecipe, Recipe, TensorRef};
 pub(crate) use torch::TorchFile;
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, exported_header, header_text, hex};

@@ -1,17 +1,19 @@
 //! One tensor as a rearrangement of tensors in files, read in bands.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 
 use super::any::{TensorBytes, TensorFile};
+use super::cast::{CastLoss, cast};
 use super::copy::{Block, Pattern, bands, fill_block};
 use super::float::{first_not_finite, numbers};
 use super::header::TensorEntry;
 use crate::ConvertError;
 
 /// Bytes of a band: large enough that the cost per band vanishes, small beside a tensor that matters.
-const BAND: usize = 8 << 20;
+pub(crate) const BAND: usize = 8 << 20;
 
 /// A tensor in a file.
 #[derive(Debug, Clone, Copy)]
@@ -56,16 +58,46 @@ impl<'a> Recipe<'a> {
     }
 
     /// Fails when a band that starts at number `first` holds a NaN or an infinity.
-    pub(crate) fn check_finite(&self, bytes: &[u8], first: usize) -> Result<(), ConvertError> {
+    fn check_finite(&self, bytes: &[u8], first: usize) -> Result<(), ConvertError> {
         let Some((index, value)) = first_not_finite(self.dtype, bytes) else { return Ok(()) };
-        let (source, element) = self.origin(first + index);
+        let (path, tensor, element) = self.place(first + index);
+        Err(ConvertError::NotFinite { path, tensor, element, value })
+    }
+
+    /// File, tensor and element that the number `position` comes from.
+    fn place(&self, position: usize) -> (PathBuf, String, usize) {
+        let (source, element) = self.origin(position);
         let source = &self.sources[source];
-        Err(ConvertError::NotFinite {
-            path: source.file.path().to_owned(),
-            tensor: source.entry.name.clone(),
-            element,
-            value,
-        })
+        (source.file.path().to_owned(), source.entry.name.clone(), element)
+    }
+
+    /// Calls `each` with the bytes of consecutive bands in the format `to`; returns what that changed.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::NotFinite`] when a number is NaN or infinite, [`ConvertError::CastOverflow`] when it becomes so.
+    pub(crate) fn for_each_cast_band(
+        &self,
+        to: Dtype,
+        mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<CastLoss, ConvertError> {
+        let (mut loss, mut out, mut first) = (CastLoss::default(), Vec::new(), 0);
+        self.for_each_band(|bytes| {
+            self.check_finite(bytes, first)?;
+            if self.dtype == to {
+                each(bytes)?;
+            } else {
+                out.clear();
+                cast([self.dtype, to], bytes, &mut out, &mut loss).map_err(|overflow| {
+                    let (path, tensor, element) = self.place(first + overflow.index);
+                    ConvertError::CastOverflow { path, tensor, element, value: overflow.value, to: to.to_string() }
+                })?;
+                each(&out)?;
+            }
+            first += bytes.len() * 8 / self.dtype.bitsize();
+            Ok(())
+        })?;
+        Ok(loss)
     }
 
     /// Which number of which source the number `position` is.

@@ -1,5 +1,7 @@
 //! PyTorch files written by hand, so that they can be strange or wrong.
 
+use std::io::{Cursor, Seek, SeekFrom, Write};
+
 use super::Tensor;
 
 /// A tensor in a PyTorch file: a view of a storage.
@@ -17,6 +19,8 @@ pub struct View {
 pub struct Storage {
     pub kind: &'static str,
     pub bytes: Vec<u8>,
+    /// Zeros that follow the bytes, in the older format only: a hole in the file.
+    pub zeros: usize,
 }
 
 impl Storage {
@@ -27,7 +31,7 @@ impl Storage {
             "HalfStorage" | "BFloat16Storage" => 2,
             _ => 1,
         };
-        self.bytes.len() / size
+        (self.bytes.len() + self.zeros) / size
     }
 }
 
@@ -62,7 +66,7 @@ impl StateDict {
                 shape: tensor.shape.clone(),
                 stride: contiguous(&tensor.shape),
             });
-            dict.storages.push(Storage { kind, bytes: tensor.bytes.clone() });
+            dict.storages.push(Storage { kind, bytes: tensor.bytes.clone(), zeros: 0 });
         }
         dict
     }
@@ -103,6 +107,13 @@ impl StateDict {
 
     /// The format before PyTorch 1.6.
     pub fn legacy(&self) -> Vec<u8> {
+        let mut out = Cursor::new(Vec::new());
+        self.write_legacy(&mut out);
+        out.into_inner()
+    }
+
+    /// The same, to a file that may have holes.
+    pub fn write_legacy(&self, file: &mut (impl Write + Seek)) {
         let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}(".to_vec();
         text(&mut out, "little_endian");
         out.extend(b"\x88u.");
@@ -110,11 +121,15 @@ impl StateDict {
         out.extend(b"\x80\x02](");
         (0..self.storages.len()).for_each(|key| text(&mut out, &key.to_string()));
         out.extend(b"e.");
+        file.write_all(&out).expect("room");
         for storage in &self.storages {
-            out.extend((storage.numbers() as u64).to_le_bytes());
-            out.extend(&storage.bytes);
+            file.write_all(&(storage.numbers() as u64).to_le_bytes()).expect("room");
+            file.write_all(&storage.bytes).expect("room");
+            if let Some(last) = storage.zeros.checked_sub(1) {
+                file.seek(SeekFrom::Current(last as i64)).expect("a hole");
+                file.write_all(&[0]).expect("room");
+            }
         }
-        out
     }
 
     /// A zip archive, as PyTorch writes it since 1.6.
