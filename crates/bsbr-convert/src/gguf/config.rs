@@ -135,6 +135,38 @@ pub(super) fn gemma(reading: &mut Reading<'_>) -> Result<(), ConvertError> {
     Ok(())
 }
 
+pub(super) fn gemma2(reading: &mut Reading<'_>) -> Result<(), ConvertError> {
+    gemma(reading)?;
+    reading.scalar_of_queries(46)?;
+    reading.set("hidden_activation", json!("gelu_pytorch_tanh"));
+    reading.copy_f64("attn_logit_softcapping", "attn_logit_softcapping")?;
+    reading.copy_f64("final_logit_softcapping", "final_logit_softcapping")?;
+    reading.copy_usize("sliding_window", "attention.sliding_window")?;
+    Ok(())
+}
+
+pub(super) fn gemma3(reading: &mut Reading<'_>) -> Result<(), ConvertError> {
+    gemma(reading)?;
+    reading.scalar_of_queries(62)?;
+    reading.set("hidden_activation", json!("gelu_pytorch_tanh"));
+    // Unlike that of layers with a window, the base of the others has no default.
+    reading.copy_f64("rope_theta", "rope.freq_base")?;
+    let local = reading.key("rope.freq_base_swa");
+    let local = reading.metadata.optional_f64(&local)?.unwrap_or(10_000.0);
+    reading.set("rope_local_base_freq", json!(local));
+    reading.copy_usize("sliding_window", "attention.sliding_window")?;
+    let pattern = reading.key("attention.sliding_window_pattern");
+    let pattern = reading.metadata.optional_usize(&pattern)?.unwrap_or(6);
+    if pattern == 0 {
+        return Err(reading.metadata.error("gemma3.attention.sliding_window_pattern", "1 or more"));
+    }
+    reading.set("sliding_window_pattern", json!(pattern));
+    let cap = reading.key("final_logit_softcapping");
+    let cap = reading.metadata.optional_f64(&cap)?.filter(|&cap| cap != 0.0);
+    reading.set("final_logit_softcapping", json!(cap));
+    Ok(())
+}
+
 pub(super) fn gpt2(reading: &mut Reading<'_>) -> Result<(), ConvertError> {
     reading.copy_usize("n_embd", "embedding_length")?;
     reading.copy_usize("n_layer", "block_count")?;
@@ -206,6 +238,17 @@ impl Reading<'_> {
         }
         self.set("head_dim", json!(head_dim));
         Ok(head_dim)
+    }
+
+    /// What the scores of Gemma are divided by the root of. No metadata say it: the format defines it as the width of a
+    /// head, and for the largest model, known by its number of layers, as the share of a head in the hidden size.
+    fn scalar_of_queries(&mut self, layers_of_the_largest: usize) -> Result<(), ConvertError> {
+        let size = |key: &str| self.config.get(key).and_then(Value::as_u64).unwrap_or_default();
+        let (hidden, heads) = (size("hidden_size"), size("num_attention_heads"));
+        let largest = size("num_hidden_layers") == layers_of_the_largest as u64;
+        let scalar = if largest && heads > 0 { hidden as f64 / heads as f64 } else { size("head_dim") as f64 };
+        self.set("query_pre_attn_scalar", json!(scalar));
+        Ok(())
     }
 
     fn whole_heads_rotate(&mut self, head_dim: usize) -> Result<(), ConvertError> {

@@ -84,8 +84,22 @@ pub(super) const ARCHITECTURES: &[GgufArchitecture] = &[
         name: "gemma",
         model_type: "gemma",
         class: "GemmaForCausalLM",
-        tensors: &[GEMMA, ROTARY_HALVES, GATED],
+        tensors: &[GEMMA_OUTER, GEMMA, ROTARY_HALVES, GATED],
         read: config::gemma,
+    },
+    GgufArchitecture {
+        name: "gemma2",
+        model_type: "gemma2",
+        class: "Gemma2ForCausalLM",
+        tensors: &[GEMMA_OUTER, SANDWICH, ROTARY_HALVES, GATED],
+        read: config::gemma2,
+    },
+    GgufArchitecture {
+        name: "gemma3",
+        model_type: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        tensors: &[GEMMA_OUTER, SANDWICH, ROTARY_HALVES, LARGER_HEAD_NORMS, GATED],
+        read: config::gemma3,
     },
 ];
 
@@ -130,13 +144,25 @@ const FUSED: &[Name] = &[
     ("blk.{i}.ffn_down", "model.layers.{i}.mlp.down_proj", Same),
 ];
 
-const GEMMA: &[Name] = &[
+const GEMMA_OUTER: &[Name] = &[
     ("token_embd", "model.embed_tokens", Same),
     ("output_norm", "model.norm", OneMore),
     ("output", "lm_head", Same),
     ("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm", OneMore),
     ("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj", Same),
-    ("blk.{i}.ffn_norm", "model.layers.{i}.post_attention_layernorm", OneMore),
+];
+
+const GEMMA: &[Name] = &[("blk.{i}.ffn_norm", "model.layers.{i}.post_attention_layernorm", OneMore)];
+
+const SANDWICH: &[Name] = &[
+    ("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm", OneMore),
+    ("blk.{i}.ffn_norm", "model.layers.{i}.pre_feedforward_layernorm", OneMore),
+    ("blk.{i}.post_ffw_norm", "model.layers.{i}.post_feedforward_layernorm", OneMore),
+];
+
+const LARGER_HEAD_NORMS: &[Name] = &[
+    ("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.q_norm", OneMore),
+    ("blk.{i}.attn_k_norm", "model.layers.{i}.self_attn.k_norm", OneMore),
 ];
 
 const GPT2: &[Name] = &[
