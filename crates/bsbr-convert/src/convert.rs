@@ -88,7 +88,7 @@ pub struct ConversionReport {
     pub output_bytes: u64,
 }
 
-/// Converts the Hugging Face checkpoint in `input` to a converted model in `output`.
+/// Converts the Hugging Face checkpoint in `input`, or the GGUF file `input`, to a converted model in `output`.
 ///
 /// One band of one tensor is in memory at a time, from a PyTorch file one whole tensor (twice while it is read with
 /// strides that are not row by row; two for the mean that a meta projection starts as). The output appears whole or not

@@ -13,6 +13,8 @@
 //! read whole, and twice that while one with strides is put in order. [`ConvertOptions::dtype`] asks for another number
 //! format; a cast that changed any number is recorded, and such a model is not exported: its original bits are gone.
 //!
+//! A GGUF file is taken wherever a checkpoint is: it is read as the Hugging Face checkpoint it was made of.
+//!
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
 //! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;

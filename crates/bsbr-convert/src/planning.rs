@@ -70,7 +70,7 @@ impl PlannedCheckpoint {
     }
 }
 
-/// Opens the Hugging Face checkpoint in `dir` and plans its conversion. Reads headers, and the head and embedding
+/// Opens the Hugging Face checkpoint in `dir`, or the GGUF file `dir`, and plans its conversion. Reads headers, and the head and embedding
 /// table to compare them; no other weights.
 ///
 /// # Errors

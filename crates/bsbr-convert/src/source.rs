@@ -60,7 +60,7 @@ impl TensorListing {
 }
 
 impl ModelSource {
-    /// Opens the checkpoint or converted model in `dir` and checks every name, shape and dtype.
+    /// Opens the checkpoint or converted model in `dir`, or the GGUF file `dir`, and checks every name, shape and dtype.
     ///
     /// # Errors
     ///

@@ -14,6 +14,7 @@ use burn::tensor::Device;
 use common::gguf::{GgufParts, gguf_checkout, gguf_fixture};
 use common::{checkout, convert_plain, fixtures, read_dir_tensors, read_tensors};
 use half::f16;
+use serde_json::{Value, json};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -125,6 +126,25 @@ fn a_wrong_order_of_rows_would_not_pass() {
 }
 
 #[test]
+fn biases_of_queries_and_keys_are_in_the_order_of_their_weights() {
+    let mut parts = GgufParts::read("llama.gguf");
+    for layer in 0..2 {
+        for (name, rows) in [("q", 48), ("k", 24), ("v", 24), ("output", 48)] {
+            let numbers: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+            parts.add_f32(&format!("blk.{layer}.attn_{name}.bias"), &numbers);
+        }
+    }
+    let (_temp, file) = parts.write();
+    let weights = weights(&file);
+    // Heads of 12 rows: the first of each pair, then the second.
+    let head = |first: usize| (0..12).map(move |row| (first + row % 6 * 2 + row / 6) as f32);
+    let expected: Vec<f32> = [0, 12, 24, 36].into_iter().flat_map(head).collect();
+    assert_eq!(weights["layers.1.attention.query.bias"], expected);
+    assert_eq!(weights["layers.1.attention.key.bias"], expected[..24]);
+    assert_eq!(weights["layers.1.attention.value.bias"], (0..24).map(|row| row as f32).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_head_equal_to_the_embedding_table_is_stored_once_and_exported_twice() {
     let mut parts = GgufParts::read("llama.gguf");
     let embedding = parts.tensor("token_embd.weight").data.clone();
@@ -176,5 +196,58 @@ fn tokenizers_give_the_ids_of_transformers_and_of_sentencepiece() {
         assert!(compared >= texts.len() - 1, "{kind}");
         let text = "Hello world, naïve café 日本語 12";
         assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text, "{kind}");
+    }
+}
+
+#[test]
+fn rotary_settings_are_those_of_the_configuration_they_stand_for() {
+    let (short, long): (Vec<f32>, Vec<f32>) = (vec![1.0, 1.25, 1.5, 2.0, 2.5, 4.0], vec![1.0, 2.0, 4.0, 8.0, 9.0, 9.5]);
+    let longrope =
+        json!({"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": 1.125});
+    let cases: [(&str, Value, &dyn Fn(&mut GgufParts)); 6] = [
+        ("llama", json!({"rope_type": "linear", "factor": 2.5}), &|parts| {
+            parts.set_text("llama.rope.scaling.type", "linear");
+            parts.set_f32("llama.rope.scaling.factor", 2.5);
+        }),
+        // As it was written before scalings had names.
+        ("llama", json!({"rope_type": "linear", "factor": 2.5}), &|parts| {
+            parts.set_f32("llama.rope.scale_linear", 2.5)
+        }),
+        ("llama", json!({"rope_type": "default"}), &|parts| parts.set_text("llama.rope.scaling.type", "none")),
+        (
+            "qwen2",
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 24.0}),
+            &|parts| {
+                parts.set_text("qwen2.rope.scaling.type", "yarn");
+                parts.set_f32("qwen2.rope.scaling.factor", 4.0);
+                parts.set_u32("qwen2.rope.scaling.original_context_length", 16);
+                parts.set_f32("qwen2.rope.scaling.yarn_beta_fast", 24.0);
+            },
+        ),
+        ("phi3", longrope, &|parts| {
+            parts.set_u32("phi3.rope.scaling.original_context_length", 32);
+            parts.set_f32("phi3.rope.scaling.attn_factor", 1.125);
+            parts.add_f32("rope_factors_long.weight", &long);
+            parts.add_f32("rope_factors_short.weight", &short);
+        }),
+        ("phi3", json!({"rope_type": "default", "partial_rotary_factor": 0.5}), &|parts| {
+            parts.set_u32("phi3.rope.dimension_count", 6);
+        }),
+    ];
+    for (name, scaling, change) in cases {
+        let mut parts = GgufParts::read(&format!("{name}.gguf"));
+        change(&mut parts);
+        let (_temp, file) = parts.write();
+        let (_other, dir) = checkout(name, "config.json");
+        common::edit_config(&dir, |config| {
+            config["rope_parameters"] = scaling.clone();
+            config["rope_parameters"]["rope_theta"] = json!(10000.0);
+            if scaling["rope_type"] == "longrope" {
+                config["original_max_position_embeddings"] = json!(32);
+            }
+        });
+        let [found, expected] =
+            [&file, &dir].map(|model| ModelSource::open(model).unwrap().model_config().decoder.clone());
+        assert_eq!(found.positions, expected.positions, "{name}: {scaling}");
     }
 }

@@ -200,7 +200,7 @@ fn a_directory_says_which_gguf_files_it_holds() {
 
 #[test]
 fn a_tokenizer_that_is_not_known_leaves_the_weights_usable_and_says_why() {
-    let reason = |change: fn(&mut GgufParts)| {
+    let reason = |change: &dyn Fn(&mut GgufParts)| {
         let mut parts = GgufParts::read("mixed.gguf");
         change(&mut parts);
         let (_temp, file) = parts.write();
@@ -210,8 +210,16 @@ fn a_tokenizer_that_is_not_known_leaves_the_weights_usable_and_says_why() {
         assert!(source.notes().iter().any(|note| note.ends_with(&reason)), "{:?}", source.notes());
         reason
     };
-    assert!(reason(|parts| parts.set_text("tokenizer.ggml.pre", "newest")).contains("newest"));
-    assert!(reason(|parts| parts.set_text("tokenizer.ggml.model", "bert")).contains("bert"));
-    assert!(reason(|parts| drop(parts.metadata.remove("tokenizer.ggml.pre"))).contains("tokenizer.ggml.pre"));
-    assert!(reason(|parts| drop(parts.metadata.remove("tokenizer.ggml.model"))).contains("no tokenizer"));
+    assert!(reason(&|parts| parts.set_text("tokenizer.ggml.pre", "newest")).contains("newest"));
+    let merges = |parts: &mut GgufParts, merge: &str| {
+        let mut value =
+            [8_u32.to_le_bytes().as_slice(), &1_u64.to_le_bytes(), &(merge.len() as u64).to_le_bytes()].concat();
+        value.extend(merge.as_bytes());
+        parts.metadata.insert("tokenizer.ggml.merges".into(), (9, value));
+    };
+    assert!(reason(&|parts| merges(parts, "a zzz")).contains("`a zzz`"));
+    assert!(reason(&|parts| merges(parts, "a")).contains("`a` merges"));
+    assert!(reason(&|parts| parts.set_text("tokenizer.ggml.model", "bert")).contains("bert"));
+    assert!(reason(&|parts| drop(parts.metadata.remove("tokenizer.ggml.pre"))).contains("tokenizer.ggml.pre"));
+    assert!(reason(&|parts| drop(parts.metadata.remove("tokenizer.ggml.model"))).contains("no tokenizer"));
 }

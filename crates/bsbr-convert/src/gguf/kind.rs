@@ -84,7 +84,7 @@ impl GgufKind {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether a number takes less than a whole number of bytes of its own.
+    /// Whether its numbers are codes that share the scales of their block.
     pub fn is_quantised(self) -> bool {
         self.block > 1
     }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -5,8 +6,10 @@ use safetensors::SafeTensors;
 
 use super::header::GgufHeader;
 use super::kind::GgufKind;
+use super::names::ARCHITECTURES;
 use super::problem::GgufProblem;
 use super::stored::{Order, Stored, StoredBytes};
+use crate::rules::{Rule, expand};
 use crate::tensors::{Block, Mapping, Pattern};
 
 fn fixture(name: &str) -> PathBuf {
@@ -99,6 +102,27 @@ proptest! {
                     prop_assert_eq!(out.len() * 8, numbers * tensor.kind.dtype().bitsize());
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn every_name_leads_to_a_rule_and_none_is_there_twice() {
+    for known in ARCHITECTURES {
+        let rules = crate::ARCHITECTURES.iter().find(|rules| rules.model_types.contains(&known.model_type)).unwrap();
+        let mut seen = HashSet::new();
+        for (ours, theirs, _) in known.tensors.iter().copied().flatten() {
+            assert!(seen.insert(*ours) && seen.insert(*theirs), "{}: {ours}", known.name);
+            let (name, _) = known.translate(&format!("{}.weight", ours.replace("{i}", "3"))).unwrap();
+            let reads = rules.rules.iter().any(|rule| {
+                let source = match *rule {
+                    Rule::Map { source, .. } => source,
+                    Rule::Tie { head, .. } => head,
+                    Rule::Ignore { .. } => return false,
+                };
+                rules.prefixes.iter().any(|prefix| expand(source, prefix, 3, 0) == name)
+            });
+            assert!(reads, "{}: no rule reads {name}", known.name);
         }
     }
 }

@@ -102,17 +102,17 @@ fn byte_level(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError
         return Ok(Err(format!("how the tokenizer splits a text (`tokenizer.ggml.pre` = {pre}) is not known here")));
     };
     let merges = metadata.texts("tokenizer.ggml.merges")?;
-    let vocabulary = vocabulary(metadata)?;
-    for merge in merges {
+    let vocabulary = match vocabulary(metadata.texts("tokenizer.ggml.tokens")?) {
+        Ok(vocabulary) => vocabulary,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let broken = merges.iter().find(|merge| {
         let halves = merge.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
-        let known = |(a, b): (&str, &str)| {
-            [a, b].iter().all(|half| vocabulary.contains_key(*half))
-                && vocabulary.contains_key(format!("{a}{b}").as_str())
-        };
-        if !halves.is_some_and(known) {
-            let expected = format!("pairs of tokens whose union is a token, `{merge}` is none");
-            return Err(metadata.error("tokenizer.ggml.merges", &expected));
-        }
+        let known = |token: &str| vocabulary.contains_key(token);
+        !halves.is_some_and(|(a, b)| known(a) && known(b) && known(&format!("{a}{b}")))
+    });
+    if let Some(merge) = broken {
+        return Ok(Err(format!("its tokenizer is broken: `{merge}` merges no two tokens into a third")));
     }
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -129,7 +129,10 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
     if scores.len() != tokens.len() || scores.iter().any(|score| score.is_nan()) {
         return Err(metadata.error("tokenizer.ggml.scores", &format!("{} numbers, one for each token", tokens.len())));
     }
-    let vocabulary = vocabulary(metadata)?;
+    let vocabulary = match vocabulary(tokens) {
+        Ok(vocabulary) => vocabulary,
+        Err(reason) => return Ok(Err(reason)),
+    };
     if let Some(long) = tokens.iter().position(|token| token.chars().count() > LONGEST) {
         return Ok(Err(format!("token {long} of its tokenizer has more than {LONGEST} characters")));
     }
@@ -180,13 +183,12 @@ fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) 
     found.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect()
 }
 
-/// The tokens with their ids.
-fn vocabulary(metadata: &Metadata) -> Result<HashMap<&str, usize>, ConvertError> {
-    let tokens = metadata.texts("tokenizer.ggml.tokens")?;
+/// The tokens with their ids, or what is wrong with them.
+fn vocabulary(tokens: &[String]) -> Result<HashMap<&str, usize>, String> {
     let mut vocabulary = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
-        if vocabulary.insert(token.as_str(), id).is_some() {
-            return Err(metadata.error("tokenizer.ggml.tokens", &format!("different tokens, `{token}` is there twice")));
+        if let Some(first) = vocabulary.insert(token.as_str(), id) {
+            return Err(format!("its tokenizer is ambiguous: `{token}` is token {first} and token {id}"));
         }
     }
     Ok(vocabulary)
