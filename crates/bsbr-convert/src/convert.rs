@@ -231,7 +231,7 @@ fn record_files(
     let mut done = 0;
     let mut recorded = Vec::new();
     for file in files {
-        let (name, sha256) = (file.name(), sha256(file.path())?);
+        let (name, sha256, export) = (file.name(), sha256(file.path())?, recorded_export(file)?);
         done += file.len();
         progress(Progress { stage: "hashing", item: &name, done, total });
         recorded.push(RecordedFile {
@@ -240,7 +240,7 @@ fn record_files(
             bytes: file.len(),
             sha256,
             header: file.header().text.clone(),
-            export: recorded_export(file)?,
+            export,
         });
     }
     Ok(recorded)

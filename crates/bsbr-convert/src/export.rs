@@ -93,7 +93,7 @@ pub fn export(
     check_output(output, force, |names| names.iter().any(|name| name == RECORD) || names.iter().all(ours))?;
 
     let staging = Staging::new(output)?;
-    let total = record.files.iter().map(|file| file.bytes).sum();
+    let total = headers.iter().map(|header| header.data_len as u64).sum();
     let mut done = 0;
     let mut files = Vec::new();
     for (file, header) in record.files.iter().zip(&headers) {

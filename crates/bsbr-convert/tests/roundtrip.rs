@@ -205,6 +205,11 @@ fn progress_ends_at_the_total_of_every_stage() {
     converting.expect("sound");
     assert_eq!(last.keys().copied().collect::<Vec<_>>(), ["hashing", "writing"]);
     assert!(last.values().all(|(done, total)| done == total && *total > 0));
+    let mut last = (0, 1);
+    let exporting =
+        export(&temp.path().join("out"), &temp.path().join("back"), false, &mut |p| last = (p.done, p.total));
+    exporting.expect("sound");
+    assert!(last.0 == last.1 && last.1 > 0, "{last:?}");
 }
 
 #[test]

@@ -144,8 +144,10 @@ fn header(tensors: &HashMap<String, Tensor>, file: u64) -> Result<Header, TorchP
     if tensors.is_empty() {
         return Err(TorchProblem::Empty);
     }
+    let mut sorted: Vec<_> = tensors.iter().collect();
+    sorted.sort_by_key(|(name, tensor)| (Reverse(tensor.dtype().size()), *name));
     let mut declarations = Vec::new();
-    for (name, tensor) in tensors {
+    for (name, tensor) in sorted {
         // A view can repeat the same bytes without end: what is larger than the file was never a weight.
         let bytes = tensor.byte_len() as u64;
         if bytes > file {
@@ -158,7 +160,6 @@ fn header(tensors: &HashMap<String, Tensor>, file: u64) -> Result<Header, TorchP
             shape: tensor.shape().to_vec(),
         });
     }
-    declarations.sort_by(|a, b| (Reverse(a.dtype.bitsize()), &a.name).cmp(&(Reverse(b.dtype.bitsize()), &b.name)));
     let total = declarations.iter().try_fold(0_usize, |total, tensor| total.checked_add(tensor.bytes()));
     if total.is_none() {
         return Err(TorchProblem::Unreadable("its tensors together are larger than memory can be".to_owned()));
