@@ -44,7 +44,9 @@ impl PlannedCheckpoint {
         }
         if let Some(extras) = self.checkpoint.gguf() {
             notes.extend(extras.notes.iter().cloned());
-            notes.extend(extras.no_tokenizer.iter().map(|reason| format!("no tokenizer.json is written: {reason}")));
+            notes.extend(
+                extras.no_tokenizer.iter().map(|reason| format!("there is no tokenizer that can be used: {reason}")),
+            );
         }
         if let Some(name) = self.checkpoint.unread() {
             notes.push(format!("`{name}` is there as well and was not read: safetensors come first"));

@@ -211,15 +211,26 @@ fn a_tokenizer_that_is_not_known_leaves_the_weights_usable_and_says_why() {
         reason
     };
     assert!(reason(&|parts| parts.set_text("tokenizer.ggml.pre", "newest")).contains("newest"));
-    let merges = |parts: &mut GgufParts, merge: &str| {
-        let mut value =
-            [8_u32.to_le_bytes().as_slice(), &1_u64.to_le_bytes(), &(merge.len() as u64).to_le_bytes()].concat();
-        value.extend(merge.as_bytes());
-        parts.metadata.insert("tokenizer.ggml.merges".into(), (9, value));
-    };
+    let merges = |parts: &mut GgufParts, merge: &str| parts.set_texts("tokenizer.ggml.merges", &[merge]);
     assert!(reason(&|parts| merges(parts, "a zzz")).contains("`a zzz`"));
     assert!(reason(&|parts| merges(parts, "a")).contains("`a` merges"));
     assert!(reason(&|parts| parts.set_text("tokenizer.ggml.model", "bert")).contains("bert"));
     assert!(reason(&|parts| drop(parts.metadata.remove("tokenizer.ggml.pre"))).contains("tokenizer.ggml.pre"));
     assert!(reason(&|parts| drop(parts.metadata.remove("tokenizer.ggml.model"))).contains("no tokenizer"));
+    // A file of kilobytes whose merges would fill gigabytes.
+    let hostile = |parts: &mut GgufParts| {
+        let tokens: Vec<String> = (1..300).map(|len| "a".repeat(len)).collect();
+        let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+        parts.set_texts("tokenizer.ggml.tokens", &tokens);
+        let mut scores = 6_u32.to_le_bytes().to_vec();
+        scores.extend((tokens.len() as u64).to_le_bytes());
+        scores.resize(scores.len() + 4 * tokens.len(), 0);
+        parts.metadata.insert("tokenizer.ggml.scores".into(), (9, scores));
+        parts.metadata.remove("tokenizer.ggml.token_type");
+        parts.set_u32("tokenizer.ggml.unknown_token_id", 0);
+        parts.set_text("tokenizer.ggml.model", "llama");
+    };
+    assert!(reason(&hostile).contains("more than 32 merges"));
+    let doubled = |parts: &mut GgufParts| parts.set_texts("tokenizer.ggml.tokens", &["a", "b", "a"]);
+    assert!(reason(&doubled).contains("`a` is token 0 and token 2"));
 }

@@ -37,6 +37,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("rope.scaling.yarn_log_multiplier", "only the usual temperature is supported"),
 ];
 
+/// Numbers of a tensor that is a setting, by its name.
+type Factors<'a> = dyn Fn(&str) -> Result<Option<Vec<f64>>, ConvertError> + 'a;
+
 /// A configuration in the making.
 pub(super) struct Reading<'a> {
     metadata: &'a Metadata,
@@ -44,7 +47,7 @@ pub(super) struct Reading<'a> {
     /// Names of the tensors.
     names: BTreeSet<&'a str>,
     /// Numbers of a tensor that is a setting.
-    factors: &'a dyn Fn(&str) -> Result<Option<Vec<f64>>, ConvertError>,
+    factors: &'a Factors<'a>,
     config: Map<String, Value>,
     used: BTreeSet<String>,
 }
@@ -63,7 +66,7 @@ pub(super) fn read(
     architecture: &GgufArchitecture,
     names: BTreeSet<&str>,
     vocab_size: usize,
-    factors: &dyn Fn(&str) -> Result<Option<Vec<f64>>, ConvertError>,
+    factors: &Factors<'_>,
 ) -> Result<GgufConfig, ConvertError> {
     let mut reading = Reading { metadata, architecture, names, factors, config: Map::new(), used: BTreeSet::new() };
     reading.set("architectures", json!([architecture.class]));

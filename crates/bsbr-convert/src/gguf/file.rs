@@ -187,7 +187,8 @@ fn numbers(file: &File, path: &Path, tensor: &GgufTensor) -> Result<Vec<f64>, Co
     const MOST: usize = 1 << 16;
     let count = tensor.shape.iter().product::<usize>();
     if count > MOST {
-        return Err(fault(path)(GgufProblem::TooLarge { tensor: tensor.name.clone(), shape: tensor.shape.clone() }));
+        let (path, key, found) = (path.to_owned(), tensor.name.clone(), format!("{count} numbers"));
+        return Err(ConvertError::ConfigKey { path, key, expected: format!("at most {MOST} numbers"), found });
     }
     let range = tensor.bytes.start as u64..tensor.bytes.end as u64;
     let mapping = Mapping::new(file, range).map_err(ConvertError::io("map", path))?;

@@ -123,8 +123,13 @@ impl Metadata {
     }
 
     pub(crate) fn texts(&self, key: &str) -> Result<&[String], ConvertError> {
-        let texts = |value| if let &Value::Texts(ref texts) = value { Some(texts.as_slice()) } else { None };
-        self.optional(key, "a list of texts", texts)?.ok_or_else(|| self.error(key, "a list of texts"))
+        let expected = "a list of texts";
+        self.optional(
+            key,
+            expected,
+            |value| if let Value::Texts(texts) = value { Some(texts.as_slice()) } else { None },
+        )?
+        .ok_or_else(|| self.error(key, expected))
     }
 
     /// A list of numbers, each as f64.

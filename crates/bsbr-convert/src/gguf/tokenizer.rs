@@ -17,6 +17,8 @@ const USER_DEFINED: f64 = 4.0;
 
 /// Longest token whose merges are worked out, in characters: the work grows with the square.
 const LONGEST: usize = 1024;
+/// Most merges of a vocabulary without merges of its own, for each of its tokens; real ones have two or three.
+const MERGES_PER_TOKEN: usize = 32;
 
 /// `tokenizer.json`, or why there is none.
 ///
@@ -141,6 +143,9 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
         let expected = format!("one of the {} tokens", tokens.len());
         return Err(metadata.error("tokenizer.ggml.unknown_token_id", &expected));
     };
+    let Some(merges) = merges(tokens, &scores, &vocabulary) else {
+        return Ok(Err(format!("its tokenizer has more than {MERGES_PER_TOKEN} merges for each token")));
+    };
     let space = metadata.optional_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
     let mut normalizers = vec![replace(" ", "▁")];
@@ -152,7 +157,7 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-        "vocab": ids(&vocabulary), "merges": merges(tokens, &scores, &vocabulary),
+        "vocab": ids(&vocabulary), "merges": merges,
     });
     Ok(Ok(Parts {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
@@ -164,7 +169,9 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
 }
 
 /// SentencePiece has no merges but scores: any two tokens whose union is a token merge, the best union first.
-fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) -> Vec<[String; 2]> {
+///
+/// `None` for more merges than any real vocabulary gives: their texts would fill the memory.
+fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) -> Option<Vec<[String; 2]>> {
     let mut found = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let mut halves: Vec<(usize, usize, &str, &str)> = token
@@ -178,9 +185,12 @@ fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) 
         halves.sort_unstable();
         let length = |text: &str| text.chars().count();
         found.extend(halves.into_iter().map(|(_, _, left, right)| (*score, length(left), length(right), left, right)));
+        if found.len() > MERGES_PER_TOKEN * tokens.len() {
+            return None;
+        }
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2)));
-    found.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect()
+    Some(found.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect())
 }
 
 /// The tokens with their ids, or what is wrong with them.

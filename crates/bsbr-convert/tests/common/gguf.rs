@@ -114,6 +114,16 @@ impl GgufParts {
         self.metadata.insert(key.to_owned(), (8, value));
     }
 
+    pub fn set_texts(&mut self, key: &str, texts: &[&str]) {
+        let mut value = 8_u32.to_le_bytes().to_vec();
+        value.extend((texts.len() as u64).to_le_bytes());
+        for text in texts {
+            value.extend((text.len() as u64).to_le_bytes());
+            value.extend(text.as_bytes());
+        }
+        self.metadata.insert(key.to_owned(), (9, value));
+    }
+
     pub fn tensor(&mut self, name: &str) -> &mut GgufTensor {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of the fixture")
     }
