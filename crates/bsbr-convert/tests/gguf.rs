@@ -204,7 +204,8 @@ fn rotary_settings_are_those_of_the_configuration_they_stand_for() {
     let (short, long): (Vec<f32>, Vec<f32>) = (vec![1.0, 1.25, 1.5, 2.0, 2.5, 4.0], vec![1.0, 2.0, 4.0, 8.0, 9.0, 9.5]);
     let longrope =
         json!({"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": 1.125});
-    let cases: [(&str, Value, &dyn Fn(&mut GgufParts)); 6] = [
+    type Change<'a> = &'a dyn Fn(&mut GgufParts);
+    let cases: [(&str, Value, Change<'_>); 6] = [
         ("llama", json!({"rope_type": "linear", "factor": 2.5}), &|parts| {
             parts.set_text("llama.rope.scaling.type", "linear");
             parts.set_f32("llama.rope.scaling.factor", 2.5);

@@ -9,6 +9,8 @@ use bsbr_convert::{ConvertError, GgufProblem, ModelSource, PlanProblem};
 use common::gguf::{GgufParts, gguf_checkout};
 use common::message;
 
+type Change = fn(&mut GgufParts);
+
 fn error(change: impl FnOnce(&mut GgufParts)) -> ConvertError {
     let mut parts = GgufParts::read("llama.gguf");
     change(&mut parts);
@@ -66,7 +68,7 @@ fn a_missing_key_is_named() {
 
 #[test]
 fn a_value_of_the_wrong_type_or_size_is_named() {
-    let cases: [(&str, fn(&mut GgufParts)); 8] = [
+    let cases: [(&str, Change); 8] = [
         ("llama.block_count", |parts| parts.set_text("llama.block_count", "two")),
         ("llama.attention.layer_norm_rms_epsilon", |parts| {
             parts.set_f32("llama.attention.layer_norm_rms_epsilon", f32::NAN);
@@ -86,7 +88,7 @@ fn a_value_of_the_wrong_type_or_size_is_named() {
 
 #[test]
 fn what_the_decoder_does_not_compute_is_refused() {
-    let cases: [(&str, fn(&mut GgufParts)); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("llama.expert_count", |parts| parts.set_u32("llama.expert_count", 8)),
         ("llama.attention.sliding_window", |parts| parts.set_u32("llama.attention.sliding_window", 512)),
         ("llama.attention.causal", |parts| parts.set_bool("llama.attention.causal", false)),
@@ -100,7 +102,7 @@ fn what_the_decoder_does_not_compute_is_refused() {
         let error = error(change);
         assert!(matches!(&error, ConvertError::Rejected { key: named, .. } if named == key), "{key}: {error}");
     }
-    let absent: fn(&mut GgufParts) = |parts| {
+    let absent: Change = |parts| {
         parts.set_u32("llama.expert_count", 0);
         parts.set_bool("llama.attention.causal", true);
     };
