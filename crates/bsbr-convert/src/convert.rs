@@ -16,7 +16,7 @@ use crate::checkpoint::{INDEX, RECORD, WEIGHTS};
 use crate::derive;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
+use crate::record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedFile, RecordedTensor};
 use crate::tensors::{Recipe, SafetensorsFile, TensorDeclaration, TensorFileWriter, header_text, hex};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
@@ -44,6 +44,8 @@ pub(crate) const SOURCE_INDEX: &str = "source_index.json";
 pub struct ConvertOptions {
     /// Name of the source in the record and the model card; the name of the input directory when absent.
     pub source_name: Option<String>,
+    /// Where on a hub the input comes from; for the record and the model card.
+    pub hub: Option<HubOrigin>,
     /// BSBR settings; the original attention when absent.
     pub attention: Option<BlockAttentionConfig>,
     /// Layers that keep the original attention.
@@ -244,6 +246,7 @@ fn record(
     Ok(ConversionRecord {
         format_version: ConversionRecord::FORMAT_VERSION,
         source: options.source_name.clone().unwrap_or_else(directory),
+        hub: options.hub.clone(),
         rules: plan.architecture.id.to_owned(),
         rules_version: plan.architecture.version,
         prefix: plan.prefix.clone(),

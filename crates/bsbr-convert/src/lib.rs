@@ -10,6 +10,7 @@
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
 //! - [`convert()`] writes a converted model directory, [`export`] undoes it;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
+//! - [`hub`] finds a model by its name;
 //! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
 //!
 //! Planning a tiny checkpoint:
@@ -67,6 +68,7 @@ mod error;
 mod expected;
 mod export;
 mod hints;
+pub mod hub;
 mod json;
 mod lint;
 mod ops;
@@ -92,7 +94,7 @@ pub use lint::lint;
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
 pub use planning::{PlannedCheckpoint, plan_checkpoint};
 pub use problem::{FormatProblem, PlanProblem};
-pub use record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
+pub use record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedFile, RecordedTensor};
 pub use source::{ModelSource, TensorListing};
 pub use tensors::{Dtype, Header, SafetensorsFile, TensorEntry};
 pub use tie::HeadForm;

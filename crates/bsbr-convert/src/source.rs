@@ -23,6 +23,7 @@ use crate::tensors::{Recipe, SafetensorsFile};
 #[derive(Debug)]
 pub struct ModelSource {
     dir: PathBuf,
+    name: Option<String>,
     config: ModelConfig,
     weights: Weights,
 }
@@ -63,7 +64,13 @@ impl ModelSource {
             let planned = plan_checkpoint(dir)?;
             (planned.config.clone(), Weights::Planned(Box::new(planned)))
         };
-        Ok(Self { dir: dir.to_owned(), config, weights })
+        Ok(Self { dir: dir.to_owned(), name: None, config, weights })
+    }
+
+    /// The same model under another name than that of its directory.
+    pub fn with_name(mut self, name: String) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// The same weights under other attention settings; `None` is the original attention.
@@ -91,14 +98,15 @@ impl ModelSource {
 
     /// Where the model comes from, in words.
     pub fn description(&self) -> String {
-        let name = |dir: &Path| dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let directory = || self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name.clone().unwrap_or_else(directory);
         match &self.weights {
             Weights::Planned(planned) => {
-                format!("Hugging Face checkpoint `{}` ({})", name(&self.dir), planned.plan.architecture.id)
+                format!("Hugging Face checkpoint `{name}` ({})", planned.plan.architecture.id)
             }
             Weights::Converted(model) => {
                 let record = model.record();
-                format!("converted model `{}`, made of `{}` ({})", name(&self.dir), record.source, record.rules)
+                format!("converted model `{name}`, made of `{}` ({})", record.source, record.rules)
             }
         }
     }

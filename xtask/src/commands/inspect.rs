@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use bsbr_model::DecoderCache;
 
-use crate::{args::DeviceArgs, builtin, output, running::open};
+use crate::{args::DeviceArgs, builtin, model::HubArgs, output, running::open};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -20,8 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let dir = args.model.unwrap_or_else(builtin::dir);
-    let source = open(&dir)?;
+    let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
+    let source = open(&model)?;
     let config = source.model_config();
     let (original, extra) = source.parameter_counts();
     let empty = DecoderCache::new(config, &[0], &args.device.resolve()?)?.bytes();
