@@ -20,6 +20,8 @@ fn command(place: &Place, hub: &Hub, arguments: &str) -> Command {
             command.env_remove(name);
         }
     }
+    // A proxy, were it asked, would not answer.
+    command.env("HTTP_PROXY", "http://127.0.0.1:9").env_remove("NO_PROXY").env_remove("no_proxy");
     command.env("HF_HOME", place.path("home")).env("HF_ENDPOINT", &hub.endpoint);
     command.current_dir(place.path("")).args(arguments.split_whitespace());
     command

@@ -1,6 +1,7 @@
 //! Addresses: what they are made of, where a redirect leads, what of them may be shown.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use ureq::http::Uri;
 
@@ -36,6 +37,12 @@ impl Origin {
         };
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
         Some(Self { secure, host: url.host()?.to_ascii_lowercase(), port })
+    }
+
+    /// Whether it is this machine.
+    pub(super) fn is_local(&self) -> bool {
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     /// Whether what follows from here may be asked of `next`: never without TLS what began with it.
@@ -104,6 +111,8 @@ mod tests {
         for other in ["http://hub.co", "https://hub.co:8443", "https://hub.co.evil.org", "https://cdn.hub.co"] {
             assert_ne!(origin("https://hub.co"), origin(other));
         }
+        assert!(["http://localhost:1", "http://127.0.0.1", "https://[::1]:2"].iter().all(|url| origin(url).is_local()));
+        assert!(["http://localhost.co", "http://10.0.0.1"].iter().all(|url| !origin(url).is_local()));
         assert!(origin("http://a").may_lead_to(&origin("https://b")));
         assert!(!origin("https://a").may_lead_to(&origin("http://b")));
     }

@@ -179,6 +179,9 @@ impl<'a> Client<'a> {
                 variable: "HF_TOKEN",
                 why: "the token holds a character that no token has".to_owned(),
             })?;
+            // No proxy knows what is on this machine.
+            let local = from.as_ref().is_some_and(Origin::is_local);
+            let request = if local { self.agent.configure_request(request).proxy(None).build() } else { request };
             let response = self.agent.run(request).map_err(|error| self.transport(&url, error))?;
             self.reached.set(true);
             let status = response.status();
