@@ -1,6 +1,7 @@
 //! Requests to a hub: tokens, redirects, refusals, and trying again.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub(super) struct Client<'a> {
     settings: &'a HubSettings,
     endpoint: Origin,
     repository: &'a str,
-    /// Whether anything was ever answered: if not, the network is more likely absent than disturbed.
+    /// Whether anything was ever answered.
     reached: Cell<bool>,
 }
 
@@ -257,19 +258,14 @@ impl<'a> Client<'a> {
 
     /// A request that got no answer.
     fn transport(&self, url: &Uri, error: ureq::Error) -> Failure {
-        use std::io::ErrorKind;
+        // Whoever was never reached is more likely absent than disturbed: a name, a port or a network that is wrong.
+        let reached = self.reached.get();
         let again = match &error {
+            ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => Again::Soon,
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed if reached => Again::Soon,
             // A certificate that is not trusted stays so.
             ureq::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Again::Never,
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed if !self.reached.get() => Again::Never,
-            ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused && !self.reached.get() => {
-                Again::Never
-            }
-            ureq::Error::Io(_)
-            | ureq::Error::Timeout(_)
-            | ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed
-            | ureq::Error::Protocol(_) => Again::Soon,
+            ureq::Error::Io(error) if reached || was_connected(error.kind()) => Again::Soon,
             _ => Again::Never,
         };
         let host = url.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
@@ -294,6 +290,12 @@ enum Wanted<'a> {
         commit: &'a str,
         file: &'a str,
     },
+}
+
+/// Whether a failure of this kind is that of a connection that was there.
+fn was_connected(kind: ErrorKind) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof)
 }
 
 fn parsed(url: &str) -> Result<Uri, HubError> {

@@ -7,6 +7,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use bsbr_convert::hub::HubError;
+
 use super::server::{COMMIT, Fault, Hub};
 use super::{MODEL, Place, check_message, model};
 
@@ -47,7 +49,8 @@ fn a_model_is_fetched_over_tls() {
 #[test]
 fn a_certificate_that_nobody_vouches_for_is_refused_at_once() {
     let (place, hub) = (Place::new(), secure_hub());
-    place.refused(&hub, MODEL, &["no answer from 127.0.0.1", "certificate"]);
+    let error = place.refused(&hub, MODEL, &["no answer from 127.0.0.1", "certificate"]);
+    assert!(matches!(error, HubError::Connection { .. }), "{error:?}");
     assert!(hub.seen().is_empty());
 }
 
