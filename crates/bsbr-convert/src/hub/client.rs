@@ -194,10 +194,11 @@ impl<'a> Client<'a> {
                 if status.is_success() || (status == StatusCode::RANGE_NOT_SATISFIABLE && start.is_some()) {
                     return Ok(Answer { response, headers, url: shown(&url) });
                 }
-                return Err(if is_hub {
-                    self.refusal(&url, &response, wanted)
-                } else {
-                    foreign_refusal(&url, &response)
+                // Elsewhere an address may have expired, and the next redirect brings a fresh one.
+                return Err(match status {
+                    _ if is_hub => self.refusal(&url, &response, wanted),
+                    StatusCode::FORBIDDEN => Failure { again: Again::Soon, ..passing_refusal(&url, &response) },
+                    _ => passing_refusal(&url, &response),
                 });
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
@@ -246,12 +247,7 @@ impl<'a> Client<'a> {
                     HubError::FileNotFound { repository, file, commit, others: String::new() }
                 }
             },
-            (429, _) => {
-                let seconds = text(response.headers(), "retry-after").and_then(|value| value.trim().parse().ok());
-                let again = seconds.map_or(Again::Soon, |seconds| Again::After(Duration::from_secs(seconds)));
-                return Failure { error: HubError::RateLimited { seconds }, again };
-            }
-            _ => return Failure { error: HubError::Status { url: shown(url), said }, again: again_after(response) },
+            _ => return passing_refusal(url, response),
         };
         error.into()
     }
@@ -335,16 +331,16 @@ fn said(response: &Response<Body>) -> String {
     }
 }
 
-fn again_after(response: &Response<Body>) -> Again {
+/// A refusal that has nothing to do with what was asked for, and may pass.
+fn passing_refusal(url: &Uri, response: &Response<Body>) -> Failure {
     let status = response.status();
-    if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT { Again::Soon } else { Again::Never }
-}
-
-/// A host that the hub sent to refuses: its address may have expired, and the next redirect brings a fresh one.
-fn foreign_refusal(url: &Uri, response: &Response<Body>) -> Failure {
-    let error = HubError::Status { url: shown(url), said: said(response) };
-    let again = if response.status() == StatusCode::FORBIDDEN { Again::Soon } else { again_after(response) };
-    Failure { error, again }
+    let seconds = text(response.headers(), "retry-after").and_then(|value| value.trim().parse().ok());
+    let asked = seconds.map_or(Again::Soon, |seconds| Again::After(Duration::from_secs(seconds)));
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        return Failure { error: HubError::RateLimited { seconds }, again: asked };
+    }
+    let again = if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT { asked } else { Again::Never };
+    Failure { error: HubError::Status { url: shown(url), said: said(response) }, again }
 }
 
 /// The certificates in a PEM file.

@@ -57,14 +57,16 @@ impl Transfer<'_> {
 
     /// Fetches and checks; what was continued and is wrong is fetched once more from the start.
     fn fetch_proven(&self, file: &RemoteFile, partial: &Path, watch: Watch<'_>) -> Result<(), HubError> {
+        let mut first = true;
         loop {
             let mut continued = false;
             self.client.retrying(watch, |watch, reached| self.fetch(file, partial, &mut continued, watch, reached))?;
             let Err(error) = self.prove(file, partial) else { return Ok(()) };
             fs::remove_file(partial).map_err(HubError::io("delete", partial))?;
-            if !continued {
+            if !(first && continued) {
                 return Err(error);
             }
+            first = false;
         }
     }
 
@@ -76,26 +78,27 @@ impl Transfer<'_> {
         watch: Watch<'_>,
         reached: &mut u64,
     ) -> Result<(), Failure> {
-        let fail = HubError::io("write", partial);
-        let mut output = File::options().create(true).truncate(false).write(true).open(partial).map_err(fail)?;
-        let have = output.metadata().map_err(HubError::io("read", partial))?.len();
+        let have = fs::metadata(partial).map_or(0, |partial| partial.len());
         let mut start = if is_sha256(&file.etag) && have <= file.size { have } else { 0 };
-        if start < file.size || file.size == 0 {
-            let answer = self.client.content(self.commit, &file.name, start)?;
-            self.check_unchanged(file, &answer)?;
-            if answer.response.status() == StatusCode::OK {
-                start = 0;
-            } else if !continues(&answer.response, start, file.size) {
-                // What is there is of no use for this host.
-                output.set_len(0).map_err(HubError::io("write", partial))?;
-                let problem = format!("the answer is another part of `{}` than was asked for", file.name);
-                return Err(Failure { error: HubError::Answer { url: answer.url, problem }, again: Again::Soon });
-            }
-            *continued |= start > 0;
-            self.receive(file, answer, (&mut output, partial), start, watch, reached)?;
-        } else {
-            *continued = true;
+        *continued |= start > 0;
+        if start > 0 && start == file.size {
+            return Ok(());
         }
+        let answer = self.client.content(self.commit, &file.name, start)?;
+        self.check_unchanged(file, &answer)?;
+        if answer.response.status() == StatusCode::OK {
+            start = 0;
+        } else if !continues(&answer.response, start, file.size) {
+            if have > 0 {
+                // What is there is of no use for this host.
+                fs::remove_file(partial).map_err(HubError::io("delete", partial))?;
+            }
+            let problem = format!("the answer is another part of `{}` than was asked for", file.name);
+            return Err(Failure { error: HubError::Answer { url: answer.url, problem }, again: Again::Soon });
+        }
+        let output = File::options().create(true).truncate(false).write(true).open(partial);
+        let mut output = output.map_err(HubError::io("write", partial))?;
+        self.receive(file, answer, (&mut output, partial), start, watch, reached)?;
         output.sync_all().map_err(HubError::io("write", partial)).map_err(Failure::from)
     }
 
@@ -157,8 +160,7 @@ impl Transfer<'_> {
     /// Checks length and SHA-256 of what is on the disk.
     fn prove(&self, file: &RemoteFile, partial: &Path) -> Result<(), HubError> {
         let (repository, name) = (self.repository.to_owned(), file.name.clone());
-        let fail = |error| HubError::io("read", partial)(error);
-        let mut input = File::open(partial).map_err(fail)?;
+        let mut input = File::open(partial).map_err(HubError::io("open", partial))?;
         let found = input.metadata().map_err(HubError::io("read", partial))?.len();
         if found != file.size {
             return Err(HubError::Size { repository, file: name, expected: file.size, found });

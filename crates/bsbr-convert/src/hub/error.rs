@@ -181,7 +181,7 @@ pub enum HubError {
         problem: String,
     },
     /// More or fewer bytes than announced.
-    #[error("`{file}` of `{repository}` should have {expected} bytes, {found} arrived: nothing was kept, try again")]
+    #[error("`{file}` of `{repository}` should have {expected} bytes, {found} arrived: try again")]
     Size {
         /// The repository.
         repository: String,

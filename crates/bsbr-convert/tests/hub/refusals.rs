@@ -74,11 +74,12 @@ fn a_hub_that_asks_for_time_gets_it() {
     let (place, hub) = place_and_hub();
     hub.fails("/revision/", Fault::Status(429, vec![("Retry-After", "1".into())]));
     hub.fails("HEAD", Fault::Status(429, vec![]));
+    hub.fails("?signature", Fault::Status(429, vec![("Retry-After", "0".into())]));
     let started = Instant::now();
     let (result, pauses) = pauses(&place, &hub);
     result.expect("in the end");
     assert!(started.elapsed() >= Duration::from_secs(1));
-    assert_eq!(pauses, [Duration::from_secs(1), Duration::from_millis(1)]);
+    assert_eq!(pauses, [Duration::from_secs(1), Duration::from_millis(1), Duration::ZERO]);
 }
 
 #[test]

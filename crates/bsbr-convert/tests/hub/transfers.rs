@@ -175,6 +175,19 @@ fn two_versions_are_never_glued_together() {
 }
 
 #[test]
+fn a_host_that_never_gets_it_right_is_given_up() {
+    let (place, hub) = start(1);
+    for _ in 0..10 {
+        hub.fails(CONTENT, Fault::Cut(150_000));
+        hub.fails(CONTENT, Fault::Body(weights(2)));
+    }
+    let error = place.fetch(&hub, MODEL).expect_err("damaged");
+    assert!(matches!(error, HubError::Hash { .. }), "{error:?}");
+    assert_eq!(ranges(hub.seen()).len(), 4);
+    check_nothing_kept(&place, &hub);
+}
+
+#[test]
 fn sizes_that_disagree_are_an_error() {
     let (place, hub) = start(1);
     hub.fails(CONTENT, Fault::Body(vec![1; SIZE + 1]));
