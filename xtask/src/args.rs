@@ -132,15 +132,3 @@ pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
     }
     Ok(())
 }
-
-/// Checks that `--model` names a directory or a GGUF file.
-pub(crate) fn model_dir(model: &Path) -> Result<&Path> {
-    let gguf = model.is_file() && model.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
-    if !model.is_dir() && !gguf {
-        bail!(
-            "{} is not a directory. --model takes a local Hugging Face directory, a converted model or a GGUF file",
-            model.display()
-        );
-    }
-    Ok(model)
-}

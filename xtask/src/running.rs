@@ -12,13 +12,17 @@ use bsbr_model::{
 use burn::tensor::Device;
 
 use crate::{
-    args::model_dir,
+    model::LocalModel,
     output::{self, Progress},
 };
 
-/// Opens a directory or a GGUF file as a model.
-pub(crate) fn open(dir: &Path) -> Result<ModelSource> {
-    Ok(ModelSource::open(model_dir(dir)?)?)
+/// Opens a model under the name it was asked for.
+pub(crate) fn open(model: &LocalModel) -> Result<ModelSource> {
+    let source = ModelSource::open(&model.dir)?;
+    Ok(match &model.origin {
+        Some(origin) => source.with_name(origin.to_string()),
+        None => source,
+    })
 }
 
 /// Reads the weights of a model onto a device.

@@ -30,6 +30,9 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
     };
     let _ = writeln!(text, "- rules: `{}` version {}, prefix `{}`", record.rules, record.rules_version, record.prefix);
     let _ = writeln!(text, "- output head: {head}");
+    if let Some(hub) = &record.hub {
+        let _ = writeln!(text, "- source: `{}`, revision `{}`, commit `{}`", hub.repository, hub.revision, hub.commit);
+    }
     for file in &record.files {
         let _ = writeln!(text, "- source file: `{}`, {} bytes, SHA-256 `{}`", file.name, file.bytes, file.sha256);
     }

@@ -15,7 +15,7 @@ use crate::dtype::{CastSummary, DtypePolicy};
 use crate::files::WEIGHTS;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
+use crate::record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
 use crate::tensors::{Header, Recipe, TensorFile, TensorRef, hex};
 use crate::weights::write_weights;
 
@@ -44,6 +44,8 @@ pub(crate) const SOURCE_INDEX: &str = "source_index.json";
 pub struct ConvertOptions {
     /// Name of the source in the record and the model card; the name of the input directory when absent.
     pub source_name: Option<String>,
+    /// Where on a hub the input comes from; for the record and the model card.
+    pub hub: Option<HubOrigin>,
     /// BSBR settings; the original attention when absent.
     pub attention: Option<BlockAttentionConfig>,
     /// Layers that keep the original attention.
@@ -209,6 +211,7 @@ fn record(
     Ok(ConversionRecord {
         format_version: ConversionRecord::FORMAT_VERSION,
         source: options.source_name.clone().unwrap_or_else(directory),
+        hub: options.hub.clone(),
         rules: plan.architecture.id.to_owned(),
         rules_version: plan.architecture.version,
         prefix: plan.prefix.clone(),

@@ -18,6 +18,7 @@
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
 //! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
+//! - [`hub`] finds a model by its name;
 //! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
 //!
 //! Planning a tiny checkpoint:
@@ -79,6 +80,7 @@ mod export;
 mod files;
 mod gguf;
 mod hints;
+pub mod hub;
 mod json;
 mod lint;
 mod ops;
@@ -108,7 +110,7 @@ pub use lint::lint;
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
 pub use planning::{PlannedCheckpoint, plan_checkpoint};
 pub use problem::{FormatProblem, PlanProblem, TorchProblem};
-pub use record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
+pub use record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
 pub use source::{ModelSource, TensorListing};
 pub use tensors::{Dtype, FileFormat, Header, SafetensorsFile, TensorEntry};
 pub use tie::HeadForm;

@@ -18,6 +18,9 @@ pub struct ConversionRecord {
     pub format_version: u32,
     /// Name of the source: a hub id or the name of a directory.
     pub source: String,
+    /// Which revision of a hub's repository the source is, if it comes from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubOrigin>,
     /// Rules used.
     pub rules: String,
     /// Their version.
@@ -52,6 +55,24 @@ impl ConversionRecord {
     pub(crate) fn is_decoded(&self, file: &str) -> bool {
         let quantised = |tensor: &RecordedTensor| tensor.stored.as_ref().is_some_and(|stored| *stored != tensor.dtype);
         self.tensors.iter().any(|tensor| tensor.file == file && quantised(tensor))
+    }
+}
+
+/// Where on a hub a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubOrigin {
+    /// The repository, as `organisation/model`.
+    pub repository: String,
+    /// The branch, tag or commit asked for.
+    pub revision: String,
+    /// The commit it was.
+    pub commit: String,
+}
+
+impl std::fmt::Display for HubOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at commit {}", self.repository, self.commit)
     }
 }
 

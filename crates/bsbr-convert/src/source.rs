@@ -25,6 +25,7 @@ use crate::tensors::{Recipe, TensorFile};
 #[derive(Debug)]
 pub struct ModelSource {
     dir: PathBuf,
+    name: Option<String>,
     config: ModelConfig,
     weights: Weights,
 }
@@ -74,7 +75,13 @@ impl ModelSource {
             let planned = plan_checkpoint(dir)?;
             (planned.config.clone(), Weights::Planned(Box::new(planned)))
         };
-        Ok(Self { dir: dir.to_owned(), config, weights })
+        Ok(Self { dir: dir.to_owned(), name: None, config, weights })
+    }
+
+    /// The same model under another name than that of its directory.
+    pub fn with_name(mut self, name: String) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// The same weights under other attention settings; `None` is the original attention.
@@ -102,16 +109,22 @@ impl ModelSource {
 
     /// Where the model comes from, in words.
     pub fn description(&self) -> String {
-        let name = |dir: &Path| dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A directory that stands for the GGUF file in it gives way to the name of that file.
+        let gguf = match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.gguf().and(planned.checkpoint.files().first()),
+            Weights::Converted(_) => None,
+        };
+        let path = gguf.map_or(self.dir.as_path(), TensorFile::path);
+        let directory = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name.clone().unwrap_or_else(directory);
         match &self.weights {
             Weights::Planned(planned) => {
                 let what = if planned.checkpoint.gguf().is_some() { "GGUF file" } else { "Hugging Face checkpoint" };
-                let path = planned.checkpoint.gguf().and(planned.checkpoint.files().first()).map(TensorFile::path);
-                format!("{what} `{}` ({})", name(path.unwrap_or(&self.dir)), planned.plan.architecture.id)
+                format!("{what} `{name}` ({})", planned.plan.architecture.id)
             }
             Weights::Converted(model) => {
                 let record = model.record();
-                format!("converted model `{}`, made of `{}` ({})", name(&self.dir), record.source, record.rules)
+                format!("converted model `{name}`, made of `{}` ({})", record.source, record.rules)
             }
         }
     }

@@ -6,13 +6,15 @@ use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, architecture_by_name};
 use bsbr_model::DecoderCache;
 
-use crate::{args::DeviceArgs, builtin, output, running::open};
+use crate::{args::DeviceArgs, builtin, model::HubArgs, output, running::open};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Hugging Face checkpoint, GGUF file or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -27,8 +29,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(name) = args.rules {
         return output::result(&rules(&name)?);
     }
-    let dir = args.model.unwrap_or_else(builtin::dir);
-    let source = open(&dir)?;
+    let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
+    let source = open(&model)?;
     let config = source.model_config();
     let (original, extra) = source.parameter_counts();
     let empty = DecoderCache::new(config, &[0], &args.device.resolve()?)?.bytes();
