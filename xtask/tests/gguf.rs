@@ -81,7 +81,7 @@ fn what_cannot_be_used_is_said() {
     place.write("text.gguf", "no GGUF file at all, but a text");
     place.refused("convert -m text.gguf -o out", 2, &["text.gguf: the file begins with `no G`, expected `GGUF`"]);
     place.write("model.txt", "GGUF");
-    place.refused("inspect -m model.txt", 2, &["model.txt is not a directory", "or a GGUF file"]);
+    place.refused("inspect -m model.txt", 2, &["model.txt is not a directory", "a GGUF file"]);
     fs::copy(checkpoint_dir("gguf").join("llama.gguf"), place.path("llama.gguf")).expect("a fixture");
     place.refused("generate -m llama.gguf -n 2 --prompt Hello", 2, &["llama.gguf: the file holds no tokenizer"]);
 }
