@@ -132,14 +132,3 @@ pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
     }
     Ok(())
 }
-
-/// Checks that `--model` names a directory.
-pub(crate) fn model_dir(model: &Path) -> Result<&Path> {
-    if !model.is_dir() {
-        bail!(
-            "{} is not a directory. --model takes a local Hugging Face directory or a converted model",
-            model.display()
-        );
-    }
-    Ok(model)
-}

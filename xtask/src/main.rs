@@ -6,6 +6,7 @@
 mod args;
 mod builtin;
 mod commands;
+mod model;
 mod output;
 mod running;
 

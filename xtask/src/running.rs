@@ -12,13 +12,17 @@ use bsbr_model::{
 use burn::tensor::Device;
 
 use crate::{
-    args::model_dir,
+    model::LocalModel,
     output::{self, Progress},
 };
 
-/// Opens a directory as a model.
-pub(crate) fn open(dir: &Path) -> Result<ModelSource> {
-    Ok(ModelSource::open(model_dir(dir)?)?)
+/// Opens a model under the name it was asked for.
+pub(crate) fn open(model: &LocalModel) -> Result<ModelSource> {
+    let source = ModelSource::open(&model.dir)?;
+    Ok(match &model.origin {
+        Some(origin) => source.with_name(origin.to_string()),
+        None => source,
+    })
 }
 
 /// Reads the weights of a model onto a device.
@@ -45,6 +49,17 @@ pub(crate) fn load(mut source: ModelSource, device: &Device) -> Result<Decoder> 
 
 /// The tokenizer beside a model.
 pub(crate) fn tokenizer(source: &ModelSource, dir: &Path) -> Result<TextTokenizer> {
+    if let Some(json) = source.tokenizer_json() {
+        return Ok(TextTokenizer::from_bytes(json, &format!("the tokenizer of {}", dir.display()))?);
+    }
+    if let Some(reason) = source.no_tokenizer()
+        && source.tokenizer().is_none()
+    {
+        bail!(
+            "{}: {reason}; convert the model, put the tokenizer.json of the original beside it, and use that directory",
+            dir.display()
+        );
+    }
     let path = source.tokenizer().unwrap_or_else(|| dir.join("tokenizer.json"));
     Ok(TextTokenizer::open(&path)?)
 }

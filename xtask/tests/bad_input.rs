@@ -40,6 +40,13 @@ fn a_missing_model_directory() {
     }
 }
 
+#[cfg(not(feature = "hub"))]
+#[test]
+fn the_name_of_a_model_without_the_feature_that_fetches_it() {
+    let words = ["`test/llama` cannot be fetched", "without the feature `hub`"];
+    Place::empty().refused("inspect -m test/llama", 2, &words);
+}
+
 #[test]
 fn a_directory_without_config_json() {
     let place = Place::with("llama");

@@ -30,6 +30,9 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
     };
     let _ = writeln!(text, "- rules: `{}` version {}, prefix `{}`", record.rules, record.rules_version, record.prefix);
     let _ = writeln!(text, "- output head: {head}");
+    if let Some(hub) = &record.hub {
+        let _ = writeln!(text, "- source: `{}`, revision `{}`, commit `{}`", hub.repository, hub.revision, hub.commit);
+    }
     for file in &record.files {
         let _ = writeln!(text, "- source file: `{}`, {} bytes, SHA-256 `{}`", file.name, file.bytes, file.sha256);
     }
@@ -65,6 +68,9 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
 fn reversibility(record: &ConversionRecord) -> &'static str {
     if record.casts.iter().any(|cast| cast.is_lossy()) {
         "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
+    } else if record.files.iter().any(|file| record.is_decoded(&file.name)) {
+        "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \
+         files, the codes are not kept."
     } else if record.files.iter().all(|file| file.export.is_none()) {
         "No original weight was changed; exporting gives the original files back bit for bit."
     } else {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::ConvertError;
 use crate::files::WeightFiles;
+use crate::gguf::{GgufExtras, GgufModel, gguf_file};
 use crate::json::ConfigFile;
 use crate::tensors::{TensorEntry, TensorFile, TensorRef};
 
@@ -17,11 +18,12 @@ pub struct Checkpoint {
     dir: PathBuf,
     config: ConfigFile,
     weights: WeightFiles,
+    gguf: Option<GgufExtras>,
     places: HashMap<String, (usize, usize)>,
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `dir`.
+    /// Opens the checkpoint in `dir`, which may be a GGUF file, or a directory that holds one and no `config.json`.
     ///
     /// The weights are `model.safetensors`, or `pytorch_model.bin` where there are no safetensors. Where there is an
     /// index it is the authority: its files, all of them, with the tensors it lists, no more and no fewer.
@@ -36,6 +38,11 @@ impl Checkpoint {
             let evidence = "it holds `adapter_config.json`".to_owned();
             return Err(ConvertError::Adapter { dir: dir.to_owned(), evidence });
         }
+        if let Some(file) = gguf_file(dir)? {
+            let GgufModel { file, config, extras } = GgufModel::open(&file)?;
+            let weights = WeightFiles { files: vec![TensorFile::Gguf(file)], index: None, unread: None };
+            return Self::new(dir, config, weights, Some(extras));
+        }
         if !config_path.is_file() {
             return Err(ConvertError::NoConfig { dir: dir.to_owned() });
         }
@@ -48,7 +55,15 @@ impl Checkpoint {
             let evidence = format!("config.json has a `quantization_config`: {method}");
             return Err(ConvertError::Quantised { dir: dir.to_owned(), evidence });
         }
-        let weights = WeightFiles::open(dir)?;
+        Self::new(dir, config, WeightFiles::open(dir)?, None)
+    }
+
+    fn new(
+        dir: &Path,
+        config: ConfigFile,
+        weights: WeightFiles,
+        gguf: Option<GgufExtras>,
+    ) -> Result<Self, ConvertError> {
         let files = &weights.files;
         let mut places = HashMap::new();
         for (n, file) in files.iter().enumerate() {
@@ -65,17 +80,17 @@ impl Checkpoint {
                 }
             }
         }
-        let checkpoint = Self { dir: dir.to_owned(), config, weights, places };
+        let checkpoint = Self { dir: dir.to_owned(), config, weights, gguf, places };
         checkpoint.refuse_special_names()?;
         Ok(checkpoint)
     }
 
-    /// The directory.
+    /// The directory, or the GGUF file.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// `config.json`.
+    /// `config.json`, or what stands for it in a GGUF file.
     pub fn config(&self) -> &ConfigFile {
         &self.config
     }
@@ -88,6 +103,11 @@ impl Checkpoint {
     /// The index that names the files, of a checkpoint in several pieces.
     pub(crate) fn index(&self) -> Option<&'static str> {
         self.weights.index
+    }
+
+    /// What a GGUF file says besides; none for a directory.
+    pub(crate) fn gguf(&self) -> Option<&GgufExtras> {
+        self.gguf.as_ref()
     }
 
     /// A file of weights in another format that was left alone.

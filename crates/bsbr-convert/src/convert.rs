@@ -13,7 +13,7 @@ use crate::files::WEIGHTS;
 use crate::hashing::record_files_beside;
 use crate::output::{Staging, check_output};
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
-use crate::record::{ConversionRecord, IGNORED_PREFIX, RecordedFile, RecordedTensor};
+use crate::record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedFile, RecordedTensor};
 use crate::tensors::TensorFile;
 use crate::weights::write_weights;
 
@@ -42,6 +42,8 @@ pub(crate) const SOURCE_INDEX: &str = "source_index.json";
 pub struct ConvertOptions {
     /// Name of the source in the record and the model card; the name of the input directory when absent.
     pub source_name: Option<String>,
+    /// Where on a hub the input comes from; for the record and the model card.
+    pub hub: Option<HubOrigin>,
     /// BSBR settings; the original attention when absent.
     pub attention: Option<BlockAttentionConfig>,
     /// Layers that keep the original attention.
@@ -86,7 +88,7 @@ pub struct ConversionReport {
     pub output_bytes: u64,
 }
 
-/// Converts the Hugging Face checkpoint in `input` to a converted model in `output`.
+/// Converts the Hugging Face checkpoint in `input`, or the GGUF file `input`, to a converted model in `output`.
 ///
 /// One band of one tensor is in memory at a time, from a PyTorch file one whole tensor (twice while it is read with
 /// strides that are not row by row; two for the mean that a meta projection starts as). The output appears whole or not
@@ -119,11 +121,27 @@ pub fn convert(
     let record = record(&planned, &config, input, options, files, casts);
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
-    keep(input, "config.json", &staging, SOURCE_CONFIG)?;
+    match planned.checkpoint.gguf() {
+        None => {
+            keep(input, "config.json", &staging, SOURCE_CONFIG)?;
+            staging.copy_present(input, &COMPANIONS)?;
+        }
+        Some(extras) => {
+            staging.write(SOURCE_CONFIG, planned.checkpoint.config().text().as_bytes())?;
+            for (name, content) in &extras.companions {
+                staging.write(name, content)?;
+            }
+            let made = |name: &str| extras.companions.iter().any(|(companion, _)| *companion == name);
+            let others: Vec<&str> = COMPANIONS.into_iter().filter(|name| !made(name)).collect();
+            // Beside a file that was named stands anything.
+            if input.is_dir() {
+                staging.copy_present(input, &others)?;
+            }
+        }
+    }
     if let Some(index) = planned.checkpoint.index() {
         keep(input, index, &staging, SOURCE_INDEX)?;
     }
-    staging.copy_present(input, &COMPANIONS)?;
     let mut notes = planned.notes();
     if !record.casts.is_empty() {
         notes.push(CastSummary(&record.casts).to_string());
@@ -187,12 +205,14 @@ fn record(
         file: file.name(),
         dtype: tensor.dtype.to_string(),
         shape: tensor.shape.clone(),
+        stored: file.kind(tensor).map(|kind| kind.name.to_owned()),
         becomes: becomes(&tensor.name),
     });
     let (before, added) = parameter_counts(config);
     ConversionRecord {
         format_version: ConversionRecord::FORMAT_VERSION,
         source: options.source_name.clone().unwrap_or_else(directory),
+        hub: options.hub.clone(),
         rules: plan.architecture.id.to_owned(),
         rules_version: plan.architecture.version,
         prefix: plan.prefix.clone(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bsbr_model::ModelError;
 
+use crate::gguf::GgufProblem;
 use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
@@ -31,6 +32,14 @@ pub enum ConvertError {
         /// What is wrong with it.
         #[source]
         problem: Box<FormatProblem>,
+    },
+    /// A GGUF file is damaged, hostile, or of a kind that is not read.
+    #[error("{}: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Box<GgufProblem>,
     },
     /// A PyTorch file is damaged, hostile, or no state dict.
     #[error(
@@ -100,10 +109,21 @@ pub enum ConvertError {
         why: &'static str,
     },
     /// Not a model directory.
-    #[error("{} holds no `config.json`: name the directory of a Hugging Face checkpoint or of a converted model", dir.display())]
+    #[error(
+        "{} holds no `config.json` and no GGUF file: name the directory of a Hugging Face checkpoint or of a converted \
+         model, or a GGUF file", dir.display()
+    )]
     NoConfig {
         /// The directory.
         dir: PathBuf,
+    },
+    /// Several GGUF files in one directory.
+    #[error("{} holds no `config.json` and several GGUF files ({}): name one of them", dir.display(), names.join(", "))]
+    SeveralGguf {
+        /// The directory.
+        dir: PathBuf,
+        /// The files.
+        names: Vec<String>,
     },
     /// A directory without weights under the names they are looked for.
     #[error("{} holds {found} and none of the files a checkpoint has its weights in: {advice}", dir.display())]

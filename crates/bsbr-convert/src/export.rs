@@ -48,13 +48,17 @@ pub struct ExportedFile {
     pub is_original: bool,
     /// The file of another format whose tensors these are.
     pub instead_of: Option<String>,
+    /// Whether that file was quantised: these are its numbers, but not its codes.
+    pub decoded: bool,
 }
 
 /// Writes the checkpoint that the converted model in `converted` was made of to `output`: the same files, names,
 /// shards, headers and tensors, `config.json`, index and tokenizer. Weights that BSBR added stay behind.
 ///
 /// No pickle is written: in place of a PyTorch file there is a safetensors file with the same tensors bit for bit, named
-/// as transformers names it, and the index names those files. Tensors that shared their bytes are written once each.
+/// as transformers names it, and the index names those files. Tensors that shared their bytes are written once each. Nor
+/// is a GGUF file written: its tensors come in one safetensors file, under the names and in the order of Hugging Face,
+/// quantised ones as the numbers their codes stand for.
 ///
 /// `force` replaces a directory that holds a converted model, or nothing but files an export writes.
 ///
@@ -108,7 +112,8 @@ pub fn export(
         let (bytes, sha256) = writer.finish()?;
         let (name, is_original) = (name.to_owned(), sha256 == expected);
         let instead_of = file.export.is_some().then(|| file.name.clone());
-        files.push(ExportedFile { name, bytes, sha256, is_original, instead_of });
+        let decoded = record.is_decoded(&file.name);
+        files.push(ExportedFile { name, bytes, sha256, is_original, instead_of, decoded });
     }
     let read = |name: &str| {
         let path = converted.join(name);

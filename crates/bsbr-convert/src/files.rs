@@ -121,7 +121,7 @@ fn no_weights(dir: &Path) -> ConvertError {
     } else if let Some(name) = ending(".bin").or_else(|| ending(".pt")).or_else(|| ending(".pth")) {
         (format!("`{name}`"), "if it is a whole state dict, rename it to `pytorch_model.bin`, or add its index")
     } else if let Some(name) = ending(".gguf") {
-        (format!("`{name}`"), "get the original checkpoint it was made from")
+        (format!("`{name}`"), "name the file itself, or the directory without its `config.json`")
     } else {
         let advice = "expected `model.safetensors` or `pytorch_model.bin`, or the index of either";
         ("no weights".to_owned(), advice)

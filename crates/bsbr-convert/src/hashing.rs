@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::ConvertError;
 use crate::convert::Progress;
 use crate::record::{RecordedExport, RecordedFile};
-use crate::tensors::{Header, TensorFile, hex};
+use crate::tensors::{Header, Recipe, TensorFile, TensorRef, hex};
 
 /// Most files hashed at the same time: enough to keep up with a fast disk.
 const MOST_AT_ONCE: usize = 4;
@@ -76,8 +76,11 @@ fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertE
     let mut hash = Sha256::new();
     hash.update((text.len() as u64).to_le_bytes());
     hash.update(text);
-    for tensor in tensors {
-        hash.update(&*file.read(tensor)?);
+    for entry in tensors {
+        Recipe::whole(TensorRef { file, entry }).for_each_band(|bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
     }
     Ok(Some(RecordedExport { name, sha256: hex(&hash.finalize()) }))
 }

@@ -36,6 +36,16 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), parent: String::new(), object })
     }
 
+    /// A configuration that is in no file of its own; `path` is for messages.
+    pub(crate) fn of(path: &Path, object: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), parent: String::new(), object }
+    }
+
+    /// The content as it is written to a file.
+    pub(crate) fn text(&self) -> String {
+        format!("{:#}\n", Value::Object(self.object.clone()))
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -13,9 +13,12 @@
 //! read whole, and twice that while one with strides is put in order. [`ConvertOptions::dtype`] asks for another number
 //! format; a cast that changed any number is recorded, and such a model is not exported: its original bits are gone.
 //!
+//! A GGUF file is taken wherever a checkpoint is: it is read as the Hugging Face checkpoint it was made of.
+//!
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
 //! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
+//! - [`hub`] finds a model by its name;
 //! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
 //!
 //! Planning a tiny checkpoint:
@@ -75,8 +78,10 @@ mod estimate;
 mod expected;
 mod export;
 mod files;
+mod gguf;
 mod hashing;
 mod hints;
+pub mod hub;
 mod json;
 mod lint;
 mod ops;
@@ -100,12 +105,13 @@ pub use error::ConvertError;
 pub use estimate::{Estimate, EstimatedTensor, estimate};
 pub use expected::ExpectedLogits;
 pub use export::{ExportReport, ExportedFile, export};
+pub use gguf::{GgufKind, GgufProblem};
 pub use json::ConfigFile;
 pub use lint::lint;
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
 pub use planning::{PlannedCheckpoint, plan_checkpoint};
 pub use problem::{FormatProblem, PlanProblem, TorchProblem};
-pub use record::{ConversionRecord, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
+pub use record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
 pub use source::{ModelSource, TensorListing};
 pub use tensors::{Dtype, FileFormat, Header, SafetensorsFile, TensorEntry};
 pub use tie::HeadForm;

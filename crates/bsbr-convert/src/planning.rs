@@ -42,6 +42,12 @@ impl PlannedCheckpoint {
             ),
             _ => {}
         }
+        if let Some(extras) = self.checkpoint.gguf() {
+            notes.extend(extras.notes.iter().cloned());
+            notes.extend(
+                extras.no_tokenizer.iter().map(|reason| format!("there is no tokenizer that can be used: {reason}")),
+            );
+        }
         if let Some(name) = self.checkpoint.unread() {
             notes.push(format!("`{name}` is there as well and was not read: safetensors come first"));
         }
@@ -66,7 +72,7 @@ impl PlannedCheckpoint {
     }
 }
 
-/// Opens the Hugging Face checkpoint in `dir` and plans its conversion. Reads headers, and the head and embedding
+/// Opens the Hugging Face checkpoint in `dir`, or the GGUF file `dir`, and plans its conversion. Reads headers, and the head and embedding
 /// table to compare them; no other weights.
 ///
 /// # Errors

@@ -18,6 +18,9 @@ pub struct ConversionRecord {
     pub format_version: u32,
     /// Name of the source: a hub id or the name of a directory.
     pub source: String,
+    /// Which revision of a hub's repository the source is, if it comes from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubOrigin>,
     /// Rules used.
     pub rules: String,
     /// Their version.
@@ -47,6 +50,30 @@ pub struct ConversionRecord {
 impl ConversionRecord {
     /// The only version this code reads and writes.
     pub const FORMAT_VERSION: u32 = 1;
+
+    /// Whether tensors of `file` were quantised, so that what was converted are their decoded numbers.
+    pub(crate) fn is_decoded(&self, file: &str) -> bool {
+        let quantised = |tensor: &RecordedTensor| tensor.stored.as_ref().is_some_and(|stored| *stored != tensor.dtype);
+        self.tensors.iter().any(|tensor| tensor.file == file && quantised(tensor))
+    }
+}
+
+/// Where on a hub a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubOrigin {
+    /// The repository, as `organisation/model`.
+    pub repository: String,
+    /// The branch, tag or commit asked for.
+    pub revision: String,
+    /// The commit it was.
+    pub commit: String,
+}
+
+impl std::fmt::Display for HubOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at commit {}", self.repository, self.commit)
+    }
 }
 
 /// One tensor of the source.
@@ -61,6 +88,9 @@ pub struct RecordedTensor {
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,
+    /// Number format in a GGUF file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<String>,
     /// Tensors of the converted model that hold its numbers.
     pub becomes: Vec<String>,
 }

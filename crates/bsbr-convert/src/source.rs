@@ -12,6 +12,7 @@ use crate::checkpoint::RECORD;
 use crate::converted::ConvertedModel;
 use crate::derive;
 use crate::dtype::CastSummary;
+use crate::gguf::GgufKind;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::tensors::{Recipe, TensorFile};
 
@@ -24,6 +25,7 @@ use crate::tensors::{Recipe, TensorFile};
 #[derive(Debug)]
 pub struct ModelSource {
     dir: PathBuf,
+    name: Option<String>,
     config: ModelConfig,
     weights: Weights,
 }
@@ -41,16 +43,25 @@ pub struct TensorListing {
     pub name: String,
     /// Number format.
     pub dtype: Dtype,
+    /// Number format in a GGUF file, where it may be quantised; `dtype` is then that of the numbers once read.
+    pub stored: Option<GgufKind>,
     /// Shape.
     pub shape: Vec<usize>,
     /// Name of the file.
     pub file: String,
-    /// Bytes.
+    /// Bytes in the file.
     pub bytes: usize,
 }
 
+impl TensorListing {
+    /// Name of the number format in the file.
+    pub fn format(&self) -> String {
+        self.stored.map_or_else(|| self.dtype.to_string(), |kind| kind.to_string())
+    }
+}
+
 impl ModelSource {
-    /// Opens the checkpoint or converted model in `dir` and checks every name, shape and dtype.
+    /// Opens the checkpoint or converted model in `dir`, or the GGUF file `dir`, and checks every name, shape and dtype.
     ///
     /// # Errors
     ///
@@ -64,7 +75,13 @@ impl ModelSource {
             let planned = plan_checkpoint(dir)?;
             (planned.config.clone(), Weights::Planned(Box::new(planned)))
         };
-        Ok(Self { dir: dir.to_owned(), config, weights })
+        Ok(Self { dir: dir.to_owned(), name: None, config, weights })
+    }
+
+    /// The same model under another name than that of its directory.
+    pub fn with_name(mut self, name: String) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// The same weights under other attention settings; `None` is the original attention.
@@ -92,14 +109,22 @@ impl ModelSource {
 
     /// Where the model comes from, in words.
     pub fn description(&self) -> String {
-        let name = |dir: &Path| dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A directory that stands for the GGUF file in it gives way to the name of that file.
+        let gguf = match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.gguf().and(planned.checkpoint.files().first()),
+            Weights::Converted(_) => None,
+        };
+        let path = gguf.map_or(self.dir.as_path(), TensorFile::path);
+        let directory = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name.clone().unwrap_or_else(directory);
         match &self.weights {
             Weights::Planned(planned) => {
-                format!("Hugging Face checkpoint `{}` ({})", name(&self.dir), planned.plan.architecture.id)
+                let what = if planned.checkpoint.gguf().is_some() { "GGUF file" } else { "Hugging Face checkpoint" };
+                format!("{what} `{name}` ({})", planned.plan.architecture.id)
             }
             Weights::Converted(model) => {
                 let record = model.record();
-                format!("converted model `{}`, made of `{}` ({})", name(&self.dir), record.source, record.rules)
+                format!("converted model `{name}`, made of `{}` ({})", record.source, record.rules)
             }
         }
     }
@@ -107,6 +132,23 @@ impl ModelSource {
     /// `tokenizer.json`, if the directory has one.
     pub fn tokenizer(&self) -> Option<PathBuf> {
         Some(self.dir.join("tokenizer.json")).filter(|path| path.is_file())
+    }
+
+    /// The `tokenizer.json` that a GGUF file stands for; `None` for directories, and for a tokenizer that is not
+    /// converted: [`ModelSource::notes`] then say why.
+    pub fn tokenizer_json(&self) -> Option<&[u8]> {
+        match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.gguf()?.tokenizer(),
+            Weights::Converted(_) => None,
+        }
+    }
+
+    /// Why a GGUF file has no tokenizer that can be used.
+    pub fn no_tokenizer(&self) -> Option<&str> {
+        match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.gguf()?.no_tokenizer.as_deref(),
+            Weights::Converted(_) => None,
+        }
     }
 
     /// The plan of a Hugging Face checkpoint: its `Display` is the mapping table.
@@ -144,18 +186,19 @@ impl ModelSource {
         all.map(|(file, tensor)| TensorListing {
             name: tensor.name.clone(),
             dtype: tensor.dtype,
+            stored: file.kind(tensor),
             shape: tensor.shape.clone(),
             file: file.name(),
-            bytes: tensor.bytes.len(),
+            bytes: file.kind(tensor).map_or(tensor.bytes.len(), |kind| kind.bytes_of(tensor.elements())),
         })
         .collect()
     }
 
-    /// Tensors and bytes of each dtype.
-    pub fn dtype_totals(&self) -> BTreeMap<Dtype, (usize, usize)> {
+    /// Tensors and bytes of each number format.
+    pub fn dtype_totals(&self) -> BTreeMap<String, (usize, usize)> {
         let mut totals = BTreeMap::new();
         for tensor in self.tensors() {
-            let (count, bytes): &mut (usize, usize) = totals.entry(tensor.dtype).or_default();
+            let (count, bytes): &mut (usize, usize) = totals.entry(tensor.format()).or_default();
             *count += 1;
             *bytes += tensor.bytes;
         }

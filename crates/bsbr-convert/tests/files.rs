@@ -87,7 +87,7 @@ fn directories_that_are_no_checkpoint_say_what_they_are_instead() {
     for (other, expected) in [
         ("pytorch_model.bin", "not a PyTorch checkpoint"),
         ("weights.pth", "rename it to `pytorch_model.bin`"),
-        ("model.gguf", "get the original checkpoint"),
+        ("model.gguf", "name the file itself"),
         ("weights.safetensors", "rename it"),
     ] {
         fs::rename(&weights, dir.join(other)).expect("a rename");

@@ -30,6 +30,16 @@ impl TextTokenizer {
         Ok(Self { inner: Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))? })
     }
 
+    /// The tokenizer of the `tokenizer.json` whose content is `bytes`; `name` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Tokenizer`] with the name.
+    pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
+        let inner = Tokenizer::from_bytes(bytes);
+        Ok(Self { inner: inner.map_err(|error| ModelError::Tokenizer(format!("{name}: {error}")))? })
+    }
+
     /// Tokens of a text, with whatever the tokenizer's own post-processor adds around it.
     ///
     /// # Errors

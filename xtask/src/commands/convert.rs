@@ -11,17 +11,20 @@ use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 
 use super::verify;
 use crate::{
-    args::{AttentionArgs, DeviceArgs, check_output_dir, model_dir},
+    args::{AttentionArgs, DeviceArgs, check_output_dir},
     builtin,
+    model::{HubArgs, LocalModel},
     output::{self, Progress, bytes, grouped},
     running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint; the built-in one when absent
-    #[arg(short, long, value_name = "DIR")]
+    /// Hugging Face checkpoint or GGUF file; the built-in one when absent
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Where to write the converted model
     #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
@@ -59,8 +62,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let attention = args.attention.resolve(None)?.unwrap_or_default();
     let is_builtin = args.model.is_none();
     let dir = args.model.clone().unwrap_or_else(builtin::dir);
-    let options = ConvertOptions {
-        source_name: is_builtin.then(|| "the built-in GPT-2".to_owned()),
+    let options = |model: &LocalModel| ConvertOptions {
+        source_name: is_builtin
+            .then(|| "the built-in GPT-2".to_owned())
+            .or_else(|| model.origin.as_ref().map(|origin| origin.repository.clone())),
+        hub: model.origin.clone(),
         attention: Some(attention.clone()),
         original_layers: args.original_layers.clone(),
         position_policy: args.positions,
@@ -68,22 +74,24 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ..Default::default()
     };
     if args.dry_run {
-        let planned = plan_checkpoint(model_dir(&dir)?)?;
-        let sizes = sizes(&estimate(&planned, &options)?, &planned.notes());
+        let model = args.hub.resolve(&dir)?;
+        let planned = plan_checkpoint(&model.dir)?;
+        let sizes = sizes(&estimate(&planned, &options(&model))?, &planned.notes());
         return output::result(&format!("{}\n{sizes}", planned.plan));
     }
     let Some(output_dir) = args.output_dir.clone().or_else(|| is_builtin.then(builtin::output)) else {
         bail!("--output-dir DIR is needed: where to write the converted model (--dry-run writes nothing)");
     };
     let force = args.force || (is_builtin && args.output_dir.is_none());
-    model_dir(&dir)?;
     check_output_dir(&output_dir, force)?;
+    let model = args.hub.resolve(&dir)?;
     let eval_text = args.eval_text.clone().or_else(|| is_builtin.then(builtin::heldout));
-    let report = eval_text.map(|text| measure_before(&args, &dir, &attention, &text)).transpose()?;
-    let options = ConvertOptions { force, measured: report.as_ref().map(card_numbers), ..options };
+    let report = eval_text.map(|text| measure_before(&args, &model, &attention, &text)).transpose()?;
+    let options = ConvertOptions { force, measured: report.as_ref().map(card_numbers), ..options(&model) };
     let started = Instant::now();
     let mut bar = Progress::new("converting");
-    let conversion = convert(&dir, &output_dir, &options, &mut |progress| bar.set(progress.done, progress.total))?;
+    let conversion =
+        convert(&model.dir, &output_dir, &options, &mut |progress| bar.set(progress.done, progress.total))?;
     drop(bar);
     let seconds = started.elapsed().as_secs_f64();
     if is_builtin {
@@ -92,8 +100,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     output::result(&summary(&conversion, &output_dir, seconds))?;
     if is_builtin {
         let expected = ExpectedLogits::open(&builtin::expected())?;
-        for (name, path) in [("original", &dir), ("converted", &output_dir)] {
-            let decoder = load(open(path)?, &args.device.resolve()?)?;
+        for (name, path) in [("original", &model.dir), ("converted", &output_dir)] {
+            let decoder = load(open(&LocalModel::at(path))?, &args.device.resolve()?)?;
             output::result(&format!("parity, {name}: {}", verify::check(&decoder, &expected, 1e-4)?))?;
         }
     }
@@ -106,15 +114,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// Measures the checkpoint under the settings it is about to be converted with.
 fn measure_before(
     args: &Args,
-    dir: &std::path::Path,
+    model: &LocalModel,
     attention: &BlockAttentionConfig,
     text: &std::path::Path,
 ) -> Result<EvaluationReport> {
-    let source = open(dir)?;
+    let source = open(model)?;
     if source.is_converted() {
-        bail!("{} is a converted model already", dir.display());
+        bail!("{} is a converted model already", model.dir.display());
     }
-    let tokenizer = tokenizer(&source, dir)?;
+    let tokenizer = tokenizer(&source, &model.dir)?;
     let tokens = read_tokens(&tokenizer, text)?;
     let source = source.with_attention(Some(attention.clone()))?;
     let decoder = load(source, &args.device.resolve()?)?.with_config(|config| {

@@ -7,7 +7,9 @@ use bsbr_model::PositionPolicy;
 
 use crate::{
     args::{AttentionArgs, DeviceArgs},
-    builtin, output,
+    builtin,
+    model::HubArgs,
+    output,
     running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
 };
 
@@ -19,9 +21,11 @@ enum Format {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    /// Hugging Face checkpoint, GGUF file or converted model; the built-in checkpoint when absent
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Text to measure on; the built-in held-out text when absent
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -44,12 +48,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let dir = args.model.unwrap_or_else(builtin::dir);
-    let mut source = open(&dir)?;
+    let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
+    let mut source = open(&model)?;
     let own = source.model_config().attention.clone();
     let attention = args.attention.resolve(own.as_ref())?.or(own).unwrap_or_default();
     let device = args.device.resolve()?;
-    let tokenizer = tokenizer(&source, &dir)?;
+    let tokenizer = tokenizer(&source, &model.dir)?;
     let tokens = read_tokens(&tokenizer, &args.text.unwrap_or_else(builtin::heldout))?;
     let description = source.description();
     source = source.with_attention(Some(attention.clone()))?;

@@ -7,15 +7,19 @@ use bsbr_model::{GenerateConfig, PositionPolicy, Sampler, SamplingConfig, genera
 
 use crate::{
     args::DeviceArgs,
-    builtin, output,
+    builtin,
+    model::HubArgs,
+    output,
     running::{load, open, tokenizer},
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint (its original attention) or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    /// Hugging Face checkpoint or GGUF file (its original attention) or converted model; the built-in checkpoint when absent
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Text to continue
     #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
@@ -61,12 +65,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if text.is_empty() {
         bail!("the prompt is empty: at least one token is needed");
     }
-    let dir = args.model.unwrap_or_else(builtin::dir);
-    let mut source = open(&dir)?;
+    let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
+    let mut source = open(&model)?;
     if args.full_attention {
         source = source.with_attention(None)?;
     }
-    let tokenizer = tokenizer(&source, &dir)?;
+    let tokenizer = tokenizer(&source, &model.dir)?;
     let prompt = tokenizer.encode(&text)?;
     let device = args.device.resolve()?;
     let mut decoder = load(source, &device)?;

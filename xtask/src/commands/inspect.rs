@@ -6,13 +6,15 @@ use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, architecture_by_name};
 use bsbr_model::DecoderCache;
 
-use crate::{args::DeviceArgs, builtin, output, running::open};
+use crate::{args::DeviceArgs, builtin, model::HubArgs, output, running::open};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    /// Hugging Face checkpoint, GGUF file or converted model; the built-in checkpoint when absent
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -27,8 +29,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(name) = args.rules {
         return output::result(&rules(&name)?);
     }
-    let dir = args.model.unwrap_or_else(builtin::dir);
-    let source = open(&dir)?;
+    let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
+    let source = open(&model)?;
     let config = source.model_config();
     let (original, extra) = source.parameter_counts();
     let empty = DecoderCache::new(config, &[0], &args.device.resolve()?)?.bytes();
@@ -47,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ),
     ];
     for (dtype, (count, bytes)) in source.dtype_totals() {
-        lines.push(format!("{dtype:?}: {count} tensors, {}", output::bytes(bytes as u64)));
+        lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
     lines.extend(source.notes().into_iter().map(|note| format!("note: {note}")));
     lines.push(String::new());
@@ -58,7 +60,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .into_iter()
             .map(|tensor| {
                 let shape = format!("{:?}", tensor.shape);
-                vec![tensor.name, format!("{:?}", tensor.dtype), shape, output::bytes(tensor.bytes as u64), tensor.file]
+                vec![tensor.name.clone(), tensor.format(), shape, output::bytes(tensor.bytes as u64), tensor.file]
             })
             .collect();
         lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));

@@ -9,15 +9,18 @@ use bsbr_model::Decoder;
 use crate::{
     CheckFailed,
     args::DeviceArgs,
+    model::HubArgs,
     output,
     running::{load, open},
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face checkpoint or converted model
-    #[arg(short, long, value_name = "DIR")]
+    /// Hugging Face checkpoint, GGUF file or converted model
+    #[arg(short, long, value_name = "PATH|NAME")]
     model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// safetensors file with `input_ids` [batch, tokens] and `logits` [batch, tokens, vocab]
     #[arg(short, long, value_name = "FILE")]
     expected: PathBuf,
@@ -33,7 +36,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("--atol is {}, expected 0 or more", args.atol);
     }
     let expected = ExpectedLogits::open(&args.expected)?;
-    let source = open(&args.model)?;
+    let source = open(&args.hub.resolve(&args.model)?)?;
     let description = source.description();
     let decoder = load(source, &args.device.resolve()?)?;
     let line = check(&decoder, &expected, args.atol)?;

@@ -10,6 +10,7 @@ use super::header::{Header, TensorEntry};
 use super::map::Mapping;
 use super::torch::TorchFile;
 use crate::ConvertError;
+use crate::gguf::{GgufFile, GgufKind, StoredBytes};
 
 /// The format of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub enum FileFormat {
     Safetensors,
     /// PyTorch's own: a pickle and the bytes of its tensors.
     Pytorch,
+    /// GGUF.
+    Gguf,
 }
 
 impl FileFormat {
@@ -37,6 +40,7 @@ impl FileFormat {
                 let stem = name.strip_suffix(".bin").unwrap_or(name);
                 Some(format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)))
             }
+            Self::Gguf => Some("model.safetensors".to_owned()),
         }
     }
 }
@@ -49,6 +53,7 @@ impl FileFormat {
 pub(crate) enum TensorFile {
     Safetensors(SafetensorsFile),
     Torch(TorchFile),
+    Gguf(GgufFile),
 }
 
 impl TensorFile {
@@ -56,6 +61,7 @@ impl TensorFile {
         match self {
             Self::Safetensors(_) => FileFormat::Safetensors,
             Self::Torch(_) => FileFormat::Pytorch,
+            Self::Gguf(_) => FileFormat::Gguf,
         }
     }
 
@@ -64,6 +70,7 @@ impl TensorFile {
         match self {
             Self::Safetensors(file) => file.path(),
             Self::Torch(file) => file.path(),
+            Self::Gguf(file) => file.path(),
         }
     }
 
@@ -77,6 +84,7 @@ impl TensorFile {
         match self {
             Self::Safetensors(file) => file.len(),
             Self::Torch(file) => file.len(),
+            Self::Gguf(file) => file.len(),
         }
     }
 
@@ -85,7 +93,13 @@ impl TensorFile {
         match self {
             Self::Safetensors(file) => file.header(),
             Self::Torch(file) => file.header(),
+            Self::Gguf(file) => file.header(),
         }
+    }
+
+    /// The number format of a tensor in a GGUF file.
+    pub(crate) fn kind(&self, tensor: &TensorEntry) -> Option<GgufKind> {
+        if let Self::Gguf(file) = self { file.kind(tensor) } else { None }
     }
 
     /// The bytes of a tensor of this file.
@@ -93,17 +107,20 @@ impl TensorFile {
         match self {
             Self::Safetensors(file) => file.map(tensor).map(TensorBytes::Mapped),
             Self::Torch(file) => file.read(tensor).map(TensorBytes::Copied),
+            Self::Gguf(file) => file.map(tensor),
         }
     }
 }
 
-/// The bytes of one tensor.
+/// The bytes of one tensor. Dereferences to the bytes as they are in the file.
 #[derive(Debug)]
 pub(crate) enum TensorBytes {
     /// Pages of a file, resident as they are touched.
     Mapped(Mapping),
     /// A copy.
     Copied(Vec<u8>),
+    /// Numbers of another format or in another order, mapped likewise and decoded where they are read.
+    Stored(StoredBytes),
 }
 
 impl Deref for TensorBytes {
@@ -113,6 +130,7 @@ impl Deref for TensorBytes {
         match self {
             Self::Mapped(mapping) => mapping,
             Self::Copied(bytes) => bytes,
+            Self::Stored(stored) => stored,
         }
     }
 }

@@ -65,29 +65,34 @@ pub(crate) fn bands(shape: &[usize], size: usize, budget: usize) -> impl Iterato
     (0..elements).step_by(step).map(move |start| start..(start + step).min(elements))
 }
 
-/// Writes the numbers `range` of a target into `out`. `range` must be whole rows of the target; `size` is the
-/// bytes of a number.
+/// All blocks of a target from the bytes of all its sources.
+#[cfg(test)]
 pub(crate) fn fill(out: &mut [u8], range: Range<usize>, blocks: &[Block], sources: &[&[u8]], size: usize) {
     for block in blocks {
-        let source = sources[block.source];
-        match block.copy {
-            Pattern::Run { len } => {
-                let start = block.to.max(range.start);
-                let end = (block.to + len).min(range.end);
-                if start < end {
-                    let from = (block.from + start - block.to) * size;
-                    let bytes = (end - start) * size;
-                    let to = (start - range.start) * size;
-                    out[to..to + bytes].copy_from_slice(&source[from..from + bytes]);
-                }
+        fill_block(out, range.clone(), block, sources[block.source], size);
+    }
+}
+
+/// Writes what `block` moves of the numbers `range` of a target into `out`, from the bytes `source`. `range` must be
+/// whole rows of the target; `size` is the bytes of a number.
+pub(crate) fn fill_block(out: &mut [u8], range: Range<usize>, block: &Block, source: &[u8], size: usize) {
+    match block.copy {
+        Pattern::Run { len } => {
+            let start = block.to.max(range.start);
+            let end = (block.to + len).min(range.end);
+            if start < end {
+                let from = (block.from + start - block.to) * size;
+                let bytes = (end - start) * size;
+                let to = (start - range.start) * size;
+                out[to..to + bytes].copy_from_slice(&source[from..from + bytes]);
             }
-            Pattern::Transpose { rows, to_stride, .. } => {
-                let row_at = |position: usize| position.saturating_sub(block.to).div_ceil(to_stride).min(rows);
-                let rows = row_at(range.start)..row_at(range.end);
-                match size {
-                    2 => transpose::<2>(out, range.start, rows, block, source),
-                    _ => transpose::<4>(out, range.start, rows, block, source),
-                }
+        }
+        Pattern::Transpose { rows, to_stride, .. } => {
+            let row_at = |position: usize| position.saturating_sub(block.to).div_ceil(to_stride).min(rows);
+            let rows = row_at(range.start)..row_at(range.end);
+            match size {
+                2 => transpose::<2>(out, range.start, rows, block, source),
+                _ => transpose::<4>(out, range.start, rows, block, source),
             }
         }
     }

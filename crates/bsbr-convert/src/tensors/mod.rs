@@ -22,6 +22,7 @@ pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::is_weight_dtype;
+pub(crate) use map::Mapping;
 pub(crate) use recipe::{BAND, OpenRecipe, Recipe, TensorRef};
 pub(crate) use torch::TorchFile;
-pub(crate) use write::{TensorDeclaration, TensorFileWriter, header_text, hex};
+pub(crate) use write::{TensorDeclaration, TensorFileWriter, exported_header, header_text, hex};

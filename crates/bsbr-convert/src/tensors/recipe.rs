@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::any::{TensorBytes, TensorFile};
 use super::cast::{CastLoss, cast};
-use super::copy::{Block, Pattern, bands, fill};
+use super::copy::{Block, Pattern, bands, fill_block};
 use super::float::{first_not_finite, numbers};
 use super::header::TensorEntry;
 use crate::ConvertError;
@@ -175,6 +175,7 @@ impl OpenRecipe<'_> {
         let source: &[u8] = match &self.sources[block.source] {
             TensorBytes::Mapped(bytes) => bytes,
             TensorBytes::Copied(bytes) => bytes,
+            TensorBytes::Stored(_) => return None,
         };
         source.get(from..from + range.len() * size)
     }
@@ -185,7 +186,6 @@ impl OpenRecipe<'_> {
         size: usize,
         mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let sources: Vec<&[u8]> = self.sources.iter().map(|bytes| &**bytes).collect();
         let mut out = Vec::new();
         for range in ranges {
             if let Some(bytes) = self.as_they_are(&range, size) {
@@ -193,7 +193,12 @@ impl OpenRecipe<'_> {
                 continue;
             }
             out.resize(range.len() * size, 0);
-            fill(&mut out, range, &self.recipe.blocks, &sources, size);
+            for block in &self.recipe.blocks {
+                match &self.sources[block.source] {
+                    TensorBytes::Stored(source) => source.fill(&mut out, &range, block, size),
+                    source => fill_block(&mut out, range.clone(), block, source, size),
+                }
+            }
             each(&out)?;
         }
         Ok(())

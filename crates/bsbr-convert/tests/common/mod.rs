@@ -1,6 +1,7 @@
 //! Fixtures, and safetensors files written by hand so that they can be wrong.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod gguf;
 pub mod pytorch;
 
 use std::collections::BTreeMap;
