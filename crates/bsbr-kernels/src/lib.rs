@@ -1,1 +1,3 @@
 //! The loops of a decoder on the CPU.
+
+pub mod layer;
