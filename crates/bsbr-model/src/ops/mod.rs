@@ -6,6 +6,8 @@
 #[cfg(feature = "flex")]
 mod fused;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 use burn::{
     nn::Linear,
