@@ -1,4 +1,4 @@
-//! Everything of a decoder block but attention itself: linear maps, activations, norms, rotations.
+//! Everything of a decoder block but attention itself: linear maps, activations, norms, rotations, softmax.
 //!
 //! Numbers are f32. Each operation is compiled for AVX-512, for AVX2 and for any other processor, and the best one is
 //! chosen at run time. Work is shared among the threads of rayon's pool; [`in_pool`] keeps a sequence of operations
@@ -17,6 +17,7 @@ mod panels;
 mod product;
 mod scratch;
 mod softcap;
+mod softmax;
 #[cfg(test)]
 mod testing;
 
@@ -27,3 +28,4 @@ pub use norm::{NormKind, RowNorm, normalise};
 pub use panels::{Panels, Rows};
 pub use product::{Linear, gated, project};
 pub use softcap::softcap;
+pub use softmax::softmax;

@@ -6,7 +6,7 @@
 #[cfg(feature = "flex")]
 mod fused;
 mod plain;
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests;
 
 use burn::{

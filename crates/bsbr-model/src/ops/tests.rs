@@ -97,7 +97,6 @@ fn difference<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f64 {
     apart.fold(0.0, |worst: f64, x| if x.is_nan() { f64::INFINITY } else { worst.max(x) }) / largest
 }
 
-#[cfg(feature = "flex")]
 mod fused_and_plain {
     use super::*;
 
