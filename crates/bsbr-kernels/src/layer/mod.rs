@@ -20,6 +20,7 @@ mod softcap;
 mod softmax;
 #[cfg(test)]
 mod testing;
+mod transpose;
 
 pub use activation::{Activation, activate};
 pub use heads::{Rotation, write_heads};

@@ -1,12 +1,16 @@
 //! Rows of numbers, transposed in strips of a few tokens: the form that linear maps read and write.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{level::registers, norm::RowNorm, scratch::Scratch};
-
-/// Tokens brought together before they are written transposed: as many as are in a cache line.
-const GATHERED: usize = 16;
+use super::{
+    level::registers,
+    norm::RowNorm,
+    scratch::Scratch,
+    transpose::{SIDE, transposed},
+};
 
 /// Numbers of some tokens where they lie in memory: token `t` has `groups` runs of `group_width` numbers, run `g` at
 /// `t * token_stride + g * group_stride`.
@@ -70,6 +74,7 @@ impl Panels {
             first: usize,
             lanes: usize,
             panel: &'a mut [f32],
+            arch: Arch,
         }
         impl WithSimd for Run<'_> {
             type Output = ();
@@ -77,10 +82,10 @@ impl Panels {
             fn with_simd<S: Simd>(self, simd: S) {
                 let width = self.panel.len() / self.lanes;
                 // Rows a power of two apart would share the same few lines of the cache.
-                let apart = width + GATHERED;
-                let mut gathered = Scratch::new(GATHERED * apart);
-                for lane in (0..self.lanes).step_by(GATHERED) {
-                    let lanes = GATHERED.min(self.lanes - lane);
+                let apart = width + SIDE;
+                let mut gathered = Scratch::new(SIDE * apart);
+                for lane in (0..self.lanes).step_by(SIDE) {
+                    let lanes = SIDE.min(self.lanes - lane);
                     for (at, row) in gathered.chunks_exact_mut(apart).take(lanes).enumerate() {
                         let row = &mut row[..width];
                         let token = self.first + lane + at;
@@ -93,7 +98,19 @@ impl Panels {
                             norm.apply(simd, row);
                         }
                     }
-                    for (at, line) in self.panel.chunks_exact_mut(self.lanes).enumerate() {
+                    let squares = if lanes == SIDE { width / SIDE } else { 0 };
+                    for at in (0..squares * SIDE).step_by(SIDE) {
+                        let mut square = [[0.0; SIDE]; SIDE];
+                        for (row, numbers) in square.iter_mut().zip(gathered.chunks_exact(apart)) {
+                            row.copy_from_slice(&numbers[at..at + SIDE]);
+                        }
+                        let lines = self.panel[at * self.lanes..].chunks_exact_mut(self.lanes);
+                        for (line, column) in lines.zip(&transposed(self.arch, &square)) {
+                            line[lane..lane + SIDE].copy_from_slice(column);
+                        }
+                    }
+                    let lines = self.panel.chunks_exact_mut(self.lanes).enumerate().skip(squares * SIDE);
+                    for (at, line) in lines {
                         for (token, x) in line[lane..lane + lanes].iter_mut().enumerate() {
                             *x = gathered[token * apart + at];
                         }
@@ -108,7 +125,7 @@ impl Panels {
         let mut panels = Self::new(arch, rows.tokens, width, lanes_for(arch, rows.tokens));
         let lanes = panels.lanes;
         panels.data.par_chunks_mut((width * lanes).max(1)).enumerate().for_each(|(at, panel)| {
-            arch.dispatch(Run { rows, norm, first: at * lanes, lanes, panel });
+            arch.dispatch(Run { rows, norm, first: at * lanes, lanes, panel, arch });
         });
         panels
     }
@@ -175,24 +192,42 @@ impl Panels {
         });
     }
 
-    /// Hands over columns `columns` of a strip in runs: token, first column of the run, its numbers.
-    pub(super) fn unpack(
-        &self,
-        strip: &[f32],
-        columns: std::ops::Range<usize>,
-        mut each: impl FnMut(usize, usize, &[f32]),
-    ) {
-        for first in columns.clone().step_by(GATHERED) {
-            let count = GATHERED.min(columns.end - first);
-            let lines = &strip[first * self.lanes..(first + count) * self.lanes];
-            for token in 0..self.lanes {
-                let mut run = [0.0; GATHERED];
-                for (x, line) in run.iter_mut().zip(lines.chunks_exact(self.lanes)) {
-                    *x = line[token];
+    /// Hands over columns `columns` of a strip in runs: token, first column of the run, its numbers. Tokens may be more
+    /// than there are.
+    pub(super) fn unpack(&self, strip: &[f32], columns: Range<usize>, mut each: impl FnMut(usize, usize, &[f32])) {
+        if self.lanes == 1 {
+            // A row already.
+            return each(0, columns.start, &strip[columns]);
+        }
+        struct Run<'a, F> {
+            strip: &'a [f32],
+            lanes: usize,
+            columns: Range<usize>,
+            each: F,
+            arch: Arch,
+        }
+        impl<F: FnMut(usize, usize, &[f32])> WithSimd for Run<'_, F> {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: Simd>(mut self, _: S) {
+                for first in self.columns.clone().step_by(SIDE) {
+                    let count = SIDE.min(self.columns.end - first);
+                    let lines = &self.strip[first * self.lanes..(first + count) * self.lanes];
+                    for lane in (0..self.lanes).step_by(SIDE) {
+                        let tokens = SIDE.min(self.lanes - lane);
+                        let mut square = [[0.0; SIDE]; SIDE];
+                        for (line, numbers) in square.iter_mut().zip(lines.chunks_exact(self.lanes)) {
+                            line[..tokens].copy_from_slice(&numbers[lane..lane + tokens]);
+                        }
+                        let rows = transposed(self.arch, &square);
+                        for (token, row) in rows[..tokens].iter().enumerate() {
+                            (self.each)(lane + token, first, &row[..count]);
+                        }
+                    }
                 }
-                each(token, first, &run[..count]);
             }
         }
+        self.arch.dispatch(Run { strip, lanes: self.lanes, columns, each, arch: self.arch });
     }
 }
 
