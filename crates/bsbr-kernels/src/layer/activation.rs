@@ -8,8 +8,8 @@ use super::{level::TASK, math};
 /// A non-linearity.
 ///
 /// Against exact arithmetic: `Silu` is right to a relative error of 4e-7 where `|x| <= 87`, `GeluErf` to 6e-7 where
-/// `|x| <= 13`, `GeluTanh` to `4e-7 + 3e-7 |u|` with `u = sqrt(2/pi) (x + 0.044715 x^3)` where `|u| <= 43`; for smaller `x` all
-/// go to 0 and are never further than 1e-35 from it.
+/// `|x| <= 13`, `GeluTanh` to `4e-7 + 3e-7 |u|` with `u = sqrt(2/pi) (x + 0.044715 x^3)` where `|u| <= 43`; for smaller
+/// `x` all go to 0 and are never further than 1e-35 from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.

@@ -18,8 +18,8 @@ pub struct Rotation<'a> {
     pub interleaved: bool,
 }
 
-/// Writes `x`, `[tokens, heads * width]`, to `out` as `[heads, tokens, width]`; each head is normalised first and rotated
-/// then, where wanted. Weight and bias of the norm are as wide as a head, or hold such a one for each head.
+/// Writes `x`, `[tokens, heads * width]`, to `out` as `[heads, tokens, width]`; each head is normalised first and
+/// rotated then, where wanted. Weight and bias of the norm are as wide as a head, or hold such a one for each head.
 ///
 /// # Panics
 ///

@@ -99,7 +99,8 @@ pub(super) fn normal<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let size = keep_nan(simd, x, simd.min_f32s(simd.abs_f32s(x), simd.splat_f32s(13.3)));
     let four = simd.splat_f32s(4.0);
     let t = simd.div_f32s(simd.sub_f32s(size, four), simd.add_f32s(size, four));
-    // The rounding error of the square counts as much as the square is large: exp(-(s + e) / 2) = exp(-s / 2) (1 - e / 2).
+    // The rounding error of the square counts as much as the square is large:
+    // exp(-(s + e) / 2) = exp(-s / 2) (1 - e / 2).
     let square = simd.mul_f32s(size, size);
     let error = rounding_of_square(simd, size, square);
     let half = simd.splat_f32s(-0.5);

@@ -16,8 +16,9 @@ pub enum NormKind {
 
 /// The normalisation of a row.
 ///
-/// Sums run over 4 registers of partial sums, so that their error does not grow with the width as a single sum's does: against
-/// exact arithmetic the result is right to 1e-6 of the largest number of the row's result, for rows of up to 16,384.
+/// Sums run over 4 registers of partial sums, so that their error does not grow with the width as a single sum's does:
+/// against exact arithmetic the result is right to 1e-6 of the largest number of the row's result, for rows of up to
+/// 16,384.
 #[derive(Debug, Clone, Copy)]
 pub struct RowNorm<'a> {
     /// Kind.

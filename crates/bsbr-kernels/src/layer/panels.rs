@@ -46,8 +46,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `[tokens, width]` in strips of `lanes` tokens, each strip `[width, lanes]`. The last strip may hold fewer tokens; its
-/// other lanes mean nothing.
+/// `[tokens, width]` in strips of `lanes` tokens, each strip `[width, lanes]`. The last strip may hold fewer tokens;
+/// its other lanes mean nothing.
 #[derive(Debug)]
 pub struct Panels {
     pub(super) data: Scratch,

@@ -47,8 +47,8 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -
     plain::linear(x, weight, bias)
 }
 
-/// Queries, keys and values of `x` `[tokens, hidden_size]`, each `[heads, tokens, width]`: normalised by `norm`, projected,
-/// normalised by head and rotated.
+/// Queries, keys and values of `x` `[tokens, hidden_size]`, each `[heads, tokens, width]`: normalised by `norm`,
+/// projected, normalised by head and rotated.
 pub(crate) fn heads(
     x: &Tensor<2>,
     norm: Option<&Normalisation>,
@@ -63,8 +63,8 @@ pub(crate) fn heads(
     plain::heads(x, norm, projections, rotation, width)
 }
 
-/// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that added
-/// to a tensor. `[tokens, hidden_size]`.
+/// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that
+/// added to a tensor. `[tokens, hidden_size]`.
 pub(crate) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
