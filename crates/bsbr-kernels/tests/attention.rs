@@ -81,7 +81,7 @@ impl Naive<'_> {
         let position = self.case.past + token;
         let first = self.case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let mut columns: Vec<(f64, Vec<f64>)> = Vec::new();
-        let mut exact = |range: Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
+        let exact = |range: Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
             for at in range.start.max(first)..range.end {
                 let logit = self.logit(head, token, &self.kv(self.keys, head, at), at as f64);
                 columns.push((logit, self.kv(self.values, head, at)));

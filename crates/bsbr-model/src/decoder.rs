@@ -12,6 +12,7 @@ use burn::{
 use crate::{
     DecoderCache, ModelConfig, ModelError, PositionPolicy,
     modules::{Block, Normalisation, Projections},
+    ops,
     rotary::{Rotation, rotary_set},
 };
 
@@ -142,12 +143,25 @@ impl Decoder {
             }
             start += new.len();
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
-            x = block.forward(x, |projections, normed| attend(projections, normed, rotation, &pieces, layer, cache))?;
-        }
+        let x = ops::run(&device, || self.through_blocks(x, &rotations, &pieces, cache))?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
+        }
+        Ok(x)
+    }
+
+    /// The blocks and the last norm over packed tokens.
+    fn through_blocks(
+        &self,
+        mut x: Tensor<2>,
+        rotations: &[Rotation],
+        pieces: &[(usize, Range<usize>)],
+        cache: &mut DecoderCache,
+    ) -> Result<Tensor<2>, ModelError> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
+            x = block
+                .forward(x, |projections, norm, x| attend(projections, norm, x, rotation, pieces, layer, cache))?;
         }
         Ok(match &self.final_norm {
             Some(norm) => norm.forward(x),
@@ -161,19 +175,17 @@ impl Decoder {
             Some(projection) => projection.forward(hidden),
             None => hidden,
         };
-        let mut logits = match &self.head {
-            Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.embed.weight.val().transpose()),
+        let (weight, bias) = match &self.head {
+            Some(head) => (head.weight.val(), &head.bias),
+            None => (self.embed.weight.val().transpose(), &self.head_bias),
         };
-        if let Some(bias) = &self.head_bias {
-            logits = logits + bias.val().unsqueeze();
-        }
+        let mut logits = ops::linear(hidden, weight, bias.as_ref().map(Param::val));
         let settings = self.config.decoder.head;
         if let Some(scale) = settings.scale {
             logits = logits * scale;
         }
         match settings.softcap {
-            Some(cap) => (logits / cap).tanh() * cap,
+            Some(cap) => ops::softcap(logits, cap),
             None => logits,
         }
     }
@@ -263,61 +275,40 @@ impl Decoder {
     }
 }
 
-/// Attention of one layer over packed tokens, `[tokens, hidden_size]` to the same. `pieces` are the texts with new tokens
-/// and where those stand.
+/// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`, to what the heads read,
+/// `[1, heads, tokens, head_dim]`. `pieces` are the texts with new tokens and where those stand.
 fn attend(
     projections: &Projections,
-    normed: Tensor<2>,
+    norm: Option<&Normalisation>,
+    x: &Tensor<2>,
     rotation: Option<&Rotation>,
     pieces: &[(usize, Range<usize>)],
     layer: usize,
     cache: &mut DecoderCache,
-) -> Result<Tensor<2>, ModelError> {
-    let tokens = normed.dims()[0];
-    let heads_of = |linear: &Linear, x: Tensor<2>, width: usize| {
-        let x = linear.forward(x);
-        let [tokens, total] = x.dims();
-        x.reshape([tokens, total / width, width])
-    };
+) -> Result<Tensor<4>, ModelError> {
     let Some((first, _)) = pieces.first() else { return Err(ModelError::EmptyInput) };
-    let width = cache.texts[*first].layers[layer].config().head_dim;
-    let mut query = heads_of(&projections.query, normed.clone(), width);
-    let mut key = heads_of(&projections.key, normed.clone(), width);
-    let value = heads_of(&projections.value, normed.clone(), width);
-    if let Some(norm) = &projections.query_norm {
-        query = norm.forward(query);
-    }
-    if let Some(norm) = &projections.key_norm {
-        key = norm.forward(key);
-    }
-    if let Some(rotation) = rotation {
-        query = rotation.apply(query);
-        key = rotation.apply(key);
-    }
+    let made = cache.texts[*first].layers[layer].config();
+    let normed = made.attention.as_ref().is_some_and(|attention| attention.needs_meta()).then(|| match norm {
+        Some(norm) => norm.forward(x.clone()),
+        None => x.clone(),
+    });
+    let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
     let mut outputs = Vec::with_capacity(pieces.len());
     for (text, range) in pieces {
-        let of = |x: &Tensor<3>| x.clone().narrow(0, range.start, range.len()).swap_dims(0, 1).unsqueeze::<4>();
+        let [query, key, value] = if pieces.len() == 1 {
+            heads.clone()
+        } else {
+            heads.each_ref().map(|heads| heads.clone().narrow(2, range.start, range.len()))
+        };
         let cache = &mut cache.texts[*text].layers[layer];
-        let meta = meta_inputs(projections, &normed, range, cache);
-        let read = cache.prefill(of(&query), of(&key), of(&value), meta)?;
-        let [_, heads, count, width] = read.dims();
-        outputs.push(read.swap_dims(1, 2).reshape([count, heads * width]));
+        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, range, cache));
+        outputs.push(cache.prefill(query, key, value, meta)?);
     }
-    let read = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 0) };
-    debug_assert_eq!(read.dims()[0], tokens);
-    Ok(projections.output.forward(read))
+    Ok(if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) })
 }
 
-/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block; `None` without projections.
-fn meta_inputs(
-    projections: &Projections,
-    normed: &Tensor<2>,
-    range: &Range<usize>,
-    cache: &AttentionCache,
-) -> Option<Meta> {
-    if !cache.config().attention.as_ref().is_some_and(|attention| attention.needs_meta()) {
-        return None;
-    }
+/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block.
+fn meta_inputs(projections: &Projections, normed: &Tensor<2>, range: &Range<usize>, cache: &AttentionCache) -> Meta {
     let (heads, width) = (cache.config().heads, cache.config().head_dim);
     let project = |linear: &Option<Linear>, at: Vec<usize>| {
         let linear = linear.as_ref()?;
@@ -331,8 +322,8 @@ fn meta_inputs(
         Some(rows.reshape([1, count, heads, width]).swap_dims(1, 2))
     };
     let count = range.len();
-    Some(Meta {
+    Meta {
         query: project(&projections.meta_query, cache.chunk_starts(count)),
         key: project(&projections.meta_key, cache.block_ends(count)),
-    })
+    }
 }

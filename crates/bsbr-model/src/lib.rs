@@ -54,6 +54,7 @@ mod evaluate;
 mod generate;
 mod loading;
 mod modules;
+mod ops;
 mod rotary;
 mod sampling;
 #[cfg(feature = "text")]
@@ -73,7 +74,7 @@ pub use evaluate::{
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
-pub use modules::{Block, EachHeadNorm, HeadNormalisation, Mlp, Normalisation, Projections};
+pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]

@@ -9,7 +9,7 @@ use burn::{
 
 use crate::{
     Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, ModelConfig, ModelError, Norm, WeightSpec,
-    modules::{Block, EachHeadNorm, HeadNormalisation, Mlp, Normalisation, Projections},
+    modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections},
     weight_specs,
 };
 
@@ -67,7 +67,7 @@ impl Loader<'_> {
                 let mut norm = LayerNormConfig::new(width).with_epsilon(epsilon).with_bias(false).init(self.device);
                 norm.gamma = gamma.unwrap_or(norm.gamma);
                 norm.beta = self.optional(&format!("{name}.bias"))?;
-                Normalisation::Layer(norm)
+                Normalisation::Layer(LayerNormalisation { norm, epsilon })
             }
             Norm::Rms | Norm::RmsPlusOne => {
                 let gamma = gamma.unwrap_or_else(|| Param::from_tensor(Tensor::ones([width], self.device)));

@@ -3,33 +3,36 @@
 use burn::{
     module::{Module, Param},
     nn::{LayerNorm, Linear, RmsNorm},
-    tensor::{Tensor, activation},
+    tensor::Tensor,
 };
 
-use crate::{Activation, BlockConfig, BlockForm};
+use crate::{Activation, BlockConfig, BlockForm, ops};
 
 /// LayerNorm or RMSNorm.
 #[derive(Module, Debug)]
 pub enum Normalisation {
     /// Mean and variance.
-    Layer(LayerNorm),
+    Layer(LayerNormalisation),
     /// Root mean square.
     Rms(RmsNorm),
     /// Root mean square, times `1 + weight`. The weight stays as it is stored: adding 1 would lose bits of it.
     RmsPlusOne(RmsNorm),
 }
 
+/// LayerNorm, and its epsilon for everyone to see.
+#[derive(Module, Debug)]
+pub struct LayerNormalisation {
+    /// Weight and bias.
+    pub norm: LayerNorm,
+    /// Added to the variance.
+    #[module(skip)]
+    pub epsilon: f64,
+}
+
 impl Normalisation {
     /// `[.., width]` to the same.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Layer(norm) => norm.forward(x),
-            Self::Rms(norm) => norm.forward(x),
-            Self::RmsPlusOne(norm) => {
-                let mean_square = x.clone().square().mean_dim(D - 1) + norm.epsilon;
-                x / mean_square.sqrt() * (norm.gamma.val() + 1.0).unsqueeze()
-            }
-        }
+        ops::normalise(self, x)
     }
 }
 
@@ -56,15 +59,19 @@ pub struct EachHeadNorm {
     pub plus_one: bool,
 }
 
+impl EachHeadNorm {
+    /// What each number of each head is multiplied by besides the norm's own weight, `[heads, head_dim]`.
+    pub(crate) fn factor(&self) -> Tensor<2> {
+        if self.plus_one { self.weight.val() + 1.0 } else { self.weight.val() }
+    }
+}
+
 impl HeadNormalisation {
     /// `[tokens, heads, head_dim]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Head(norm) => norm.forward(x),
-            Self::EachHead(norm) => {
-                let weight = if norm.plus_one { norm.weight.val() + 1.0 } else { norm.weight.val() };
-                norm.plain.forward(x) * weight.unsqueeze()
-            }
+            Self::EachHead(norm) => norm.plain.forward(x) * norm.factor().unsqueeze(),
             Self::AllHeads(norm) => {
                 let [tokens, heads, width] = x.dims();
                 norm.forward(x.reshape([tokens, heads * width])).reshape([tokens, heads, width])
@@ -111,26 +118,7 @@ pub struct Mlp {
 impl Mlp {
     /// `[tokens, hidden_size]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let up = self.up.forward(x.clone());
-        let inner = match &self.gate {
-            Some(gate) => activate(gate.forward(x), self.activation) * up,
-            None => activate(up, self.activation),
-        };
-        self.down.forward(inner)
-    }
-}
-
-/// Applies the non-linearity.
-pub(crate) fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
-    match activation {
-        // Written out: burn's form cubes with `powf`, many times slower.
-        Activation::GeluTanh => {
-            let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / std::f64::consts::PI).sqrt();
-            (inner.tanh() + 1.0) * x * 0.5
-        }
-        Activation::GeluErf => activation::gelu(x),
-        Activation::Silu => activation::silu(x),
-        Activation::Relu => activation::relu(x),
+        ops::mlp(x, None, self, None)
     }
 }
 
@@ -155,7 +143,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// `[tokens, hidden_size]` to the same; `attend` is attention from normed inputs.
+    /// `[tokens, hidden_size]` to the same; `attend` is attention from inputs that its norm is still to be applied to,
+    /// `[1, heads, tokens, head_dim]`.
     ///
     /// # Errors
     ///
@@ -163,34 +152,37 @@ impl Block {
     pub fn forward<E>(
         &self,
         x: Tensor<2>,
-        attend: impl FnOnce(&Projections, Tensor<2>) -> Result<Tensor<2>, E>,
+        attend: impl FnOnce(&Projections, Option<&Normalisation>, &Tensor<2>) -> Result<Tensor<4>, E>,
     ) -> Result<Tensor<2>, E> {
-        let scaled = |branch: Tensor<2>| match self.config.residual_multiplier {
-            Some(factor) => branch * factor,
-            None => branch,
-        };
-        let input = normed(&self.attention_norm, x.clone());
-        match self.config.form {
-            BlockForm::Sequential | BlockForm::Sandwich | BlockForm::NormedBranches => {
-                let read = attend(&self.attention, input)?;
-                let x = x + scaled(normed(&self.attention_post_norm, read));
-                let inner = self.mlp.forward(normed(&self.mlp_norm, x.clone()));
-                Ok(x + scaled(normed(&self.mlp_post_norm, inner)))
+        let factor = self.config.residual_multiplier.unwrap_or(1.0);
+        let read = attend(&self.attention, self.attention_norm.as_ref(), &x)?;
+        let output = &self.attention.output;
+        Ok(match self.config.form {
+            BlockForm::Sequential => {
+                let x = ops::join_heads(read, output, Some((x, factor)));
+                ops::mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor))
+            }
+            BlockForm::Sandwich | BlockForm::NormedBranches => {
+                let branch = normed(&self.attention_post_norm, ops::join_heads(read, output, None));
+                let x = x + scaled(branch, factor);
+                let branch = ops::mlp(x.clone(), self.mlp_norm.as_ref(), &self.mlp, None);
+                x + scaled(normed(&self.mlp_post_norm, branch), factor)
             }
             BlockForm::NormAfter => {
-                let x = normed(&self.attention_post_norm, x + scaled(attend(&self.attention, input)?));
-                Ok(normed(&self.mlp_post_norm, x.clone() + scaled(self.mlp.forward(x))))
+                let x = normed(&self.attention_post_norm, ops::join_heads(read, output, Some((x, factor))));
+                normed(&self.mlp_post_norm, ops::mlp(x, None, &self.mlp, Some(factor)))
             }
             BlockForm::Parallel | BlockForm::ParallelSharedNorm => {
-                let mlp_input = match &self.mlp_norm {
-                    Some(norm) => norm.forward(x.clone()),
-                    None => input.clone(),
-                };
-                let read = attend(&self.attention, input)?;
-                Ok(x + scaled(read + self.mlp.forward(mlp_input)))
+                let norm = self.mlp_norm.as_ref().or(self.attention_norm.as_ref());
+                let x = ops::mlp(x, norm, &self.mlp, Some(factor));
+                ops::join_heads(read, output, Some((x, factor)))
             }
-        }
+        })
     }
+}
+
+fn scaled(x: Tensor<2>, factor: f64) -> Tensor<2> {
+    if factor == 1.0 { x } else { x * factor }
 }
 
 fn normed(norm: &Option<Normalisation>, x: Tensor<2>) -> Tensor<2> {

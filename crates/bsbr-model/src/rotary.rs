@@ -112,8 +112,8 @@ fn local_bases(decoder: &DecoderConfig) -> Vec<f64> {
 #[derive(Debug, Clone)]
 pub(crate) struct Rotation {
     /// `[tokens, 1, rotary_dim / 2]`.
-    cos: Tensor<3>,
-    sin: Tensor<3>,
+    pub(crate) cos: Tensor<3>,
+    pub(crate) sin: Tensor<3>,
 }
 
 impl Rotation {

@@ -1,0 +1,32 @@
+//! Everything of a decoder block but attention itself: linear maps, activations, norms, rotations, softmax.
+//!
+//! Numbers are f32. Each operation is compiled for AVX-512, for AVX2 and for any other processor, and the best one is
+//! chosen at run time. Work is shared among the threads of rayon's pool; [`in_pool`] keeps a sequence of operations
+//! there.
+//!
+//! Linear maps take their input as [`Panels`]: transposed in strips of a few tokens, so that one number of a weight
+//! meets many tokens at once. Weights stay as files keep them, `[outputs, inputs]`, and are never copied. What one map
+//! makes is again [`Panels`], which the next can read: an MLP never leaves them.
+
+mod activation;
+mod heads;
+mod level;
+mod math;
+mod norm;
+mod panels;
+mod product;
+mod scratch;
+mod softcap;
+mod softmax;
+#[cfg(test)]
+mod testing;
+mod transpose;
+
+pub use activation::{Activation, activate};
+pub use heads::{Rotation, write_heads};
+pub use level::in_pool;
+pub use norm::{NormKind, RowNorm, normalise};
+pub use panels::{Panels, Rows};
+pub use product::{Linear, gated, project};
+pub use softcap::softcap;
+pub use softmax::softmax;

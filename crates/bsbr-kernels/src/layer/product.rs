@@ -1,0 +1,384 @@
+//! Linear maps of [`Panels`].
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{
+    activation::{Activation, activated},
+    panels::Panels,
+};
+
+/// Outputs computed together: their sums for a strip of tokens fill the registers.
+const OUTPUTS: usize = 6;
+
+/// Outputs to a task: their weights stay in the cache nearest to the core while the strips pass by.
+const BLOCK: usize = 8 * OUTPUTS;
+
+/// `weight x + bias`.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear<'a> {
+    /// `[outputs, inputs]`.
+    pub weight: &'a [f32],
+    /// Numbers to an output.
+    pub inputs: usize,
+    /// One to an output.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl Linear<'_> {
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.weight.len() / self.inputs
+    }
+
+    fn check(&self, inputs: usize) {
+        assert_eq!(self.inputs, inputs, "a map of {} inputs got {inputs}", self.inputs);
+        assert_eq!(self.weight.len(), self.inputs * self.outputs(), "weights are not rows of {inputs}");
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.len(), self.outputs(), "biases of {} outputs", self.outputs());
+        }
+    }
+}
+
+/// What becomes of the outputs.
+#[derive(Debug, Clone, Copy)]
+enum Finish<'a> {
+    Plain,
+    Activated(Activation),
+    /// `activation(gate x) * (up x)`: the map of the gate.
+    Gated(Activation, Linear<'a>),
+}
+
+/// What each of `maps` makes of the same input.
+///
+/// # Panics
+///
+/// If a map has other inputs than `x` is wide, or weights or biases of another number.
+pub fn project(x: &Panels, maps: &[Linear<'_>]) -> Vec<Panels> {
+    let mut outputs: Vec<Panels> = maps.iter().map(|map| output(x, map)).collect();
+    let mut tasks = Vec::new();
+    for (map, out) in maps.iter().zip(&mut outputs) {
+        tasks.extend(split(x, *map, Finish::Plain, out));
+    }
+    run(tasks);
+    outputs
+}
+
+/// The inner numbers of an MLP: `activation(up x)`, or `activation(gate x) * (up x)`.
+///
+/// # Panics
+///
+/// As [`project`], and if `gate` and `up` have different numbers of outputs.
+pub fn gated(x: &Panels, gate: Option<Linear<'_>>, up: Linear<'_>, activation: Activation) -> Panels {
+    let finish = match gate {
+        Some(gate) => {
+            gate.check(x.width());
+            assert_eq!(gate.outputs(), up.outputs(), "gate and up differ in their outputs");
+            Finish::Gated(activation, gate)
+        }
+        None => Finish::Activated(activation),
+    };
+    let mut out = output(x, &up);
+    run(split(x, up, finish, &mut out));
+    out
+}
+
+fn output(x: &Panels, map: &Linear<'_>) -> Panels {
+    map.check(x.width());
+    Panels::new(x.arch, x.tokens(), map.outputs(), x.lanes())
+}
+
+/// Some outputs for all tokens.
+struct Task<'a> {
+    x: &'a Panels,
+    map: Linear<'a>,
+    finish: Finish<'a>,
+    outputs: Range<usize>,
+    /// Where they go, one slice to a strip.
+    out: Vec<&'a mut [f32]>,
+}
+
+/// One task for each block of outputs.
+fn split<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>, out: &'a mut Panels) -> Vec<Task<'a>> {
+    let (total, lanes) = (map.outputs(), x.lanes());
+    let starts = (0..total).step_by(BLOCK);
+    let task = |start| Task { x, map, finish, outputs: start..(start + BLOCK).min(total), out: Vec::new() };
+    let mut tasks: Vec<Task<'_>> = starts.map(task).collect();
+    for strip in out.data.chunks_exact_mut((total * lanes).max(1)) {
+        for (task, block) in tasks.iter_mut().zip(strip.chunks_mut(BLOCK * lanes)) {
+            task.out.push(block);
+        }
+    }
+    tasks
+}
+
+fn run(tasks: Vec<Task<'_>>) {
+    tasks.into_par_iter().for_each(|task| {
+        let arch = task.x.arch;
+        arch.dispatch(task);
+    });
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if self.x.lanes() == 1 {
+            return self.rows(simd);
+        }
+        match self.x.lanes() / S::F32_LANES {
+            1 => self.strips::<S, 1>(simd),
+            2 => self.strips::<S, 2>(simd),
+            _ => self.strips::<S, 4>(simd),
+        }
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn strips<S: Simd, const V: usize>(self, simd: S) {
+        for ((strip, _), out) in self.x.strips().zip(self.out) {
+            let x = S::as_simd_f32s(strip).0.as_chunks::<V>().0;
+            let out = S::as_mut_simd_f32s(out).0.as_chunks_mut::<V>().0;
+            for (at, out) in out.chunks_mut(OUTPUTS).enumerate() {
+                let first = self.outputs.start + at * OUTPUTS;
+                let mut sums = outputs(simd, x, self.map, first);
+                match self.finish {
+                    Finish::Plain => {}
+                    Finish::Activated(activation) => {
+                        for sum in sums.as_flattened_mut() {
+                            *sum = activated(simd, activation, *sum);
+                        }
+                    }
+                    Finish::Gated(activation, gate) => {
+                        let gates = outputs(simd, x, gate, first);
+                        for (sum, &gate) in sums.as_flattened_mut().iter_mut().zip(gates.as_flattened()) {
+                            *sum = simd.mul_f32s(activated(simd, activation, gate), *sum);
+                        }
+                    }
+                }
+                out.copy_from_slice(&sums[..out.len()]);
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// The same for tokens that stand as rows: few tokens, for which reading the weights is what takes the time.
+    #[inline(always)]
+    fn rows<S: Simd>(self, simd: S) {
+        for ((x, _), out) in self.x.strips().zip(self.out) {
+            dots(simd, x, self.map, self.outputs.start, out);
+            match self.finish {
+                Finish::Plain => {}
+                Finish::Activated(activation) => each(simd, out, &[], |x, _| activated(simd, activation, x)),
+                Finish::Gated(activation, gate) => {
+                    let mut gates = [0.0; BLOCK];
+                    let gates = &mut gates[..out.len()];
+                    dots(simd, x, gate, self.outputs.start, gates);
+                    each(simd, out, gates, |x, gate| simd.mul_f32s(activated(simd, activation, gate), x));
+                }
+            }
+        }
+    }
+}
+
+/// Replaces each number of `out` by what `f` makes of it and of its partner in `with`, where there are any.
+#[inline(always)]
+fn each<S: Simd>(simd: S, out: &mut [f32], with: &[f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
+    for (at, out) in out.chunks_mut(S::F32_LANES).enumerate() {
+        let with = with.get(at * S::F32_LANES..).map_or(simd.splat_f32s(0.0), |with| simd.partial_load_f32s(with));
+        let x = f(simd.partial_load_f32s(out), with);
+        simd.partial_store_f32s(out, x);
+    }
+}
+
+/// Rows of weights multiplied with one token together.
+const ROWS: usize = 4;
+
+/// Outputs `first..first + out.len()` for one token.
+#[inline(always)]
+fn dots<S: Simd>(simd: S, x: &[f32], map: Linear<'_>, first: usize, out: &mut [f32]) {
+    let zero = simd.splat_f32s(0.0);
+    let (x, x_tail) = S::as_simd_f32s(x);
+    let (pairs, single) = x.as_chunks::<2>();
+    let last = map.outputs() - 1;
+    for (at, out) in out.chunks_mut(ROWS).enumerate() {
+        let row = |output: usize| (first + at * ROWS + output).min(last);
+        let rows: [_; ROWS] =
+            std::array::from_fn(|output| S::as_simd_f32s(&map.weight[row(output) * map.inputs..][..map.inputs]));
+        let mut sums = [[zero; 2]; ROWS];
+        let [a, b, c, d] = rows.map(|(row, _)| row.as_chunks::<2>().0);
+        for ((((x, a), b), c), d) in pairs.iter().zip(a).zip(b).zip(c).zip(d) {
+            for (sums, row) in sums.iter_mut().zip([a, b, c, d]) {
+                sums[0] = simd.mul_add_e_f32s(x[0], row[0], sums[0]);
+                sums[1] = simd.mul_add_e_f32s(x[1], row[1], sums[1]);
+            }
+        }
+        for (output, out) in out.iter_mut().enumerate() {
+            let (body, tail) = rows[output];
+            let mut sum = simd.add_f32s(sums[output][0], sums[output][1]);
+            for (&x, &weight) in single.iter().zip(body.as_chunks::<2>().1) {
+                sum = simd.mul_add_e_f32s(x, weight, sum);
+            }
+            sum = simd.mul_add_e_f32s(simd.partial_load_f32s(x_tail), simd.partial_load_f32s(tail), sum);
+            *out = simd.reduce_sum_f32s(sum) + map.bias.map_or(0.0, |bias| bias[row(output)]);
+        }
+    }
+}
+
+/// Outputs `first..first + OUTPUTS` for a strip; past the last output, the last again.
+#[inline(always)]
+fn outputs<S: Simd, const V: usize>(
+    simd: S,
+    x: &[[S::f32s; V]],
+    map: Linear<'_>,
+    first: usize,
+) -> [[S::f32s; V]; OUTPUTS] {
+    let last = map.outputs() - 1;
+    let row = |at: usize| (first + at).min(last);
+    let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|at| &map.weight[row(at) * map.inputs..][..map.inputs]);
+    let start = |at: usize| [simd.splat_f32s(map.bias.map_or(0.0, |bias| bias[row(at)])); V];
+    let mut sums: [[S::f32s; V]; OUTPUTS] = std::array::from_fn(start);
+    let [r0, r1, r2, r3, r4, r5] = rows;
+    for ((((((x, a), b), c), d), e), f) in x.iter().zip(r0).zip(r1).zip(r2).zip(r3).zip(r4).zip(r5) {
+        let weights = [a, b, c, d, e, f];
+        for output in 0..OUTPUTS {
+            let weight = simd.splat_f32s(*weights[output]);
+            for register in 0..V {
+                sums[output][register] = simd.mul_add_e_f32s(weight, x[register], sums[output][register]);
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use pulp::Arch;
+
+    use super::*;
+    use crate::layer::{level::levels, panels::Rows, testing::Numbers};
+
+    struct Map {
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+    }
+
+    impl Map {
+        fn new(numbers: &mut Numbers, inputs: usize, outputs: usize) -> Self {
+            Self { weight: numbers.normal(inputs * outputs, 0.0, 1.0), bias: numbers.normal(outputs, 0.0, 1.0) }
+        }
+
+        fn view(&self, inputs: usize, bias: bool) -> Linear<'_> {
+            Linear { weight: &self.weight, inputs, bias: bias.then_some(&self.bias) }
+        }
+
+        /// The outputs of one token in f64, and how large the summands were together.
+        fn exact(&self, x: &[f32], bias: bool) -> Vec<(f64, f64)> {
+            let products = |row: &[f32]| x.iter().zip(row).map(|(&x, &w)| x as f64 * w as f64).collect::<Vec<_>>();
+            let rows = self.weight.chunks(x.len()).zip(&self.bias);
+            rows.map(|(row, &start)| {
+                let start = if bias { start as f64 } else { 0.0 };
+                let products = products(row);
+                (start + products.iter().sum::<f64>(), start.abs() + products.iter().map(|x| x.abs()).sum::<f64>())
+            })
+            .collect()
+        }
+    }
+
+    /// Tokens around every number of lanes, inputs and outputs that are no multiple of anything.
+    const SHAPES: [(usize, usize, usize); 12] = [
+        (1, 1, 1),
+        (1, 576, 100),
+        (2, 33, 7),
+        (7, 64, 48),
+        (8, 31, 49),
+        (9, 40, 6),
+        (16, 17, 5),
+        (17, 100, 12),
+        (33, 64, 97),
+        (64, 20, 13),
+        (65, 50, 47),
+        (150, 129, 101),
+    ];
+
+    fn rows(panels: &Panels) -> Vec<f32> {
+        let mut out = vec![0.0; panels.tokens() * panels.width()];
+        panels.write(&mut out);
+        out
+    }
+
+    fn each_case(mut check: impl FnMut(Arch, &Panels, &[f32], &mut Numbers, usize, usize)) {
+        let mut numbers = Numbers::new(5);
+        for arch in levels() {
+            for (tokens, inputs, outputs) in SHAPES {
+                let x = numbers.normal(tokens * inputs, 0.0, 1.0);
+                let panels = Panels::pack_at(arch, Rows::new(&x, inputs), None);
+                check(arch, &panels, &x, &mut numbers, inputs, outputs);
+            }
+        }
+    }
+
+    #[test]
+    fn a_map_of_any_shape_is_that_of_f64_at_every_level() {
+        each_case(|arch, panels, x, numbers, inputs, outputs| {
+            let maps = [Map::new(numbers, inputs, outputs), Map::new(numbers, inputs, outputs + 3)];
+            let found = project(panels, &[maps[0].view(inputs, true), maps[1].view(inputs, false)]);
+            for ((map, bias), found) in maps.iter().zip([true, false]).zip(&found) {
+                let found = rows(found);
+                for (x, found) in x.chunks(inputs).zip(found.chunks(map.bias.len())) {
+                    for (found, (expected, size)) in found.iter().zip(map.exact(x, bias)) {
+                        // As many roundings as summands, each of the sum so far.
+                        let bound = size * (inputs + 1) as f64 * f64::from(f32::EPSILON) / 2.0;
+                        let error = (*found as f64 - expected).abs();
+                        assert!(error <= bound, "{arch:?} {inputs} to {outputs}: {found}, expected {expected}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn the_inner_numbers_of_an_mlp_are_those_of_f64_with_and_without_a_gate() {
+        each_case(|arch, panels, x, numbers, inputs, outputs| {
+            let (gate, up) = (Map::new(numbers, inputs, outputs), Map::new(numbers, inputs, outputs));
+            for with_gate in [false, true] {
+                let view = with_gate.then(|| gate.view(inputs, true));
+                let found = rows(&gated(panels, view, up.view(inputs, true), Activation::Silu));
+                for (x, found) in x.chunks(inputs).zip(found.chunks(outputs)) {
+                    let silu = |x: f64| x / (1.0 + (-x).exp());
+                    for ((found, (up, size)), (gate, gate_size)) in
+                        found.iter().zip(up.exact(x, true)).zip(gate.exact(x, true))
+                    {
+                        let expected = if with_gate { silu(gate) * up } else { silu(up) };
+                        let rounding = (inputs + 8) as f64 * f64::from(f32::EPSILON);
+                        let bound = if with_gate {
+                            (gate_size * up.abs() + gate.abs() * size) * rounding
+                        } else {
+                            size * rounding
+                        };
+                        let error = (*found as f64 - expected).abs();
+                        assert!(error <= bound + 1e-30, "{arch:?} {inputs} to {outputs}: {found}, expected {expected}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_token_gives_the_same_whatever_stands_beside_it() {
+        let mut numbers = Numbers::new(6);
+        let map = Map::new(&mut numbers, 40, 50);
+        for tokens in [5, 20, 70] {
+            let mut x = numbers.normal(tokens * 40, 0.0, 1.0);
+            let of = |x: &[f32]| rows(&project(&Panels::pack(Rows::new(x, 40), None), &[map.view(40, true)])[0]);
+            let before = of(&x);
+            x[(tokens - 1) * 40..].fill(f32::NAN);
+            let after = of(&x);
+            assert_eq!(before[..(tokens - 1) * 50], after[..(tokens - 1) * 50]);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The operations as fused loops over the memory of `flex` tensors.
+
+use bsbr_kernels::layer::{self, NormKind, Panels, RowNorm, Rows};
+use burn::{
+    backend::{BackendTypes, Flex},
+    module::Param,
+    nn::Linear,
+    tensor::{DType, Device, Tensor, TensorData},
+};
+
+use crate::{
+    Activation,
+    modules::{HeadNormalisation, Mlp, Normalisation, Projections},
+    rotary::Rotation,
+};
+
+type Memory = <Flex as BackendTypes>::FloatTensorPrimitive;
+
+/// Whether tensors of a device are what this module works on.
+pub(super) fn is_here(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// The memory of a tensor, if the loops can run on it.
+fn memory<const D: usize>(x: &Tensor<D>) -> Option<Memory> {
+    if x.dtype() != DType::F32 {
+        return None;
+    }
+    x.clone().try_into_primitive::<Flex>().ok()
+}
+
+/// Whether the loops can run on a tensor.
+pub(super) fn runs<const D: usize>(x: &Tensor<D>) -> bool {
+    memory(x).is_some()
+}
+
+/// The memory of a tensor of which [`memory`] was `Some`: to be changed in place if nothing else holds it.
+fn taken<const D: usize>(x: Tensor<D>) -> Memory {
+    x.try_into_primitive::<Flex>().unwrap_or_else(|_| unreachable!("asked before"))
+}
+
+/// Numbers in order, and what keeps them.
+struct Numbers(Memory);
+
+impl Numbers {
+    fn new<const D: usize>(x: &Tensor<D>) -> Option<Self> {
+        Some(Self(memory(x)?.to_contiguous()))
+    }
+
+    fn of<const D: usize>(x: &Param<Tensor<D>>) -> Option<Self> {
+        Self::new(&x.val())
+    }
+
+    fn get(&self) -> &[f32] {
+        self.0.as_slice().unwrap_or_else(|| unreachable!("contiguous numbers"))
+    }
+}
+
+fn tensor<const D: usize>(numbers: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
+}
+
+/// `f` done to the numbers of a tensor, in place where nothing else holds them.
+fn changed<const D: usize>(x: Tensor<D>, f: impl FnOnce(&mut [f32])) -> Tensor<D> {
+    let shape = x.dims();
+    let mut x = taken(x);
+    let whole = x.is_contiguous() && x.storage::<f32>().len() == shape.iter().product::<usize>();
+    if whole && let Some(numbers) = x.try_storage_mut::<f32>() {
+        f(numbers);
+        return Tensor::from_primitive::<Flex>(x);
+    }
+    let mut numbers = Numbers(x.to_contiguous()).get().to_vec();
+    f(&mut numbers);
+    tensor(numbers, shape)
+}
+
+/// A linear map and what keeps its numbers.
+struct Map {
+    weight: Memory,
+    inputs: usize,
+    outputs: usize,
+    bias: Option<Numbers>,
+}
+
+impl Map {
+    /// From a weight `[inputs, outputs]` that is a view of `[outputs, inputs]`, as every loaded weight is.
+    fn new(weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Self> {
+        let [inputs, outputs] = weight.dims();
+        let weight = memory(weight)?;
+        let strides = weight.layout().strides();
+        if !(inputs == 1 || strides[0] == 1) || !(outputs == 1 || strides[1] == inputs as isize) {
+            return None;
+        }
+        let bias = match bias {
+            Some(bias) => Some(Numbers::new(bias)?),
+            None => None,
+        };
+        Some(Self { weight, inputs, outputs, bias })
+    }
+
+    fn of(linear: &Linear) -> Option<Self> {
+        Self::new(&linear.weight.val(), linear.bias.as_ref().map(Param::val).as_ref())
+    }
+
+    fn view(&self) -> layer::Linear<'_> {
+        let start = self.weight.layout().start_offset();
+        let weight = &self.weight.storage::<f32>()[start..start + self.inputs * self.outputs];
+        layer::Linear { weight, inputs: self.inputs, bias: self.bias.as_ref().map(Numbers::get) }
+    }
+}
+
+/// A norm and what keeps its numbers.
+struct Norm {
+    kind: NormKind,
+    epsilon: f64,
+    weight: Numbers,
+    plus_one: bool,
+    bias: Option<Numbers>,
+}
+
+impl Norm {
+    fn of(norm: &Normalisation) -> Option<Self> {
+        let (gamma, epsilon) = match norm {
+            Normalisation::Layer(norm) => (&norm.norm.gamma, norm.epsilon),
+            Normalisation::Rms(norm) | Normalisation::RmsPlusOne(norm) => (&norm.gamma, norm.epsilon),
+        };
+        let (kind, bias) = match norm {
+            Normalisation::Layer(norm) => (NormKind::Layer, norm.norm.beta.as_ref()),
+            Normalisation::Rms(_) | Normalisation::RmsPlusOne(_) => (NormKind::Rms, None),
+        };
+        let bias = match bias {
+            Some(bias) => Some(Numbers::of(bias)?),
+            None => None,
+        };
+        let plus_one = matches!(norm, Normalisation::RmsPlusOne(_));
+        Some(Self { kind, epsilon, weight: Numbers::of(gamma)?, plus_one, bias })
+    }
+
+    fn optional(norm: Option<&Normalisation>) -> Option<Option<Self>> {
+        match norm {
+            Some(norm) => Self::of(norm).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn view(&self) -> RowNorm<'_> {
+        let (weight, bias) = (Some(self.weight.get()), self.bias.as_ref().map(Numbers::get));
+        RowNorm { kind: self.kind, epsilon: self.epsilon as f32, weight, plus_one: self.plus_one, bias }
+    }
+}
+
+pub(super) fn normalise<const D: usize>(norm: &Normalisation, x: &Tensor<D>) -> Option<Tensor<D>> {
+    let norm = Norm::of(norm)?;
+    let mut numbers = Numbers::new(x)?.get().to_vec();
+    let shape = x.dims();
+    layer::normalise(&mut numbers, shape[D - 1], &norm.view());
+    Some(tensor(numbers, shape))
+}
+
+pub(super) fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+    let [tokens, width] = x.dims();
+    let (map, x) = (Map::new(weight, bias)?, Numbers::new(x)?);
+    let x = Panels::pack(Rows::new(x.get(), width), None);
+    let mut out = vec![0.0; tokens * map.outputs];
+    layer::project(&x, &[map.view()])[0].write(&mut out);
+    Some(tensor(out, [tokens, map.outputs]))
+}
+
+/// A normalisation of queries or keys.
+enum HeadNorm {
+    Each(Norm),
+    All(Norm),
+}
+
+impl HeadNorm {
+    fn of(norm: Option<&HeadNormalisation>) -> Option<Option<Self>> {
+        Some(match norm {
+            None => None,
+            Some(HeadNormalisation::Head(norm)) => Some(Self::Each(Norm::of(norm)?)),
+            Some(HeadNormalisation::AllHeads(norm)) => Some(Self::All(Norm::of(norm)?)),
+            Some(HeadNormalisation::EachHead(norm)) => {
+                let plain = Norm::of(&norm.plain)?;
+                // The norm itself has a weight too, of ones.
+                let own = Tensor::<1>::from_primitive::<Flex>(plain.weight.0.clone());
+                let weight = Numbers::new(&(norm.factor() * own.unsqueeze()))?;
+                Some(Self::Each(Norm { weight, ..plain }))
+            }
+        })
+    }
+}
+
+pub(super) fn heads(
+    x: &Tensor<2>,
+    norm: Option<&Normalisation>,
+    projections: &Projections,
+    rotation: Option<&Rotation>,
+    width: usize,
+) -> Option<[Tensor<3>; 3]> {
+    let [tokens, hidden] = x.dims();
+    let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
+    let maps = [Map::of(&projections.query)?, Map::of(&projections.key)?, Map::of(&projections.value)?];
+    let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
+    let angles = match rotation {
+        Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
+        None => None,
+    };
+    let rotation = angles.as_ref().map(|(cos, sin)| {
+        let (cos, sin) = (cos.get(), sin.get());
+        layer::Rotation { cos, sin, half: cos.len() / tokens, interleaved: false }
+    });
+    let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
+    let projected = layer::project(&x, &maps.each_ref().map(Map::view));
+    let rotations = [rotation, rotation, None];
+    let heads = projected.into_iter().zip(norms).zip(rotations).map(|((mut y, norm), rotation)| {
+        let total = y.width();
+        let mut out = vec![0.0; tokens * total];
+        if let Some(HeadNorm::All(norm)) = &norm {
+            y.write(&mut out);
+            y = Panels::pack(Rows::new(&out, total), Some(&norm.view()));
+        }
+        let norm = match &norm {
+            Some(HeadNorm::Each(norm)) => Some(norm.view()),
+            Some(HeadNorm::All(_)) | None => None,
+        };
+        layer::write_heads(&y, width, norm.as_ref(), rotation.as_ref(), &mut out);
+        tensor(out, [total / width, tokens, width])
+    });
+    let heads: Vec<Tensor<3>> = heads.collect();
+    heads.try_into().ok()
+}
+
+/// The inputs of [`super::join_heads`].
+pub(super) struct JoinHeads {
+    read: Memory,
+    shape: [usize; 4],
+    output: Map,
+}
+
+impl JoinHeads {
+    pub(super) fn new(read: &Tensor<4>, output: &Linear, onto: &Option<(Tensor<2>, f64)>) -> Option<Self> {
+        let shape = read.dims();
+        let mut memory = memory(read)?;
+        if memory.layout().strides()[3] != 1 || memory.layout().strides().iter().any(|&stride| stride < 0) {
+            memory = memory.to_contiguous();
+        }
+        onto.as_ref().is_none_or(|(x, _)| runs(x)).then_some(())?;
+        Some(Self { read: memory, shape, output: Map::of(output)? })
+    }
+
+    pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+        let [_, heads, tokens, width] = self.shape;
+        let layout = self.read.layout();
+        let rows = Rows {
+            data: &self.read.storage::<f32>()[layout.start_offset()..],
+            tokens,
+            token_stride: layout.strides()[2] as usize,
+            groups: heads,
+            group_stride: layout.strides()[1] as usize,
+            group_width: width,
+        };
+        add(&Panels::pack(rows, None), &self.output, onto)
+    }
+}
+
+/// A map, and a factor times it added to a tensor where there is one.
+fn add(x: &Panels, map: &Map, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+    let y = &layer::project(x, &[map.view()])[0];
+    match onto {
+        Some((x, factor)) => changed(x, |x| y.add(factor as f32, x)),
+        None => {
+            let mut out = vec![0.0; x.tokens() * map.outputs];
+            y.write(&mut out);
+            tensor(out, [x.tokens(), map.outputs])
+        }
+    }
+}
+
+/// The inputs of [`super::mlp`].
+pub(super) struct WholeMlp {
+    inner: Panels,
+    down: Map,
+}
+
+impl WholeMlp {
+    pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp) -> Option<Self> {
+        let width = x.dims()[1];
+        let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
+        let (up, down) = (Map::of(&mlp.up)?, Map::of(&mlp.down)?);
+        let gate = match &mlp.gate {
+            Some(gate) => Some(Map::of(gate)?),
+            None => None,
+        };
+        let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
+        let inner = layer::gated(&x, gate.as_ref().map(Map::view), up.view(), activation(mlp.activation));
+        Some(Self { inner, down })
+    }
+
+    pub(super) fn run(self, x: Tensor<2>, onto: Option<f64>) -> Tensor<2> {
+        add(&self.inner, &self.down, onto.map(|factor| (x, factor)))
+    }
+}
+
+pub(super) fn softcap(x: Tensor<2>, cap: f64) -> Tensor<2> {
+    changed(x, |x| layer::softcap(x, cap as f32))
+}
+
+fn activation(activation: Activation) -> layer::Activation {
+    match activation {
+        Activation::GeluTanh => layer::Activation::GeluTanh,
+        Activation::GeluErf => layer::Activation::GeluErf,
+        Activation::Silu => layer::Activation::Silu,
+        Activation::Relu => layer::Activation::Relu,
+    }
+}

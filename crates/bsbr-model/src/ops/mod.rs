@@ -1,0 +1,93 @@
+//! The operations of a decoder block. Each has two forms with one meaning: plain tensor operations, which run on every
+//! device and carry gradients, and a fused loop for f32 on the `flex` device without autodiff.
+//!
+//! The fused form is chosen by looking at the tensors: where one of them is anything else, the plain one runs.
+
+#[cfg(feature = "flex")]
+mod fused;
+mod plain;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
+use burn::{
+    nn::Linear,
+    tensor::{Device, Tensor},
+};
+
+use crate::{
+    modules::{Mlp, Normalisation, Projections},
+    rotary::Rotation,
+};
+
+/// Runs the work of a device; on the CPU among the threads that its operations are shared by.
+pub(crate) fn run<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "flex")]
+    if fused::is_here(device) {
+        return bsbr_kernels::layer::in_pool(work);
+    }
+    let _ = device;
+    work()
+}
+
+/// Normalises rows, `[.., width]` to the same.
+pub(crate) fn normalise<const D: usize>(norm: &Normalisation, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if let Some(y) = fused::normalise(norm, &x) {
+        return y;
+    }
+    plain::normalise(norm, x)
+}
+
+/// `[tokens, inputs]` times a weight `[inputs, outputs]`, plus a bias.
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if let Some(y) = fused::linear(&x, &weight, bias.as_ref()) {
+        return y;
+    }
+    plain::linear(x, weight, bias)
+}
+
+/// Queries, keys and values of `x` `[tokens, hidden_size]`, each `[heads, tokens, width]`: normalised by `norm`,
+/// projected, normalised by head and rotated.
+pub(crate) fn heads(
+    x: &Tensor<2>,
+    norm: Option<&Normalisation>,
+    projections: &Projections,
+    rotation: Option<&Rotation>,
+    width: usize,
+) -> [Tensor<3>; 3] {
+    #[cfg(feature = "flex")]
+    if let Some(heads) = fused::heads(x, norm, projections, rotation, width) {
+        return heads;
+    }
+    plain::heads(x, norm, projections, rotation, width)
+}
+
+/// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that
+/// added to a tensor. `[tokens, hidden_size]`.
+pub(crate) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
+        drop(read);
+        return inputs.run(onto);
+    }
+    plain::join_heads(read, output, onto)
+}
+
+/// The MLP of `x` `[tokens, hidden_size]`, normalised by `norm` first; with `onto`, that factor times it added to `x`.
+pub(crate) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: Option<f64>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if let Some(inputs) = fused::WholeMlp::new(&x, norm, mlp) {
+        return inputs.run(x, onto);
+    }
+    plain::mlp(x, norm, mlp, onto)
+}
+
+/// `cap tanh(x / cap)`.
+pub(crate) fn softcap(x: Tensor<2>, cap: f64) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if fused::runs(&x) {
+        return fused::softcap(x, cap);
+    }
+    (x / cap).tanh() * cap
+}
