@@ -147,9 +147,20 @@ fn a_length_past_the_learned_positions_is_left_out_and_the_row_says_so() {
 #[test]
 fn what_no_machine_can_do_in_time_is_left_out_and_the_row_says_so() {
     let place = Place::empty();
-    let stdout = place.done("bench --seq-len 16m --arms dense --phase prefill --seconds 1");
+    let stdout = place.done("bench --seq-len 16m --heads 1 --head-dim 1 --arms dense --phase prefill --seconds 1");
     assert!(stdout.contains("| dense | 16,777,216 | left out |"), "{stdout}");
     assert!(stdout.contains("left out: dense at 16,777,216 tokens: no time: would take about"), "{stdout}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_does_not_fit_into_memory_is_left_out_and_the_row_says_so() {
+    let stdout =
+        Place::empty().done("bench --seq-len 64 --heads 99999999999 --head-dim 4096 --seed 18446744073709551615");
+    assert!(
+        stdout.contains("bsbr, bsbr-plain, dense, burn at 64 tokens: queries, keys and values would take"),
+        "{stdout}"
+    );
 }
 
 #[cfg(target_os = "linux")]
@@ -189,6 +200,7 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
         ("--seq-len 512 --arms sparse", &["'sparse'", "bsbr-plain"]),
         ("--seq-len 64 --heads 0", &["--heads is 0"]),
         ("--seq-len 64 --runs 0", &["--runs is 0"]),
+        ("--seq-len 64 --runs 18446744073709551615", &["--runs is 18446744073709551615", "at most 10000"]),
         ("--seq-len 64 --threads 0", &["--threads is 0"]),
         ("--seq-len 64 --seconds 0", &["--seconds is 0"]),
         ("--seq-len 64 --heads 12 --kv-heads 5", &["--kv-heads is 5", "a divisor of the 12 heads"]),

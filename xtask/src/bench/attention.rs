@@ -34,6 +34,12 @@ impl Shape {
         (2 * self.batch * self.kv_heads * tokens * self.head_dim * self.dtype.size()) as u64
     }
 
+    /// Bytes of queries, keys and values as they are made, in f32; no number is too large for this.
+    pub(crate) fn input_bytes(&self, tokens: usize) -> f64 {
+        let heads = self.heads as f64 + 2.0 * self.kv_heads as f64;
+        self.batch as f64 * heads * tokens as f64 * self.head_dim as f64 * size_of::<f32>() as f64
+    }
+
     /// Bytes of queries, or of what attention returns.
     pub(crate) fn output_bytes(&self, tokens: usize) -> u64 {
         (self.batch * self.heads * tokens * self.head_dim * self.dtype.size()) as u64
@@ -55,12 +61,12 @@ impl Inputs {
                     let mut nth = 0;
                     move |size| {
                         nth += 1;
-                        random(size, shape.data, seed + (nth << 20), device, shape.dtype)
+                        random(size, shape.data, seed.wrapping_add(nth << 20), device, shape.dtype)
                     }
                 },
             )
         };
-        let next = (0..DECODE_TOKENS).map(|at| make(1, shape.seed + ((at as u64 + 1) << 32)));
+        let next = (0..DECODE_TOKENS).map(|at| make(1, shape.seed.wrapping_add((at as u64 + 1) << 32)));
         Self { text: make(tokens, shape.seed), next: next.collect() }
     }
 }

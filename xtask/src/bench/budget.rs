@@ -11,7 +11,7 @@ pub(crate) struct Budget {
 impl Budget {
     pub(crate) fn new(seconds: f64) -> Self {
         let longest = Duration::from_secs(10 * 365 * 24 * 3600);
-        Self { end: Instant::now() + Duration::try_from_secs_f64(seconds).unwrap_or(longest).min(longest) }
+        Self { end: Instant::now() + Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(longest).min(longest) }
     }
 
     /// Seconds left.
@@ -65,8 +65,8 @@ pub(crate) struct Rounds {
     pub(crate) memory: bool,
 }
 
-/// Divides `seconds` among arms: cheap ones get all runs asked for, what they leave goes to the others. An arm that cannot
-/// run even once gets nothing.
+/// Divides `seconds` among arms: cheap ones get all runs asked for, what they leave goes to the others, and what is left
+/// in the end to single runs of those that got none. An arm that cannot run even once gets nothing.
 pub(crate) fn divide(costs: &[Cost], asked: Rounds, seconds: f64) -> Vec<Option<Rounds>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     let whole = asked.warmup + asked.runs + usize::from(asked.memory);
@@ -85,6 +85,13 @@ pub(crate) fn divide(costs: &[Cost], asked: Rounds, seconds: f64) -> Vec<Option<
         let used = given.warmup + given.runs + usize::from(given.memory);
         left -= fixed + run * used as f64;
         rounds[arm] = Some(given);
+    }
+    for arm in order {
+        let Cost { fixed, run } = costs[arm];
+        if rounds[arm].is_none() && fixed + run <= left {
+            left -= fixed + run;
+            rounds[arm] = Some(fit(asked, 1));
+        }
     }
     rounds
 }
@@ -127,6 +134,12 @@ mod tests {
     }
 
     #[test]
+    fn time_that_one_arm_cannot_use_goes_to_another() {
+        let single = Rounds { warmup: 0, runs: 1, memory: false };
+        assert_eq!(divide(&[cost(6.0), cost(50.0)], ASKED, 10.0), [Some(single), None]);
+    }
+
+    #[test]
     fn no_more_runs_are_given_than_there_is_time_for() {
         for count in 1..20 {
             let given = divide(&[cost(1.0)], ASKED, count as f64 + 0.5)[0].unwrap();
@@ -156,7 +169,7 @@ mod tests {
     fn a_share_is_of_what_is_left_and_endless_is_allowed() {
         let budget = Budget::new(100.0);
         assert!((budget.share(1.0, 4.0).left() - 25.0).abs() < 1.0);
-        assert_eq!(Budget::new(0.0).left(), 0.0);
+        assert_eq!([0.0, -1.0].map(|seconds| Budget::new(seconds).left()), [0.0, 0.0]);
         assert!(Budget::new(f64::INFINITY).left() > 1e8);
     }
 }

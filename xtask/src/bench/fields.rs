@@ -18,7 +18,7 @@ use super::{
     report::Difference,
 };
 
-/// Tokens that quality is measured on at each length, unless one window is longer.
+/// Tokens that quality is measured on at each length if there is time, unless one window is longer.
 const QUALITY_TOKENS: usize = 8192;
 
 /// Something to measure, entered at one length after the other.
@@ -49,14 +49,14 @@ pub(crate) trait Field {
     /// Memory of a prefill.
     fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory>;
 
-    /// Quality of the arms that ran; none where nothing can be lost.
-    fn quality(&self, _arms: &[Arm], _tokens: usize) -> Result<Vec<(Arm, Quality)>> {
-        Ok(Vec::new())
+    /// Windows of text to measure quality on: at least and at most; `None` where nothing can be lost.
+    fn windows(&self, _tokens: usize) -> Option<(usize, usize)> {
+        None
     }
 
-    /// Prefills of an arm that measuring its quality is worth in time.
-    fn quality_cost(&self, _arm: Arm, _tokens: usize) -> f64 {
-        0.0
+    /// Quality of arms that ran.
+    fn quality(&self, _arms: &[Arm], _tokens: usize, _windows: usize) -> Result<Vec<(Arm, Quality)>> {
+        Ok(Vec::new())
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct AttentionField {
     pub(crate) pythons: Option<Pythons>,
     /// Flags of this program that choose the same device and threads.
     pub(crate) flags: Vec<String>,
-    /// Resident memory of the machine, where known: what the n x n form may not exceed.
+    /// Memory of the machine, where known.
     pub(crate) machine_memory: Option<u64>,
     pub(crate) entered: Option<(usize, Rc<Inputs>)>,
 }
@@ -132,6 +132,10 @@ impl Field for AttentionField {
     }
 
     fn obstacle(&self, arm: Arm, phase: Phase, tokens: usize, _: usize) -> Option<String> {
+        let inputs = self.shape.input_bytes(tokens);
+        if self.machine_memory.is_some_and(|memory| inputs > 0.7 * memory as f64) {
+            return Some(format!("queries, keys and values would take {}", crate::output::bytes(inputs as u64)));
+        }
         if arm != Arm::TorchOriginal {
             return None;
         }
@@ -189,7 +193,7 @@ pub(crate) struct ModelField {
     pub(crate) attention: BlockAttentionConfig,
     pub(crate) arms: Vec<Arm>,
     pub(crate) text: Rc<[u32]>,
-    /// Most windows to measure quality on.
+    /// Windows to measure quality on, where a number was asked for.
     pub(crate) windows: Option<usize>,
     /// Bytes of keys and values of one token in all layers.
     pub(crate) kv_bytes_per_token: u64,
@@ -199,11 +203,6 @@ pub(crate) struct ModelField {
 }
 
 impl ModelField {
-    /// Windows of a length: unless a number is asked for, no more than a longer length has to read anyway.
-    fn windows(&self, tokens: usize) -> usize {
-        self.windows.unwrap_or(QUALITY_TOKENS / tokens.max(1)).clamp(1, (self.text.len() / tokens.max(1)).max(1))
-    }
-
     fn python_arguments(&self, tokens: usize) -> serde_json::Value {
         let mut text = self.text.iter().cycle().copied();
         let read: Vec<u32> = text.by_ref().take(tokens).collect();
@@ -255,12 +254,11 @@ impl Field for ModelField {
         Ok(Memory::new(peak, kv_bytes, kv_bytes))
     }
 
-    fn quality(&self, arms: &[Arm], tokens: usize) -> Result<Vec<(Arm, Quality)>> {
-        model::quality(&self.decoder, &self.attention, arms, &self.text, (tokens, self.windows(tokens)))
+    fn windows(&self, tokens: usize) -> Option<(usize, usize)> {
+        Some(self.windows.map_or((1, (QUALITY_TOKENS / tokens.max(1)).max(1)), |windows| (windows, windows)))
     }
 
-    fn quality_cost(&self, arm: Arm, tokens: usize) -> f64 {
-        // A forward pass, the head for every token, and the comparison.
-        if arm.is_python() { 0.0 } else { 1.6 * self.windows(tokens) as f64 }
+    fn quality(&self, arms: &[Arm], tokens: usize, windows: usize) -> Result<Vec<(Arm, Quality)>> {
+        model::quality(&self.decoder, &self.attention, arms, &self.text, (tokens, windows))
     }
 }

@@ -24,6 +24,7 @@ try:
     import transformers
 
     transformers_version = transformers.__version__
+    transformers.utils.logging.disable_progress_bar()
 except ImportError:
     transformers, transformers_version = None, None
 

@@ -66,8 +66,8 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
         let size: fn(f64) -> String = |value| trimmed(&bytes(value as u64));
         let wanted = [
             (Phase::Prefill, format!("{name}: time to read a text"), time, seconds),
-            (Phase::Prefill, format!("{name}: memory to read it, beyond K and V"), memory, size),
-            (Phase::Decode, format!("{name}: time of one token behind it"), time, seconds),
+            (Phase::Prefill, format!("{name}: memory to read a text, beyond K and V"), memory, size),
+            (Phase::Decode, format!("{name}: time of one token behind a text"), time, seconds),
         ];
         for (phase, title, value, label) in wanted {
             let of = |arm: Arm| {

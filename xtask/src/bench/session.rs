@@ -17,8 +17,14 @@ use super::{
 /// Length of the runs that come before all others: they start thread pools, fill caches and tell what to expect.
 const FIRST_TOKENS: usize = 512;
 
+/// Seconds of a run from which on the cost of starting up makes no difference.
+const LONG_RUN: f64 = 0.5;
+
 /// Time that every phase of every length gets at least.
 const LEAST_SECONDS: f64 = 0.5;
+
+/// What a window costs whose quality is measured, in prefills: one, the head for every token, and the comparison.
+const QUALITY_COST: f64 = 1.6;
 
 /// What to do.
 pub(crate) struct Plan<'a> {
@@ -62,36 +68,39 @@ pub(crate) fn run(
         first_runs(field, plan, shortest.min(FIRST_TOKENS), &mut pasts)?;
     }
     for (at, &tokens) in plan.lengths.iter().enumerate() {
-        let weight = |lengths: &[usize]| lengths.iter().map(|&tokens| tokens as f64).sum::<f64>();
-        let point = budget.share(tokens as f64, weight(&plan.lengths[at..]));
-        let first_row = outcome.rows.len();
+        // Short lengths leave most of their share to the longer ones.
+        let point = budget.share(1.0, (plan.lengths.len() - at) as f64);
         let mut length = Length { field, plan, tokens, gemm: gemm.as_ref(), pasts: &mut pasts, subjects: Vec::new() };
+        let first_row = outcome.rows.len();
         length.run(point, &mut outcome, note)?;
-        drop(length);
-        add_quality(field, tokens, &mut outcome.rows[first_row..]);
+        length.add_quality(point, &mut outcome.rows[first_row..]);
     }
     Ok(outcome)
 }
 
-/// Runs every arm twice at a short length; one that fails has no past, and fails again where its rows say so.
+/// Runs every arm at a short length, twice if that is quick; one that fails has no past, and fails again where its rows say so.
 fn first_runs(field: &mut dyn Field, plan: &Plan<'_>, tokens: usize, pasts: &mut [(Arm, Past)]) -> Result<()> {
-    field.enter(tokens)?;
+    let mut entered = false;
     for (arm, past) in pasts {
-        let runs = |phase| field.obstacle(*arm, phase, tokens, 2 * DECODE_TOKENS).is_none();
-        let Some(mut subject) =
-            plan.phases.iter().any(|&phase| runs(phase)).then(|| field.subject(*arm)).and_then(Result::ok)
-        else {
+        let can = |phase: &Phase| field.obstacle(*arm, *phase, tokens, 2 * DECODE_TOKENS).is_none();
+        let phases: Vec<Phase> = plan.phases.iter().copied().filter(can).collect();
+        if phases.is_empty() {
             continue;
-        };
-        for &phase in plan.phases.iter().filter(|&&phase| runs(phase)) {
-            let mut twice = || -> Result<(f64, f64)> {
+        }
+        if !std::mem::replace(&mut entered, true) {
+            field.enter(tokens)?;
+        }
+        let Ok(mut subject) = field.subject(*arm) else { continue };
+        for phase in phases {
+            let mut runs = || -> Result<(f64, f64)> {
                 let start = Instant::now();
                 subject.prepare(phase)?;
                 let prepared = start.elapsed().as_secs_f64();
-                subject.run(phase)?;
-                Ok((prepared, subject.run(phase)?.as_secs_f64()))
+                let first = subject.run(phase)?.as_secs_f64();
+                let seconds = if first < LONG_RUN { subject.run(phase)?.as_secs_f64() } else { first };
+                Ok((prepared, seconds))
             };
-            let Ok((prepared, seconds)) = twice() else { continue };
+            let Ok((prepared, seconds)) = runs() else { continue };
             match phase {
                 Phase::Prefill => past.prefill.push(tokens, seconds),
                 Phase::Decode => {
@@ -123,7 +132,12 @@ impl Length<'_> {
         for &phase in self.plan.phases {
             // Most of the time goes to reading texts.
             let both = self.plan.phases.len() > 1 && phase == Phase::Prefill;
-            let share = if both { 0.75 * point.left() } else { point.left().max(0.25 * whole) };
+            let share = match (both, self.field.windows(self.tokens)) {
+                (true, _) => 0.75 * point.left(),
+                // Something is left for quality.
+                (false, Some(_)) => 0.25 * whole,
+                (false, None) => point.left().max(0.25 * whole),
+            };
             // What came before may have taken longer than expected; a point of short runs is not lost for that.
             let seconds = share.max(LEAST_SECONDS);
             let mut rows: Vec<Row> =
@@ -181,7 +195,10 @@ impl Length<'_> {
         let seconds = |history: &History, power| history.expected(self.tokens, power).unwrap_or(0.0);
         let prefill = seconds(&past.prefill, if whole { 2.0 } else { 1.0 });
         match phase {
-            Phase::Prefill => Cost { fixed: prefill * self.field.quality_cost(arm, self.tokens), run: prefill },
+            Phase::Prefill => {
+                let windows = self.field.windows(self.tokens).filter(|_| !arm.is_python());
+                Cost { fixed: windows.map_or(0.0, |(least, _)| QUALITY_COST * least as f64 * prefill), run: prefill }
+            }
             Phase::Decode => {
                 let made = self.subjects.iter().any(|(other, _)| *other == arm);
                 // A model that was just measured holds its text already.
@@ -189,6 +206,38 @@ impl Length<'_> {
                 let fixed = if held { 0.0 } else { seconds(&past.prepare, 1.0) };
                 let token = seconds(&past.decode, if arm.is_bsbr() { 0.3 } else { 1.0 });
                 Cost { fixed, run: token * DECODE_TOKENS as f64 }
+            }
+        }
+    }
+
+    /// Measures the quality of what ran, on as many windows as there is time for; it counts for all rows of an arm.
+    fn add_quality(&self, point: Budget, rows: &mut [Row]) {
+        let Some((least, most)) = self.field.windows(self.tokens) else { return };
+        let ran = |phase: Option<Phase>, arm: Arm| {
+            let is_it = |row: &Row| row.arm == arm && phase.is_none_or(|phase| row.phase == phase);
+            rows.iter().any(|row| is_it(row) && row.left_out.is_none())
+        };
+        let own = || self.field.arms().iter().copied().filter(|arm| !arm.is_python());
+        let arms: Vec<Arm> = own().filter(|&arm| ran(None, arm)).collect();
+        if arms.is_empty() {
+            return;
+        }
+        // The original is read in any case.
+        let read = arms.iter().copied().filter(|&arm| arm != Arm::Dense).chain([Arm::Dense]);
+        let window: f64 = read.map(|arm| QUALITY_COST * self.cost(arm, Phase::Prefill).run).sum();
+        let affordable = (point.left() / window.max(1e-9)) as usize;
+        let measured = if affordable == 0 && !own().any(|arm| ran(Some(Phase::Prefill), arm)) {
+            Err(anyhow::anyhow!("no time: would take about {}", duration(window)))
+        } else {
+            self.field.quality(&arms, self.tokens, affordable.clamp(least, most))
+        };
+        for row in rows.iter_mut().filter(|row| row.left_out.is_none() && !row.arm.is_python()) {
+            match &measured {
+                Ok(measured) => {
+                    let own = measured.iter().find(|(arm, _)| *arm == row.arm);
+                    row.quality = own.map(|(_, quality)| quality.clone());
+                }
+                Err(error) => row.notes.push(format!("no quality: {error:#}")),
             }
         }
     }
@@ -263,25 +312,6 @@ impl Length<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Measures the quality of what ran at one length, for all rows of an arm alike.
-fn add_quality(field: &dyn Field, tokens: usize, rows: &mut [Row]) {
-    let ran = |arm: &Arm| rows.iter().any(|row| row.arm == *arm && row.left_out.is_none());
-    let arms: Vec<Arm> = field.arms().iter().copied().filter(ran).collect();
-    if !arms.iter().any(|arm| !arm.is_python()) {
-        return;
-    }
-    let measured = field.quality(&arms, tokens);
-    for row in rows.iter_mut().filter(|row| row.left_out.is_none() && !row.arm.is_python()) {
-        match &measured {
-            Ok(measured) => {
-                let own = measured.iter().find(|(arm, _)| *arm == row.arm);
-                row.quality = own.map(|(_, quality)| quality.clone());
-            }
-            Err(error) => row.notes.push(format!("no quality: {error:#}")),
-        }
     }
 }
 

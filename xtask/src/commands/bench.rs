@@ -33,6 +33,9 @@ use crate::{
 /// Lengths of attention alone, of a model, and of the built-in one, when none are asked for.
 const LENGTHS: [&str; 3] = ["512..131072", "512..8192", "512..2048"];
 
+/// More runs than anyone waits for.
+const MOST_RUNS: usize = 10_000;
+
 /// Longest text for which the outputs of arms are compared.
 const LONGEST_COMPARED: usize = 2048;
 
@@ -60,8 +63,8 @@ enum Dtype {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Lengths in tokens: 4096, 512,2k,64k, 512..65536 (doubling) or 512..65536*4 [default: 512..131072, as far as the
-    /// time goes; a model 512..8192, the built-in one 512..2048]
+    /// Lengths in tokens: 4096, 512,2k,64k, 512..65536 (doubling) or 512..65536*4 [default: 512..131072; a model
+    /// 512..8192, the built-in one 512..2048]
     #[arg(long, value_name = "LENGTHS")]
     seq_len: Option<Lengths>,
     /// What to measure [default: attention; with --model, or without --seq-len, both]
@@ -91,7 +94,7 @@ pub(crate) struct Args {
     /// Text for the model; the built-in held-out text when absent
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Most windows of each length to measure quality on [default: as many as 8192 tokens hold, at least 1]
+    /// Windows of each length to measure quality on [default: what 8192 tokens hold if there is time, at least 1]
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
     /// Untimed runs of each arm at each length
@@ -178,6 +181,11 @@ fn check(args: &Args) -> Result<()> {
             bail!("--{flag} is 0, expected at least 1");
         }
     }
+    for (flag, value) in [("runs", args.runs), ("warmup", args.warmup)] {
+        if value > MOST_RUNS {
+            bail!("--{flag} is {value}, expected at most {MOST_RUNS}");
+        }
+    }
     if args.seconds.is_nan() || args.seconds <= 0.0 {
         bail!("--seconds is {}, expected more than 0", args.seconds);
     }
@@ -260,9 +268,10 @@ fn prepare(args: Args, device: Device) -> Result<Bench> {
         device: args.device.name(),
         threads,
         attention_lengths: if parts.contains(&Part::Attention) { lengths(0)? } else { Vec::new() },
-        model_lengths: match parts.contains(&Part::Model) {
-            true => lengths(if args.model.is_some() { 1 } else { 2 })?,
-            false => Vec::new(),
+        model_lengths: if parts.contains(&Part::Model) {
+            lengths(if args.model.is_some() { 1 } else { 2 })?
+        } else {
+            Vec::new()
         },
         phases: [Phase::Prefill, Phase::Decode].into_iter().filter(|phase| args.phase.contains(phase)).collect(),
         warmup: args.warmup,
@@ -370,9 +379,12 @@ impl Bench {
             let lengths = &settings.attention_lengths;
             let share = budget.share(ATTENTION_SHARE, if model.is_some() { 1.0 } else { ATTENTION_SHARE });
             // Long enough, if possible, that something is far.
-            let compared = lengths.iter().copied().filter(|&tokens| tokens <= LONGEST_COMPARED).next_back();
-            field.enter(compared.unwrap_or(LONGEST_COMPARED))?;
-            differences = field.differences()?;
+            let compared = lengths.iter().copied().rfind(|&tokens| tokens <= LONGEST_COMPARED);
+            let compared = compared.unwrap_or(LONGEST_COMPARED);
+            if field.obstacle(Arm::Dense, Phase::Prefill, compared, 0).is_none() {
+                field.enter(compared)?;
+                differences = field.differences()?;
+            }
             let plan = Plan { lengths, phases: &settings.phases, rounds, device: &device };
             let outcome = session::run(field, &plan, share, &mut note)?;
             rows.extend(outcome.rows);
