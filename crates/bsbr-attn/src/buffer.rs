@@ -75,6 +75,12 @@ impl RowBuffer {
         self.range(0, self.length)
     }
 
+    /// The whole room, the part behind the last row included.
+    #[cfg(feature = "flex")]
+    pub(crate) fn room_rows(&self) -> &Tensor<4> {
+        &self.rows
+    }
+
     /// The room as `[batch * heads * room / size, size * width]`: row `(pair * room + r) / size` holds the `size`
     /// rows from `r` on of the (batch, head) pair `pair`.
     pub(crate) fn grouped(&self, size: usize) -> Tensor<2> {

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
+#[cfg(feature = "flex")]
+use crate::fused;
 use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
@@ -187,14 +189,39 @@ impl AttentionCache {
         self.check_rows(&keys, &values, meta.as_ref())?;
         let Some(attention) = self.config.attention.clone() else {
             self.push(keys, values);
-            let options = self.config.options;
-            return Ok(full_causal(query, self.keys.all(), self.values.all(), &options));
+            return Ok(self.read_all(query));
         };
+        #[cfg(feature = "flex")]
+        if self.config.kernel == Kernel::Fastest
+            && attention.retrieval == Retrieval::Blocks
+            && fused::covers(&attention)
+            && fused::Memory::new(&query).is_some()
+            && fused::Memory::new(self.keys.room_rows()).is_some()
+        {
+            return Ok(self.prefill_fused(query, keys, values, &attention));
+        }
         let mut outputs = Vec::new();
         self.walk(&attention, keys, values, meta, |cache, piece| {
             let start = cache.length - piece.len();
             if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
                 cache.chunk_query = Some(copied(query.clone().narrow(2, piece.start, 1)));
+            }
+            #[cfg(feature = "flex")]
+            if cache.config.kernel == Kernel::Fastest && fused::covers(&attention) {
+                let rows = fused::Rows {
+                    keys: cache.keys.all(),
+                    values: cache.values.all(),
+                    first: cache.start,
+                    sinks: cache.sinks.as_ref(),
+                    means: None,
+                };
+                let query = query.clone().narrow(2, piece.start, piece.len());
+                if attention.retrieval == Retrieval::None
+                    && let Some(output) = fused::blocks(query, rows, &attention, &cache.config.options)
+                {
+                    outputs.push(output);
+                    return;
+                }
             }
             let input = TileInput {
                 query: query.clone().narrow(2, piece.start, piece.len()),
@@ -247,6 +274,56 @@ impl AttentionCache {
         let expected = [self.config.batch, self.config.kv_heads, 1, self.config.head_dim];
         check_shape("key", &key, expected)?;
         self.prefill(query, key, value, meta)
+    }
+
+    /// Full attention of the last queries.
+    fn read_all(&self, query: Tensor<4>) -> Tensor<4> {
+        let (keys, values, options) = (self.keys.all(), self.values.all(), &self.config.options);
+        #[cfg(feature = "flex")]
+        if self.config.kernel == Kernel::Fastest
+            && let Some(output) = fused::full_causal(&query, &keys, &values, options)
+        {
+            return output;
+        }
+        full_causal(query, keys, values, options)
+    }
+
+    /// [`AttentionCache::prefill`] under `retrieval = blocks` in one call of the fused kernel.
+    #[cfg(feature = "flex")]
+    fn prefill_fused(
+        &mut self,
+        query: Tensor<4>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        attention: &BlockAttentionConfig,
+    ) -> Tensor<4> {
+        self.push(keys, values);
+        let local_start = attention.local_start((self.length - 1) / attention.chunk_size);
+        let summarised = (local_start / attention.block_size).max(self.summarised);
+        let new = self.summarised..summarised;
+        if !new.is_empty() {
+            let (block, sinks) = (attention.block_size, attention.sink_tokens);
+            let means = |rows: &RowBuffer| fused::means(&rows.all(), block, sinks, new.clone());
+            if let (Some(statistics), Some(keys), Some(values)) =
+                (&mut self.statistics, means(&self.keys), means(&self.values))
+            {
+                statistics.push_means(
+                    new.map(|at| (at * block).max(sinks).min((at + 1) * block)..(at + 1) * block),
+                    keys,
+                    values,
+                );
+            }
+            self.summarised = summarised;
+        }
+        let rows = fused::Rows {
+            keys: self.keys.all(),
+            values: self.values.all(),
+            first: 0,
+            sinks: None,
+            means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
+        };
+        let output = fused::blocks(query, rows, attention, &self.config.options);
+        output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
     }
 
     /// Goes through new tokens in pieces that end at chunk borders; `visit` sees the cache after each piece is in.

@@ -43,6 +43,8 @@ mod compress;
 mod config;
 mod error;
 mod full;
+#[cfg(feature = "flex")]
+mod fused;
 mod kernel;
 mod options;
 mod padding;

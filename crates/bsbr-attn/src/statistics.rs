@@ -97,6 +97,26 @@ impl Statistics {
         self.mean_value.push(mean_value);
     }
 
+    /// Adds blocks at `positions` of which only the means are kept, `[batch, kv_heads, blocks, head_dim]` each.
+    #[cfg(feature = "flex")]
+    pub(crate) fn push_means(
+        &mut self,
+        positions: impl Iterator<Item = Range<usize>>,
+        mean_keys: Tensor<4>,
+        mean_values: Tensor<4>,
+    ) {
+        debug_assert!(self.state.is_none() && self.covariance.is_none() && self.meta_key.is_none());
+        self.blocks.extend(positions);
+        self.mean_key.push(mean_keys);
+        self.mean_value.push(mean_values);
+    }
+
+    /// Mean keys and mean values of every block.
+    #[cfg(feature = "flex")]
+    pub(crate) fn means(&self) -> (Tensor<4>, Tensor<4>) {
+        (self.mean_key.all(), self.mean_value.all())
+    }
+
     /// Adds a block of sinks: no positions are left in it, but block numbers stay positions divided by the block size.
     pub(crate) fn push_empty(&mut self, end: usize) {
         self.blocks.push(end..end);

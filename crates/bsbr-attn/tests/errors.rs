@@ -15,7 +15,7 @@ const WIDTH: usize = 8;
 
 /// One is enough: what is refused never gets to a device.
 fn device() -> Device {
-    common::devices().swap_remove(0)
+    common::cpu_devices().swap_remove(0)
 }
 
 fn base() -> BlockAttentionConfig {

@@ -12,8 +12,8 @@ use std::{
 };
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, Selector};
-use burn::tensor::Device;
-use common::{Case, Inputs, cpu_devices};
+
+use common::{Case, Inputs, Runner, devices};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -86,7 +86,7 @@ fn kinds(tokens: usize) -> Vec<Case> {
 }
 
 /// Most bytes that attention of the whole text needed at once, inputs included.
-fn peak(case: &Case, inputs: &Inputs, device: &Device) -> usize {
+fn peak(case: &Case, inputs: &Inputs, device: &Runner) -> usize {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
     drop(case.attend(inputs, device));
@@ -96,7 +96,7 @@ fn peak(case: &Case, inputs: &Inputs, device: &Device) -> usize {
 #[test]
 fn the_memory_of_a_prefill_is_linear_in_the_text() {
     let _guard = alone();
-    for device in cpu_devices() {
+    for device in devices() {
         for (short, long) in kinds(1024).into_iter().zip(kinds(4096)) {
             // Once to start thread pools and the like.
             let inputs = short.inputs();
@@ -114,7 +114,7 @@ fn the_memory_of_a_prefill_is_linear_in_the_text() {
 #[test]
 fn a_cache_holds_the_bytes_it_says() {
     let _guard = alone();
-    for device in cpu_devices() {
+    for device in devices() {
         for case in kinds(3 * 1024 + 24) {
             let inputs = case.inputs();
             case.attend(&inputs, &device); // Starts thread pools and the like.

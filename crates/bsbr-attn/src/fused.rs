@@ -1,0 +1,137 @@
+//! Attention by fused loops over the memory of `flex` tensors of f32.
+//!
+//! They compute what [`crate::plain`] computes, without its intermediate tensors. Anything they do not cover (another
+//! device, another type, a tensor that gradients are asked of, meta projections, states) is left to the plain form.
+
+use bsbr_kernels::{
+    Heads,
+    attention::{
+        BlockInput, BlockOptions, Blocks, CausalOptions, Sinks, block_attention, block_means, causal_attention,
+    },
+};
+use burn::{
+    backend::{BackendTypes, Flex},
+    tensor::{DType, Device, Tensor, TensorData},
+};
+
+use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, Selector};
+
+/// The memory of a tensor with rows of neighbouring numbers.
+pub(crate) struct Memory(<Flex as BackendTypes>::FloatTensorPrimitive);
+
+impl Memory {
+    /// `None` if the tensor is on another device, of another type, or part of a graph of gradients.
+    pub(crate) fn new(tensor: &Tensor<4>) -> Option<Self> {
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        let memory = tensor.clone().try_into_primitive::<Flex>().ok()?;
+        let layout = memory.layout();
+        let rows = layout.strides()[3] == 1 && layout.has_positive_strides();
+        Some(Self(if rows { memory } else { memory.to_contiguous() }))
+    }
+
+    /// `[batch, heads, rows, width]`.
+    fn heads(&self) -> Heads<'_> {
+        let layout = self.0.layout();
+        let shape = layout.shape();
+        let strides = layout.strides();
+        let dims = [0, 1, 2, 3].map(|axis| shape[axis]);
+        Heads::new(&self.0.storage()[layout.start_offset()..], dims, [0, 1, 2].map(|axis| strides[axis] as usize))
+    }
+}
+
+fn tensor(numbers: Vec<f32>, shape: [usize; 4]) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
+}
+
+/// Whether the loops cover these settings.
+pub(crate) fn covers(attention: &BlockAttentionConfig) -> bool {
+    match attention.retrieval {
+        Retrieval::None => true,
+        Retrieval::Blocks => attention.selector == Selector::MeanKey && attention.far != Far::State,
+        Retrieval::State | Retrieval::Additive => false,
+    }
+}
+
+fn causal_options(options: &AttentionOptions, heads: usize) -> CausalOptions {
+    let slopes =
+        |factor: f64| AttentionOptions::alibi_slopes(heads).into_iter().map(|slope| (slope * factor) as f32).collect();
+    CausalOptions {
+        scale: options.scale as f32,
+        softcap: options.softcap.map(|cap| cap as f32),
+        window: options.window,
+        slopes: options.alibi.map(slopes),
+    }
+}
+
+/// Full causal attention of the last queries, [`crate::full::full_causal`].
+pub(crate) fn full_causal(
+    query: &Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    options: &AttentionOptions,
+) -> Option<Tensor<4>> {
+    let shape = query.dims();
+    let (query, keys, values) = (Memory::new(query)?, Memory::new(keys)?, Memory::new(values)?);
+    let options = causal_options(options, shape[1]);
+    let (output, _) = causal_attention(query.heads(), keys.heads(), values.heads(), &options);
+    Some(tensor(output, shape))
+}
+
+/// Everything the last queries of a sequence may read.
+pub(crate) struct Rows<'a> {
+    /// Keys and values `[batch, kv_heads, rows, head_dim]` from position `first` up to the last query.
+    pub(crate) keys: Tensor<4>,
+    pub(crate) values: Tensor<4>,
+    pub(crate) first: usize,
+    /// Keys and values of the sinks where the rows do not reach back to them.
+    pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
+    /// Mean keys and mean values of the blocks before the local region of the last query, from the first token on.
+    pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
+}
+
+/// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
+pub(crate) fn blocks(
+    query: Tensor<4>,
+    rows: Rows<'_>,
+    attention: &BlockAttentionConfig,
+    options: &AttentionOptions,
+) -> Option<Tensor<4>> {
+    let shape = query.dims();
+    let pair = |(keys, values): &(Tensor<4>, Tensor<4>)| Some((Memory::new(keys)?, Memory::new(values)?));
+    let (query, keys, values) = (Memory::new(&query)?, Memory::new(&rows.keys)?, Memory::new(&rows.values)?);
+    let sinks = match rows.sinks {
+        Some(sinks) => Some(pair(sinks)?),
+        None => None,
+    };
+    let means = match &rows.means {
+        Some(means) => Some(pair(means)?),
+        None => None,
+    };
+    let blocks = Blocks { size: attention.block_size, top_k: attention.top_k, far: attention.far != Far::None };
+    let settings = BlockOptions {
+        chunk_size: attention.chunk_size,
+        local_chunks: attention.local_chunks,
+        sink_tokens: attention.sink_tokens,
+        blocks: (attention.retrieval == Retrieval::Blocks).then_some(blocks),
+    };
+    let input = BlockInput {
+        query: query.heads(),
+        keys: keys.heads(),
+        values: values.heads(),
+        first: rows.first,
+        sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
+        means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
+    };
+    Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])), shape))
+}
+
+/// Mean rows of the blocks `blocks` of `block` rows, positions before `sinks` left out: `[batch, heads, blocks, width]`. The
+/// first row stands at position 0.
+pub(crate) fn means(rows: &Tensor<4>, block: usize, sinks: usize, blocks: std::ops::Range<usize>) -> Option<Tensor<4>> {
+    let [batch, heads, _, width] = rows.dims();
+    let rows = Memory::new(rows)?;
+    let count = blocks.len();
+    Some(tensor(block_means(rows.heads(), 0, block, sinks, blocks), [batch, heads, count, width]))
+}

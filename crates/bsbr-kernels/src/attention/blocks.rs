@@ -1,0 +1,148 @@
+//! Attention over the keys near a token and the blocks it retrieves.
+
+use std::ops::Range;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{
+    CausalOptions,
+    block_tile::{BlockTile, Head, Scratch},
+    tasks,
+    tile::{QueryTile, load_queries},
+};
+use crate::heads::Heads;
+
+/// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
+const SCORES: usize = 1 << 18;
+/// Rows of queries in a tile where there are few blocks.
+const ROWS: usize = 128;
+/// The fewest rows that are worth a matrix product.
+const FEWEST_ROWS: usize = 32;
+
+/// What is read how, in tokens counted from the first of a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockOptions {
+    /// Tokens of a chunk: a token reads its own up to itself.
+    pub chunk_size: usize,
+    /// Chunks before it that it reads exactly.
+    pub local_chunks: usize,
+    /// First tokens of the sequence that it reads exactly.
+    pub sink_tokens: usize,
+    /// Blocks it retrieves; `None` reads nothing else.
+    pub blocks: Option<Blocks>,
+}
+
+/// Retrieval of blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blocks {
+    /// Tokens of a block; divides the chunk size.
+    pub size: usize,
+    /// Blocks each token reads exactly, per KV head.
+    pub top_k: usize,
+    /// Whether the other blocks count by their mean key and mean value in the same softmax.
+    pub far: bool,
+}
+
+impl BlockOptions {
+    /// The first token of the local region of the chunk `chunk`.
+    pub(super) fn local_start(&self, chunk: usize) -> usize {
+        chunk.saturating_sub(self.local_chunks) * self.chunk_size
+    }
+
+    /// Complete blocks before the local region that hold a token other than a sink and are not wholly behind the window of
+    /// the chunk's first token.
+    pub(super) fn candidates(&self, chunk: usize, blocks: &Blocks, options: &CausalOptions) -> Range<usize> {
+        let first = self.sink_tokens.max(options.first_visible(chunk * self.chunk_size)) / blocks.size;
+        first..(self.local_start(chunk) / blocks.size).max(first)
+    }
+}
+
+/// Keys and values of the first tokens, `[batch, kv_heads, sinks, head_dim]`, where the rows no longer hold them.
+#[derive(Debug, Clone, Copy)]
+pub struct Sinks<'a> {
+    /// Keys.
+    pub keys: Heads<'a>,
+    /// Values.
+    pub values: Heads<'a>,
+}
+
+/// Rows that a call reads.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockInput<'a> {
+    /// `[batch, heads, tokens, head_dim]`; query head `h` reads the KV head `h / (heads / kv_heads)`.
+    pub query: Heads<'a>,
+    /// `[batch, kv_heads, rows, head_dim]`; the last row belongs to the last query.
+    pub keys: Heads<'a>,
+    /// Like the keys.
+    pub values: Heads<'a>,
+    /// Position of the first row of keys and values.
+    pub first: usize,
+    /// The first tokens where `first` lies behind them.
+    pub sinks: Option<Sinks<'a>>,
+    /// Mean keys and mean values of the blocks from the first token on, `[batch, kv_heads, blocks, head_dim]`: at least those
+    /// before the local region of the last query. (See [`block_means`](super::block_means).)
+    pub means: Option<(Heads<'a>, Heads<'a>)>,
+}
+
+/// Attention over sinks, the local region, the `top_k` blocks of the highest estimated mass, and the means of the others, in
+/// one softmax. Returns `[batch, heads, tokens, head_dim]`.
+///
+/// The mass of a block of `n` tokens is estimated by its mean key: `log n + scale q . mu`. Heads that share a KV head share a
+/// choice: a block counts by the sum of the shares of attention it would have in each of them.
+///
+/// No more than one tile of queries has scores at a time.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn block_attention(input: &BlockInput<'_>, settings: &BlockOptions, options: &CausalOptions) -> Vec<f32> {
+    let [batch, heads, tokens, width] = input.query.dims();
+    let [_, kv_heads, rows, _] = input.keys.dims();
+    assert_eq!(input.keys.dims(), [batch, kv_heads, rows, width]);
+    assert_eq!(input.values.dims(), input.keys.dims());
+    assert!(heads.is_multiple_of(kv_heads) && tokens <= rows);
+    assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
+    let group = heads / kv_heads;
+    let begin = input.first + rows - tokens;
+    let mut output = vec![0.0; batch * heads * tokens * width];
+    let mut log_mass = vec![0.0; batch * heads * tokens];
+    let next = |from: usize| {
+        let chunk = (begin + from) / settings.chunk_size;
+        let scored = settings.blocks.as_ref().map_or(0, |blocks| settings.candidates(chunk, blocks, options).len());
+        let rows = (SCORES / scored.max(1)).clamp(FEWEST_ROWS, ROWS);
+        // A tile lies within one chunk.
+        (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
+    };
+    let tasks = tasks::split(&mut output, &mut log_mass, group, tokens, width, next);
+    tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
+        let (batch, kv_head) = (task.pair / kv_heads, task.pair % kv_heads);
+        let group_heads = kv_head * group..(kv_head + 1) * group;
+        let mut queries = std::mem::take(&mut scratch.query);
+        load_queries(&input.query, batch, group_heads.clone(), task.tokens.clone(), options.scale, &mut queries);
+        let tile = QueryTile {
+            rows: &queries,
+            group,
+            tokens: task.tokens.len(),
+            start: begin + task.tokens.start,
+            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
+        };
+        let head = Head {
+            keys: input.keys.head(batch, kv_head),
+            values: input.values.head(batch, kv_head),
+            first: input.first,
+            sinks: input.sinks.map(|sinks| (sinks.keys.head(batch, kv_head), sinks.values.head(batch, kv_head))),
+            means: input.means.map(|(keys, values)| (keys.head(batch, kv_head), values.head(batch, kv_head))),
+        };
+        Arch::new().dispatch(BlockTile {
+            tile: &tile,
+            head: &head,
+            settings,
+            options,
+            scratch,
+            outputs: &mut task.outputs,
+        });
+        scratch.query = queries;
+    });
+    output
+}

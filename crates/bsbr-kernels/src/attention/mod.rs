@@ -1,0 +1,33 @@
+//! Causal attention: over all keys, and over the keys near a token plus the blocks it retrieves.
+
+mod block_tile;
+mod blocks;
+mod chosen;
+mod dense;
+mod means;
+mod tasks;
+mod tile;
+
+pub use blocks::{BlockInput, BlockOptions, Blocks, Sinks, block_attention};
+pub use dense::causal_attention;
+pub use means::block_means;
+
+/// What a model prescribes for its attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CausalOptions {
+    /// Factor on `q . k`.
+    pub scale: f32,
+    /// `cap tanh(x / cap)` on scaled scores.
+    pub softcap: Option<f32>,
+    /// A token sees itself and the `window - 1` tokens before it.
+    pub window: Option<usize>,
+    /// ALiBi: `slope (i - t)` is added to the score of position `i` for the token at `t`; one slope for each query head.
+    pub slopes: Option<Vec<f32>>,
+}
+
+impl CausalOptions {
+    /// The first position that the token at `position` sees.
+    fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}

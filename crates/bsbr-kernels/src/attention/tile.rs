@@ -1,0 +1,143 @@
+//! What every kind of attention does with a tile of queries: rows of scores, masked and capped, and what is read of them.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::CausalOptions;
+use crate::{
+    heads::{Heads, Rows},
+    product, vector,
+};
+
+/// Below this a score counts as hidden; [`HIDDEN`] is what hides one.
+pub(crate) const LOWEST_SCORE: f32 = -1e29;
+/// Score of what a token may not see. Its exponential is exactly 0.
+pub(crate) const HIDDEN: f32 = -1e30;
+
+/// Rows below which a product with keys is faster as dot products than by packing the keys for a matrix product.
+const FEW_ROWS: usize = 8;
+
+/// Queries of the heads that share a KV head: row `g * tokens + t` belongs to the head `g` of the group.
+pub(crate) struct QueryTile<'a> {
+    /// Scaled queries, `[group * tokens, head_dim]`.
+    pub(crate) rows: &'a [f32],
+    pub(crate) group: usize,
+    pub(crate) tokens: usize,
+    /// Position of the first query.
+    pub(crate) start: usize,
+    /// ALiBi slope of each head of the group.
+    pub(crate) slopes: Option<&'a [f32]>,
+}
+
+impl QueryTile<'_> {
+    pub(crate) fn count(&self) -> usize {
+        self.group * self.tokens
+    }
+
+    /// Position of the query in row `row`.
+    #[inline(always)]
+    pub(crate) fn position(&self, row: usize) -> usize {
+        self.start + row % self.tokens
+    }
+}
+
+/// Copies the queries at `tokens` of the heads of one group, scaled.
+pub(crate) fn load_queries(
+    query: &Heads<'_>,
+    batch: usize,
+    heads: Range<usize>,
+    tokens: Range<usize>,
+    scale: f32,
+    rows: &mut Vec<f32>,
+) {
+    rows.clear();
+    for head in heads {
+        let head = query.head(batch, head);
+        for token in tokens.clone() {
+            rows.extend(head.row(token).iter().map(|value| value * scale));
+        }
+    }
+}
+
+/// Scores of a tile against `keys`, into columns of `scores` that begin at `column`; rows of scores are `stride` apart.
+#[inline(always)]
+pub(crate) fn score<S: Simd>(
+    simd: S,
+    tile: &QueryTile<'_>,
+    keys: Rows<'_>,
+    scores: &mut [f32],
+    stride: usize,
+    column: usize,
+    softcap: Option<f32>,
+) {
+    let (count, width, columns) = (tile.count(), keys.width(), keys.len());
+    if columns == 0 {
+        return;
+    }
+    if count < FEW_ROWS {
+        for row in 0..count {
+            let query = &tile.rows[row * width..(row + 1) * width];
+            let at = row * stride + column;
+            vector::dots(simd, [query], keys.data(), keys.stride(), [&mut scores[at..at + columns]]);
+        }
+    } else {
+        product::scores(tile.rows, count, keys, &mut scores[column..], stride);
+    }
+    if let Some(cap) = softcap {
+        for row in 0..count {
+            vector::softcap(simd, &mut scores[row * stride + column..][..columns], cap);
+        }
+    }
+}
+
+/// Hides what a token may not see of the keys at `positions` (in the columns from `column` on) and adds ALiBi.
+pub(crate) fn mask_positions(
+    tile: &QueryTile<'_>,
+    options: &CausalOptions,
+    positions: Range<usize>,
+    scores: &mut [f32],
+    stride: usize,
+    column: usize,
+) {
+    for row in 0..tile.count() {
+        let token = tile.position(row);
+        let scores = &mut scores[row * stride + column..][..positions.len()];
+        if let Some(slopes) = tile.slopes {
+            let slope = slopes[row / tile.tokens];
+            for (score, position) in scores.iter_mut().zip(positions.clone()) {
+                *score -= slope * (token - position.min(token)) as f32;
+            }
+        }
+        let first = options.first_visible(token).clamp(positions.start, positions.end) - positions.start;
+        let end = (token + 1).clamp(positions.start, positions.end) - positions.start;
+        scores[..first].fill(HIDDEN);
+        scores[end.max(first)..].fill(HIDDEN);
+    }
+}
+
+/// `output += weights values` for all rows of a tile; the weights begin at `column`.
+#[inline(always)]
+pub(crate) fn read<S: Simd>(
+    simd: S,
+    weights: &[f32],
+    stride: usize,
+    column: usize,
+    rows: usize,
+    values: Rows<'_>,
+    output: &mut [f32],
+) {
+    let (width, columns) = (values.width(), values.len());
+    if columns == 0 {
+        return;
+    }
+    if rows < FEW_ROWS {
+        for row in 0..rows {
+            let weights = &weights[row * stride + column..][..columns];
+            let mut outputs = [&mut output[row * width..(row + 1) * width]];
+            vector::add_rows(simd, [weights], values.data(), values.stride(), &mut outputs);
+        }
+    } else {
+        product::add_weighted(&weights[column..], stride, rows, values, output);
+    }
+}

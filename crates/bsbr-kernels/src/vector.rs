@@ -1,0 +1,227 @@
+//! Loops over one row, for any width of vector registers: exponentials, dot products, weighted sums.
+
+use pulp::Simd;
+
+/// Below this the exponential of an f32 is 0 here. (The smallest normal number is at -87.34.)
+const LOWEST: f32 = -87.3;
+
+/// `exp(x)` to 2 ulp for `x <= 88`: `2^n p(r)` with `n = round(x / ln 2)` and `p` a polynomial for `|r| <= ln 2 / 2`
+/// (Cephes' `expf`). Exactly 0 below -87.3.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    let lowest = splat(LOWEST);
+    let under = simd.less_than_f32s(x, lowest);
+    let x = simd.max_f32s(x, lowest);
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(12_582_912.0));
+    let n = simd.sub_f32s(shifted, splat(12_582_912.0));
+    let r = simd.negate_mul_add_f32s(n, splat(0.693_359_375), x);
+    let r = simd.negate_mul_add_f32s(n, splat(-2.121_944_4e-4), r);
+    let mut p = splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1, 1.0, 1.0] {
+        p = simd.mul_add_f32s(p, r, splat(c));
+    }
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    let scaled = simd.add_u32s(simd.transmute_u32s_f32s(p), exponent);
+    simd.select_f32s(under, splat(0.0), simd.transmute_f32s_u32s(scaled))
+}
+
+/// The largest number of a row; minus infinity of none.
+#[inline(always)]
+pub(crate) fn max<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let mut highest = simd.splat_f32s(f32::NEG_INFINITY);
+    for &vector in vectors {
+        highest = simd.max_f32s(highest, vector);
+    }
+    rest.iter().copied().fold(simd.reduce_max_f32s(highest), f32::max)
+}
+
+/// Replaces `x` by `exp(x - shift)` and returns the sum.
+#[inline(always)]
+pub(crate) fn exp_sum<S: Simd>(simd: S, row: &mut [f32], shift: f32) -> f32 {
+    let (vectors, rest) = S::as_mut_simd_f32s(row);
+    let shifts = simd.splat_f32s(shift);
+    let mut sum = simd.splat_f32s(0.0);
+    for vector in vectors {
+        *vector = exp(simd, simd.sub_f32s(*vector, shifts));
+        sum = simd.add_f32s(sum, *vector);
+    }
+    if !rest.is_empty() {
+        let x = simd.sub_f32s(simd.partial_load_f32s(rest), shifts);
+        let mut lanes = exp(simd, x);
+        simd.partial_store_f32s(rest, lanes);
+        // Lanes beyond the row hold exp(-shift): only those stored count.
+        lanes = simd.partial_load_f32s(rest);
+        sum = simd.add_f32s(sum, lanes);
+    }
+    simd.reduce_sum_f32s(sum)
+}
+
+/// Multiplies a row by a number.
+#[inline(always)]
+pub(crate) fn scale<S: Simd>(simd: S, row: &mut [f32], factor: f32) {
+    let (vectors, rest) = S::as_mut_simd_f32s(row);
+    let factors = simd.splat_f32s(factor);
+    for vector in vectors {
+        *vector = simd.mul_f32s(*vector, factors);
+    }
+    for value in rest {
+        *value *= factor;
+    }
+}
+
+/// Dot products of `G` queries with each of `count` rows, that begin `stride` numbers apart: `scores[g][c]`.
+///
+/// Each row is read once for all queries.
+#[inline(always)]
+pub(crate) fn dots<S: Simd, const G: usize>(
+    simd: S,
+    queries: [&[f32]; G],
+    rows: &[f32],
+    stride: usize,
+    scores: [&mut [f32]; G],
+) {
+    let width = queries[0].len();
+    let queries: [(&[S::f32s], &[f32]); G] = queries.map(|query| S::as_simd_f32s(query));
+    let count = scores[0].len();
+    for row in 0..count {
+        let (vectors, rest) = S::as_simd_f32s(&rows[row * stride..row * stride + width]);
+        let mut sums = [[simd.splat_f32s(0.0); 2]; G];
+        for (at, &vector) in vectors.iter().enumerate() {
+            for g in 0..G {
+                sums[g][at % 2] = simd.mul_add_e_f32s(queries[g].0[at], vector, sums[g][at % 2]);
+            }
+        }
+        for g in 0..G {
+            let mut sum = simd.reduce_sum_f32s(simd.add_f32s(sums[g][0], sums[g][1]));
+            for (x, y) in queries[g].1.iter().zip(rest) {
+                sum += x * y;
+            }
+            scores[g][row] = sum;
+        }
+    }
+}
+
+/// `outputs[g] += sum_c weights[g][c] row_c` for `G` rows of weights over rows that begin `stride` numbers apart.
+///
+/// Each row is read once for all outputs.
+#[inline(always)]
+pub(crate) fn add_rows<S: Simd, const G: usize>(
+    simd: S,
+    weights: [&[f32]; G],
+    rows: &[f32],
+    stride: usize,
+    outputs: &mut [&mut [f32]; G],
+) {
+    /// Registers that hold a stretch of each output while the rows go by.
+    const STRETCH: usize = 4;
+    let (width, count) = (outputs[0].len(), weights[0].len());
+    let stretch = STRETCH * S::F32_LANES;
+    let mut at = 0;
+    while at + stretch <= width {
+        let mut sums = [[simd.splat_f32s(0.0); STRETCH]; G];
+        for g in 0..G {
+            sums[g].copy_from_slice(S::as_simd_f32s(&outputs[g][at..at + stretch]).0);
+        }
+        for row in 0..count {
+            let (vectors, _) = S::as_simd_f32s(&rows[row * stride + at..row * stride + at + stretch]);
+            for g in 0..G {
+                let weight = simd.splat_f32s(weights[g][row]);
+                for i in 0..STRETCH {
+                    sums[g][i] = simd.mul_add_e_f32s(weight, vectors[i], sums[g][i]);
+                }
+            }
+        }
+        for g in 0..G {
+            S::as_mut_simd_f32s(&mut outputs[g][at..at + stretch]).0.copy_from_slice(&sums[g]);
+        }
+        at += stretch;
+    }
+    for row in 0..count {
+        let rest = &rows[row * stride + at..row * stride + width];
+        for g in 0..G {
+            for (sum, value) in outputs[g][at..].iter_mut().zip(rest) {
+                *sum += weights[g][row] * value;
+            }
+        }
+    }
+}
+
+/// How many numbers of a row are at least `bound`.
+#[inline(always)]
+pub(crate) fn count_from<S: Simd>(simd: S, row: &[f32], bound: f32) -> usize {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let (bounds, one, zero) = (simd.splat_f32s(bound), simd.splat_f32s(1.0), simd.splat_f32s(0.0));
+    let mut count = zero;
+    for &vector in vectors {
+        let from = simd.greater_than_or_equal_f32s(vector, bounds);
+        count = simd.add_f32s(count, simd.select_f32s(from, one, zero));
+    }
+    simd.reduce_sum_f32s(count) as usize + rest.iter().filter(|&&value| value >= bound).count()
+}
+
+/// `cap tanh(x / cap)` on each number of a row.
+#[inline(always)]
+pub(crate) fn softcap<S: Simd>(simd: S, row: &mut [f32], cap: f32) {
+    let (vectors, rest) = S::as_mut_simd_f32s(row);
+    let (cap, inverse) = (simd.splat_f32s(cap), simd.splat_f32s(1.0 / cap));
+    for vector in vectors {
+        *vector = simd.mul_f32s(tanh(simd, simd.mul_f32s(*vector, inverse)), cap);
+    }
+    if !rest.is_empty() {
+        let x = simd.mul_f32s(simd.partial_load_f32s(rest), inverse);
+        simd.partial_store_f32s(rest, simd.mul_f32s(tanh(simd, x), cap));
+    }
+}
+
+/// `tanh x`: `1 - 2 / (exp(2x) + 1)`, and for small arguments, where that would cancel, the odd series.
+#[inline(always)]
+fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    let size = simd.min_f32s(simd.abs_f32s(x), splat(20.0));
+    let power = exp(simd, simd.add_f32s(size, size));
+    let large = simd.sub_f32s(splat(1.0), simd.div_f32s(splat(2.0), simd.add_f32s(power, splat(1.0))));
+    let large = simd.select_f32s(simd.less_than_f32s(x, splat(0.0)), simd.neg_f32s(large), large);
+    let square = simd.mul_f32s(x, x);
+    let mut p = splat(62.0 / 2835.0);
+    for c in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0] {
+        p = simd.mul_add_f32s(p, square, splat(c));
+    }
+    simd.select_f32s(simd.less_than_f32s(size, splat(0.2)), simd.mul_f32s(p, x), large)
+}
+
+/// Sum of `exp(x - shift)`.
+#[inline(always)]
+pub(crate) fn sum_of_exp<S: Simd>(simd: S, row: &[f32], shift: f32) -> f32 {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let shifts = simd.splat_f32s(shift);
+    let mut sum = simd.splat_f32s(0.0);
+    for &vector in vectors {
+        sum = simd.add_f32s(sum, exp(simd, simd.sub_f32s(vector, shifts)));
+    }
+    simd.reduce_sum_f32s(sum) + rest.iter().map(|&x| exp_one(simd, x - shift)).sum::<f32>()
+}
+
+/// `sums += factor exp(x - shift)`.
+#[inline(always)]
+pub(crate) fn add_exp<S: Simd>(simd: S, row: &[f32], shift: f32, factor: f32, sums: &mut [f32]) {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let (sum_vectors, sum_rest) = S::as_mut_simd_f32s(sums);
+    let (shifts, factors) = (simd.splat_f32s(shift), simd.splat_f32s(factor));
+    for (&vector, sum) in vectors.iter().zip(sum_vectors) {
+        *sum = simd.mul_add_e_f32s(exp(simd, simd.sub_f32s(vector, shifts)), factors, *sum);
+    }
+    for (&x, sum) in rest.iter().zip(sum_rest) {
+        *sum += factor * exp_one(simd, x - shift);
+    }
+}
+
+/// [`exp`] of one number.
+#[inline(always)]
+fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
+    let mut one = [0.0];
+    simd.partial_store_f32s(&mut one, exp(simd, simd.splat_f32s(x)));
+    one[0]
+}
