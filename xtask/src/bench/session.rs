@@ -17,6 +17,9 @@ use super::{
 /// Length of the runs that come before all others: they start thread pools, fill caches and tell what to expect.
 const FIRST_TOKENS: usize = 512;
 
+/// Runs of the fastest arm for which time is kept: a timed one, one for memory, and as much again for errors.
+const KEPT_RUNS: f64 = 4.0;
+
 /// Seconds of a run from which on the cost of starting up makes no difference.
 const LONG_RUN: f64 = 0.5;
 
@@ -69,7 +72,8 @@ pub(crate) fn run(
     }
     for (at, &tokens) in plan.lengths.iter().enumerate() {
         // Short lengths leave most of their share to the longer ones.
-        let point = budget.share(1.0, (plan.lengths.len() - at) as f64);
+        let later = plan.lengths[at + 1..].iter().map(|&tokens| cheapest(field, &pasts, tokens)).sum::<f64>();
+        let point = budget.share(1.0, (plan.lengths.len() - at) as f64).at_most(budget.left() - later);
         let mut length = Length { field, plan, tokens, gemm: gemm.as_ref(), pasts: &mut pasts, subjects: Vec::new() };
         let first_row = outcome.rows.len();
         length.run(point, &mut outcome, note)?;
@@ -111,6 +115,19 @@ fn first_runs(field: &mut dyn Field, plan: &Plan<'_>, tokens: usize, pasts: &mut
         }
     }
     Ok(())
+}
+
+/// Seconds that an arm should take to read a text.
+fn expected_prefill(field: &dyn Field, arm: Arm, past: &Past, tokens: usize) -> f64 {
+    // Attention to everything grows with the square of the text; the rest of a model, and retrieval, do not.
+    let whole = field.part() == Part::Attention && !arm.is_bsbr();
+    past.prefill.expected(tokens, if whole { 2.0 } else { 1.0 }).unwrap_or(0.0)
+}
+
+/// Seconds to keep for a later length, so that at least the arm that is fastest there is measured.
+fn cheapest(field: &dyn Field, pasts: &[(Arm, Past)], tokens: usize) -> f64 {
+    let prefills = pasts.iter().map(|(arm, past)| expected_prefill(field, *arm, past, tokens));
+    KEPT_RUNS * prefills.filter(|&seconds| seconds > 0.0).reduce(f64::min).unwrap_or(0.0)
 }
 
 /// One length of a part.
@@ -190,10 +207,8 @@ impl Length<'_> {
         let Some((_, past)) = self.pasts.iter().find(|(other, _)| *other == arm) else {
             return Cost { fixed: 0.0, run: 0.0 };
         };
-        // Attention to everything grows with the square of the text; the rest of a model, and retrieval, do not.
-        let whole = self.field.part() == Part::Attention && !arm.is_bsbr();
         let seconds = |history: &History, power| history.expected(self.tokens, power).unwrap_or(0.0);
-        let prefill = seconds(&past.prefill, if whole { 2.0 } else { 1.0 });
+        let prefill = expected_prefill(self.field, arm, past, self.tokens);
         match phase {
             Phase::Prefill => {
                 let windows = self.field.windows(self.tokens).filter(|_| !arm.is_python());

@@ -39,8 +39,8 @@ const MOST_RUNS: usize = 10_000;
 /// Longest text for which the outputs of arms are compared.
 const LONGEST_COMPARED: usize = 2048;
 
-/// Share of the time that goes to attention alone where a model is measured as well.
-const ATTENTION_SHARE: f64 = 0.7;
+/// Share of the time that the built-in model may take where attention alone is measured as well.
+const BUILTIN_SHARE: f64 = 0.25;
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Format {
@@ -375,10 +375,16 @@ impl Bench {
         let rounds = Rounds { warmup: args.warmup, runs: args.runs, memory: cfg!(target_os = "linux") };
         let mut note = |line: &str| output::note(line);
         let (mut rows, mut gemm, mut differences) = (Vec::new(), Vec::new(), Vec::new());
+        // The model first: what it does not need is for the long texts of attention alone.
+        if let Some(field) = &mut model {
+            let share = if args.model.is_some() { 0.5 } else { BUILTIN_SHARE };
+            let share = budget.share(share, if attention.is_some() { 1.0 } else { share });
+            let plan = Plan { lengths: &settings.model_lengths, phases: &settings.phases, rounds, device: &device };
+            rows.extend(session::run(field, &plan, share, &mut note)?.rows);
+        }
+        drop(model);
         if let Some(field) = &mut attention {
             let lengths = &settings.attention_lengths;
-            let share = budget.share(ATTENTION_SHARE, if model.is_some() { 1.0 } else { ATTENTION_SHARE });
-            // Long enough, if possible, that something is far.
             let compared = lengths.iter().copied().rfind(|&tokens| tokens <= LONGEST_COMPARED);
             let compared = compared.unwrap_or(LONGEST_COMPARED);
             if field.obstacle(Arm::Dense, Phase::Prefill, compared, 0).is_none() {
@@ -386,14 +392,9 @@ impl Bench {
                 differences = field.differences()?;
             }
             let plan = Plan { lengths, phases: &settings.phases, rounds, device: &device };
-            let outcome = session::run(field, &plan, share, &mut note)?;
-            rows.extend(outcome.rows);
+            let outcome = session::run(field, &plan, budget, &mut note)?;
+            rows.splice(0..0, outcome.rows);
             gemm = outcome.gemm;
-        }
-        drop(attention);
-        if let Some(field) = &mut model {
-            let plan = Plan { lengths: &settings.model_lengths, phases: &settings.phases, rounds, device: &device };
-            rows.extend(session::run(field, &plan, budget, &mut note)?.rows);
         }
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let elapsed = started.elapsed();
