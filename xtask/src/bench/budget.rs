@@ -39,6 +39,11 @@ impl History {
         self.0.push((tokens, seconds));
     }
 
+    /// The longest text so far and its seconds.
+    pub(crate) fn last(&self) -> Option<(usize, f64)> {
+        self.0.last().copied()
+    }
+
     /// Seconds that a run with `tokens` tokens should take if it grows with this power, or faster where it did so last,
     /// but no faster than quadratically; `None` if nothing is known.
     pub(crate) fn expected(&self, tokens: usize, power: f64) -> Option<f64> {

@@ -1,7 +1,7 @@
 //! What `cargo xtask bench` measures, and how: several implementations ("arms") of one thing, interleaved, over a sweep
 //! of lengths.
 //!
-//! [`session`] goes through parts (attention alone, a whole model), lengths and phases; [`measure`] runs the arms of one
+//! [`setup`] turns flags into a run; [`session`] goes through parts (attention alone, a whole model), lengths and phases; [`measure`] runs the arms of one
 //! point in turn; [`report`] holds what came out, and [`table`], [`plot`] and JSON show it.
 
 pub(crate) mod arithmetic;
@@ -18,6 +18,7 @@ pub(crate) mod plot;
 pub(crate) mod pytorch;
 pub(crate) mod report;
 pub(crate) mod session;
+pub(crate) mod setup;
 pub(crate) mod statistics;
 pub(crate) mod sweep;
 pub(crate) mod table;
