@@ -19,11 +19,6 @@ impl Budget {
         self.end.saturating_duration_since(Instant::now()).as_secs_f64()
     }
 
-    /// The same, cut to `seconds`.
-    pub(crate) fn at_most(self, seconds: f64) -> Self {
-        if seconds < self.left() { Self::new(seconds) } else { self }
-    }
-
     /// A budget for `weight` of what is left, of `total` still to do.
     pub(crate) fn share(&self, weight: f64, total: f64) -> Self {
         Self::new(self.left() * weight / total.max(weight))
@@ -180,8 +175,6 @@ mod tests {
         let budget = Budget::new(100.0);
         assert!((budget.share(1.0, 4.0).left() - 25.0).abs() < 1.0);
         assert_eq!([0.0, -1.0].map(|seconds| Budget::new(seconds).left()), [0.0, 0.0]);
-        assert_eq!(budget.at_most(-5.0).left(), 0.0);
-        assert!((99.0..=100.0).contains(&budget.at_most(1e6).left()));
         assert!(Budget::new(f64::INFINITY).left() > 1e8);
     }
 }

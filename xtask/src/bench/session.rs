@@ -17,14 +17,8 @@ use super::{
 /// Length of the runs that come before all others: they start thread pools, fill caches and tell what to expect.
 const FIRST_TOKENS: usize = 512;
 
-/// Runs of the fastest arm for which time is kept: a timed one, one for memory, and as much again for errors.
-const KEPT_RUNS: f64 = 4.0;
-
 /// What a run may take longer than its arithmetic says.
 const MARGIN: f64 = 1.3;
-
-/// Share of the time that is kept for longer texts at most.
-const MOST_KEPT: f64 = 0.75;
 
 /// Seconds of a run from which on the cost of starting up makes no difference.
 const LONG_RUN: f64 = 0.5;
@@ -78,10 +72,7 @@ pub(crate) fn run(
     }
     for (at, &tokens) in plan.lengths.iter().enumerate() {
         // Short lengths leave most of their share to the longer ones.
-        let later = plan.lengths[at + 1..].iter().map(|&tokens| cheapest(field, &pasts, tokens)).sum::<f64>();
-        // What is expected of much longer texts is no more than a guess.
-        let kept = later.min(MOST_KEPT * budget.left());
-        let point = budget.share(1.0, (plan.lengths.len() - at) as f64).at_most(budget.left() - kept);
+        let point = budget.share(1.0, (plan.lengths.len() - at) as f64);
         let mut length = Length { field, plan, tokens, gemm: gemm.as_ref(), pasts: &mut pasts, subjects: Vec::new() };
         let first_row = outcome.rows.len();
         length.run(point, &mut outcome, note)?;
@@ -136,12 +127,6 @@ fn expected_prefill(field: &dyn Field, arm: Arm, past: &Past, tokens: usize) -> 
     // Attention to everything grows with the square of the text; the rest of a model, and retrieval, do not.
     let whole = field.part() == Part::Attention && !arm.is_bsbr();
     past.prefill.expected(tokens, if whole { 2.0 } else { 1.0 }).unwrap_or(0.0)
-}
-
-/// Seconds to keep for a later length, so that at least the arm that is fastest there is measured.
-fn cheapest(field: &dyn Field, pasts: &[(Arm, Past)], tokens: usize) -> f64 {
-    let prefills = pasts.iter().map(|(arm, past)| expected_prefill(field, *arm, past, tokens));
-    KEPT_RUNS * prefills.filter(|&seconds| seconds > 0.0).reduce(f64::min).unwrap_or(0.0)
 }
 
 /// One length of a part.
