@@ -4,6 +4,9 @@ use anyhow::Result;
 
 use super::{Arm, Phase, Subject, budget::Rounds, gemm::Gemm};
 
+/// Matrix products timed at each point at least.
+const LEAST_PRODUCTS: usize = 5;
+
 /// An arm that runs.
 pub(crate) struct Contender<'a> {
     pub(crate) arm: Arm,
@@ -39,6 +42,12 @@ pub(crate) fn interleaved(contenders: &mut [Contender<'_>], phase: Phase, gemm: 
                 Ok(_) => {}
                 Err(error) => *samples = Err(error.context(contender.arm.name())),
             }
+        }
+    }
+    if let Some(gemm) = gemm {
+        // Where a few rounds are long ones.
+        while products.len() < LEAST_PRODUCTS {
+            products.push(gemm.run()?);
         }
     }
     Ok(Samples { arms, gemm: products })
