@@ -109,9 +109,23 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    fn chosen(self) -> Option<DeviceName> {
+        self.device.or_else(|| <DeviceName as clap::ValueEnum>::value_variants().first().copied())
+    }
+
+    /// The name of the device.
+    pub(crate) fn name(self) -> String {
+        let value = self.chosen().and_then(|name| clap::ValueEnum::to_possible_value(&name));
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The flags that choose the same device.
+    pub(crate) fn flags(self) -> Vec<String> {
+        self.device.map_or_else(Vec::new, |_| vec!["--device".to_owned(), self.name()])
+    }
+
     pub(crate) fn resolve(self) -> Result<Device> {
-        let Some(name) = self.device.or_else(|| <DeviceName as clap::ValueEnum>::value_variants().first().copied())
-        else {
+        let Some(name) = self.chosen() else {
             bail!("no device is compiled in: build with --features flex");
         };
         Ok(match name {

@@ -4,6 +4,7 @@
 //! of tolerance, tensors that do not fit, weights that are no numbers), 2 usage or input and output.
 
 mod args;
+mod bench;
 mod builtin;
 mod commands;
 mod model;
@@ -42,6 +43,8 @@ enum Command {
     Verify(commands::verify::Args),
     /// Show architecture, tensors, parameters, settings and cache size.
     Inspect(commands::inspect::Args),
+    /// Measure time, memory and quality by length, against dense attention and other implementations.
+    Bench(Box<commands::bench::Args>),
 }
 
 /// A check that ran and failed: exit code 1.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(args),
         Command::Verify(args) => commands::verify::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Bench(args) => commands::bench::run(*args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

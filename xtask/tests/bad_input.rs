@@ -32,7 +32,7 @@ fn with_config(edit: impl FnOnce(&mut Value)) -> Place {
 
 #[test]
 fn a_missing_model_directory() {
-    for command in ["convert -o out", "export -o out", "verify -e x", "eval", "generate -p x", "inspect"] {
+    for command in ["convert -o out", "export -o out", "verify -e x", "eval", "generate -p x", "inspect", "bench"] {
         // The logits are read first: their file is there.
         let place = Place::with("llama");
         fs::rename(place.path("model/expected.safetensors"), place.path("x")).expect("a file");

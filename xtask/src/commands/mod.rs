@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod export;

@@ -1,0 +1,264 @@
+//! The two things that are measured, each with its arms: attention alone and a whole model.
+
+use std::{path::PathBuf, rc::Rc};
+
+use anyhow::{Context, Result};
+use bsbr_attn::BlockAttentionConfig;
+use bsbr_model::Decoder;
+use burn::tensor::Device;
+use serde_json::json;
+
+use super::{
+    Arm, DECODE_TOKENS, Part, Phase, Subject,
+    arithmetic::operations,
+    attention::{AttentionSubject, Inputs, Shape, difference},
+    memory::{Memory, Of, Probe, measure},
+    model::{self, ModelSubject, Quality},
+    pytorch::{PythonSubject, Shared},
+    report::Difference,
+};
+
+/// Tokens that quality is measured on at each length if there is time, unless one window is longer.
+const QUALITY_TOKENS: usize = 8192;
+
+/// Something to measure, entered at one length after the other.
+pub(crate) trait Field {
+    fn part(&self) -> Part;
+
+    fn arms(&self) -> &[Arm];
+
+    /// Texts read at once.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Why an arm cannot run texts of this length, `more` tokens decoded behind them.
+    fn obstacle(&self, arm: Arm, phase: Phase, tokens: usize, more: usize) -> Option<String>;
+
+    /// Makes what the arms share at a length. What they shared before is let go.
+    fn enter(&mut self, tokens: usize) -> Result<()>;
+
+    /// An arm at the length entered.
+    fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>>;
+
+    /// Operations of a prefill.
+    fn operations(&self, _arm: Arm, _tokens: usize) -> Option<f64> {
+        None
+    }
+
+    /// Memory of a prefill.
+    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory>;
+
+    /// Windows of text to measure quality on: at least and at most; `None` where nothing can be lost.
+    fn windows(&self, _tokens: usize) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// Quality of arms that ran.
+    fn quality(&self, _arms: &[Arm], _tokens: usize, _windows: usize) -> Result<Vec<(Arm, Quality)>> {
+        Ok(Vec::new())
+    }
+}
+
+/// The processes that PyTorch's arms run in: one to time, one to measure memory.
+#[derive(Clone)]
+pub(crate) struct Pythons {
+    pub(crate) timing: Shared,
+    pub(crate) memory: Shared,
+}
+
+/// Attention of one layer.
+pub(crate) struct AttentionField {
+    pub(crate) shape: Shape,
+    pub(crate) attention: BlockAttentionConfig,
+    pub(crate) arms: Vec<Arm>,
+    pub(crate) device: Device,
+    pub(crate) pythons: Option<Pythons>,
+    /// Flags of this program that choose the same device and threads.
+    pub(crate) flags: Vec<String>,
+    /// Memory of the machine, where known.
+    pub(crate) machine_memory: Option<u64>,
+    pub(crate) entered: Option<(usize, Rc<Inputs>)>,
+}
+
+impl AttentionField {
+    fn entered(&self) -> Result<(usize, Rc<Inputs>)> {
+        self.entered.clone().context("no length was entered")
+    }
+
+    fn own(&self, arm: Arm) -> Result<AttentionSubject> {
+        Ok(AttentionSubject::new(arm, self.shape, &self.attention, self.entered()?.1, &self.device))
+    }
+
+    /// What the script needs to make an arm.
+    fn python_arguments(&self, tokens: usize) -> serde_json::Value {
+        let Shape { batch, heads, kv_heads, head_dim, dtype, .. } = self.shape;
+        let dtype = match dtype {
+            burn::tensor::DType::F16 => "float16",
+            burn::tensor::DType::BF16 => "bfloat16",
+            _ => "float32",
+        };
+        json!({
+            "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "tokens": tokens,
+            "chunk_size": self.attention.chunk_size, "dtype": dtype,
+        })
+    }
+
+    /// Compares the outputs of arms that should agree, for the length entered.
+    pub(crate) fn differences(&self) -> Result<Vec<Difference>> {
+        let pairs = [(Arm::Bsbr, Arm::BsbrPlain), (Arm::Dense, Arm::Burn)];
+        let tokens = self.entered()?.0;
+        let compared = pairs.into_iter().filter(|(arm, from)| self.arms.contains(arm) && self.arms.contains(from));
+        compared
+            .map(|(arm, from)| {
+                let (largest, rms) = difference(&self.own(arm)?, &self.own(from)?)?;
+                Ok(Difference { arm, from, tokens, largest, rms })
+            })
+            .collect()
+    }
+}
+
+impl Field for AttentionField {
+    fn part(&self) -> Part {
+        Part::Attention
+    }
+
+    fn arms(&self) -> &[Arm] {
+        &self.arms
+    }
+
+    fn batch(&self) -> usize {
+        self.shape.batch
+    }
+
+    fn obstacle(&self, arm: Arm, phase: Phase, tokens: usize, _: usize) -> Option<String> {
+        let inputs = self.shape.input_bytes(tokens);
+        if self.machine_memory.is_some_and(|memory| inputs > 0.7 * memory as f64) {
+            return Some(format!("queries, keys and values would take {}", crate::output::bytes(inputs as u64)));
+        }
+        if arm != Arm::TorchOriginal {
+            return None;
+        }
+        if phase == Phase::Decode {
+            return Some("it keeps nothing: a token costs a prefill".into());
+        }
+        // Scores, mask and softmax of every head.
+        let needed =
+            (3 * self.shape.batch * self.shape.heads * self.shape.dtype.size()) as u64 * (tokens as u64).pow(2);
+        let too_much = self.machine_memory.is_some_and(|memory| needed > memory / 3 * 2);
+        too_much.then(|| format!("its tokens x tokens scores would take {}", crate::output::bytes(needed)))
+    }
+
+    fn enter(&mut self, tokens: usize) -> Result<()> {
+        self.entered = None;
+        self.entered = Some((tokens, Rc::new(Inputs::new(&self.shape, tokens, &self.device))));
+        Ok(())
+    }
+
+    fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>> {
+        match &self.pythons {
+            Some(pythons) if arm.is_python() => {
+                let arguments = self.python_arguments(self.entered()?.0);
+                Ok(Box::new(PythonSubject::new(&pythons.timing, arm, &arguments)?))
+            }
+            _ => Ok(Box::new(self.own(arm)?)),
+        }
+    }
+
+    fn operations(&self, arm: Arm, tokens: usize) -> Option<f64> {
+        let attention = arm.is_bsbr().then_some(&self.attention);
+        let heads = (self.shape.batch * self.shape.heads) as f64;
+        // The original's n x n form computes what it then masks: there is no fair count of what it needs.
+        (arm != Arm::TorchOriginal).then(|| heads * operations(attention, self.shape.head_dim, 0, tokens))
+    }
+
+    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory> {
+        let peak = match &self.pythons {
+            Some(pythons) if arm.is_python() => {
+                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak()?
+            }
+            _ => {
+                let (attention, of) = (self.attention.clone(), Of::Shape(self.shape));
+                measure(&Probe { arm, attention, tokens, of }, &self.flags)?
+            }
+        };
+        Ok(Memory::new(peak, self.shape.kv_bytes(tokens), self.shape.output_bytes(tokens)))
+    }
+}
+
+/// A whole model.
+pub(crate) struct ModelField {
+    pub(crate) decoder: Decoder,
+    pub(crate) dir: PathBuf,
+    pub(crate) attention: BlockAttentionConfig,
+    pub(crate) arms: Vec<Arm>,
+    pub(crate) text: Rc<[u32]>,
+    /// Windows to measure quality on, where a number was asked for.
+    pub(crate) windows: Option<usize>,
+    /// Bytes of keys and values of one token in all layers.
+    pub(crate) kv_bytes_per_token: u64,
+    pub(crate) pythons: Option<Pythons>,
+    pub(crate) flags: Vec<String>,
+    pub(crate) entered: usize,
+}
+
+impl ModelField {
+    fn python_arguments(&self, tokens: usize) -> serde_json::Value {
+        let mut text = self.text.iter().cycle().copied();
+        let read: Vec<u32> = text.by_ref().take(tokens).collect();
+        json!({"dir": self.dir, "tokens": read, "next": text.take(DECODE_TOKENS).collect::<Vec<_>>()})
+    }
+}
+
+impl Field for ModelField {
+    fn part(&self) -> Part {
+        Part::Model
+    }
+
+    fn arms(&self) -> &[Arm] {
+        &self.arms
+    }
+
+    fn obstacle(&self, _: Arm, phase: Phase, tokens: usize, more: usize) -> Option<String> {
+        model::obstacle(&self.decoder, tokens + if phase == Phase::Decode { more } else { 0 })
+    }
+
+    fn enter(&mut self, tokens: usize) -> Result<()> {
+        self.entered = tokens;
+        Ok(())
+    }
+
+    fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>> {
+        match &self.pythons {
+            Some(pythons) if arm.is_python() => {
+                Ok(Box::new(PythonSubject::new(&pythons.timing, arm, &self.python_arguments(self.entered))?))
+            }
+            _ => {
+                let decoder = model::as_arm(&self.decoder, &self.attention, arm)?;
+                Ok(Box::new(ModelSubject::new(decoder, Rc::clone(&self.text), self.entered)))
+            }
+        }
+    }
+
+    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory> {
+        let peak = match &self.pythons {
+            Some(pythons) if arm.is_python() => {
+                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak()?
+            }
+            _ => {
+                let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone()));
+                measure(&Probe { arm, attention, tokens, of }, &self.flags)?
+            }
+        };
+        let kv_bytes = self.kv_bytes_per_token * tokens as u64;
+        Ok(Memory::new(peak, kv_bytes, kv_bytes))
+    }
+
+    fn windows(&self, tokens: usize) -> Option<(usize, usize)> {
+        Some(self.windows.map_or((1, (QUALITY_TOKENS / tokens.max(1)).max(1)), |windows| (windows, windows)))
+    }
+
+    fn quality(&self, arms: &[Arm], tokens: usize, windows: usize) -> Result<Vec<(Arm, Quality)>> {
+        model::quality(&self.decoder, &self.attention, arms, &self.text, (tokens, windows))
+    }
+}

@@ -1,0 +1,277 @@
+//! `bench`: what it measures, leaves out, writes and refuses. No test depends on how fast anything is.
+
+mod common;
+
+use std::fs;
+
+use common::Place;
+use serde_json::{Value, json};
+
+/// A few tokens of little attention.
+const TINY: &str = "bench --seq-len 64,128 --heads 2 --head-dim 16 --runs 2 --chunk-size 16 --block-size 4 --top-k 2";
+
+fn report(place: &Place, arguments: &str) -> Value {
+    serde_json::from_str(&place.done(&format!("{arguments} --format json"))).expect("JSON")
+}
+
+fn rows(report: &Value) -> &[Value] {
+    report["rows"].as_array().expect("a list")
+}
+
+fn text<'a>(row: &'a Value, key: &str) -> &'a str {
+    row[key].as_str().unwrap_or_else(|| panic!("no text {key} in {row}"))
+}
+
+/// Leaves what every run on every machine has: numbers become 0, what names the machine goes.
+fn redacted(value: &Value) -> Value {
+    match value {
+        Value::Number(_) => json!(0),
+        Value::Array(values) => values.iter().map(redacted).collect(),
+        Value::Object(fields) => {
+            let kept = fields.iter().map(|(key, value)| {
+                let value = match key.as_str() {
+                    "machine" | "versions" => value.as_object().expect("fields").keys().map(|key| json!(key)).collect(),
+                    // Whether times spread is a matter of luck.
+                    "notes" => json!([]),
+                    "fits" => value
+                        .as_array()
+                        .expect("a list")
+                        .iter()
+                        .filter(|fit| fit["of"] == "time")
+                        .map(redacted)
+                        .collect(),
+                    _ => redacted(value),
+                };
+                (key.clone(), value)
+            });
+            Value::Object(kept.collect())
+        }
+        other => other.clone(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_json_keeps_its_form() {
+    let report = report(&Place::empty(), &format!("{TINY} --arms bsbr,dense --threads 2"));
+    insta::assert_snapshot!("json", serde_json::to_string_pretty(&redacted(&report)).expect("JSON"));
+}
+
+#[test]
+fn every_arm_has_a_row_at_every_length_with_all_its_samples() {
+    let report = report(&Place::empty(), TINY);
+    let mut expected = Vec::new();
+    for tokens in [64, 128] {
+        for phase in ["prefill", "decode"] {
+            expected.extend(["bsbr", "bsbr-plain", "dense", "burn"].map(|arm| (tokens, phase, arm)));
+        }
+    }
+    let key = |row: &'_ Value| (row["tokens"].as_u64(), text(row, "phase").to_owned(), text(row, "arm").to_owned());
+    let found: Vec<_> = rows(&report).iter().map(key).collect();
+    let expected: Vec<_> = expected.into_iter().map(|(n, p, a)| (Some(n), p.to_owned(), a.to_owned())).collect();
+    assert_eq!(found, expected);
+    for row in rows(&report) {
+        let samples: Vec<f64> = serde_json::from_value(row["samples"].clone()).expect("numbers");
+        assert!(samples.len() == 2 && samples.iter().all(|&seconds| seconds > 0.0), "{row}");
+        let median = row["seconds"]["median"].as_f64().expect("a number");
+        assert!((median - (samples[0] + samples[1]) / 2.0).abs() < 1e-12, "{row}");
+        let tokens = if text(row, "phase") == "prefill" { row["tokens"].as_f64().unwrap() } else { 1.0 };
+        let rate = row["tokens_per_second"].as_f64().expect("a number");
+        assert!((rate * median / tokens - 1.0).abs() < 1e-9, "{row}");
+    }
+}
+
+#[test]
+fn arms_that_compute_the_same_are_compared() {
+    let report = report(&Place::empty(), TINY);
+    let differences = report["differences"].as_array().expect("a list");
+    assert_eq!(differences.len(), 2);
+    for difference in differences {
+        assert!(difference["largest"].as_f64().is_some_and(|largest| largest < 1e-4), "{difference}");
+        assert_eq!(difference["tokens"], 128);
+    }
+}
+
+#[test]
+fn the_table_goes_to_standard_output_and_the_course_of_things_to_standard_error() {
+    let run = Place::empty().run(&format!("{TINY} --kv-heads 1 --data iid"));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for part in [
+        "GFLOP/s (\"gemm\")",
+        "Attention alone, batch 1, 2 heads on 1 KV heads of 16, f32: reading a text",
+        "| bsbr-plain ",
+        "| against dense |",
+        "time grows with the power: bsbr ",
+        "one token behind a text",
+    ] {
+        assert!(run.stdout.contains(part), "no {part:?} in: {}", run.stdout);
+    }
+    let points: Vec<_> = run.stderr.lines().map(|line| line.split(':').next().expect("a word")).collect();
+    let expected = ["prefill 64", "decode 64", "prefill 128", "decode 128"].map(|point| format!("attention {point}"));
+    assert_eq!(points, expected);
+}
+
+#[test]
+fn parts_phases_and_arms_can_be_chosen() {
+    let report = report(&Place::empty(), &format!("{TINY} --phase decode --arms burn,dense"));
+    let arms: Vec<_> = rows(&report).iter().map(|row| (text(row, "phase"), text(row, "arm"))).collect();
+    assert_eq!(arms, [("decode", "dense"), ("decode", "burn")].repeat(2));
+}
+
+#[test]
+fn a_model_has_its_quality_beside_every_time() {
+    let report = report(&Place::empty(), "bench --part model --seq-len 320 --runs 1 --warmup 0 --windows 2");
+    assert_eq!(rows(&report).len(), 6);
+    for row in rows(&report) {
+        assert_eq!((text(row, "part"), &row["left_out"]), ("model", &Value::Null));
+        let quality = &row["quality"];
+        let perplexity = ["perplexity", "original_perplexity"].map(|key| quality[key].as_f64().expect("a number"));
+        assert!(perplexity.iter().all(|&perplexity| perplexity > 1.0) && quality["windows"] == 2, "{row}");
+        if text(row, "arm") == "dense" {
+            assert!(perplexity[0] == perplexity[1] && quality["kl"].is_null(), "{row}");
+        } else {
+            assert!(quality["kl"].as_f64().is_some_and(|kl| kl > -1e-6), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_length_past_the_learned_positions_is_left_out_and_the_row_says_so() {
+    let report = report(&Place::empty(), "bench --part model --seq-len 4096 --arms dense");
+    for row in rows(&report) {
+        assert!(text(row, "left_out").contains("2048 learned positions"), "{row}");
+        assert_eq!(row["seconds"], Value::Null);
+    }
+}
+
+#[test]
+fn what_no_machine_can_do_in_time_is_left_out_and_the_row_says_so() {
+    let place = Place::empty();
+    let stdout = place.done("bench --seq-len 16m --heads 1 --head-dim 1 --arms dense --phase prefill --seconds 1");
+    assert!(stdout.contains("| dense | 16,777,216 | left out |"), "{stdout}");
+    assert!(stdout.contains("left out: dense at 16,777,216 tokens: no time: would take about"), "{stdout}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_does_not_fit_into_memory_is_left_out_and_the_row_says_so() {
+    let stdout =
+        Place::empty().done("bench --seq-len 64 --heads 99999999999 --head-dim 4096 --seed 18446744073709551615");
+    assert!(
+        stdout.contains("bsbr, bsbr-plain, dense, burn at 64 tokens: queries, keys and values would take"),
+        "{stdout}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_that_of_a_process_of_its_own() {
+    let place = Place::empty();
+    let report = report(&place, "bench --seq-len 4096 --heads 2 --runs 1 --phase prefill --arms dense,burn");
+    for row in rows(&report) {
+        let memory = &row["memory"];
+        assert_eq!(memory["kv_bytes"], 2 * 2 * 4096 * 64 * 4);
+        let [before, peak] = ["before_bytes", "peak_bytes"].map(|key| memory[key].as_u64().expect("bytes"));
+        // Queries, keys and values are there before.
+        assert!(before > 3 * 2 * 4096 * 64 * 4 && peak > before, "{row}");
+    }
+}
+
+#[test]
+fn json_and_plot_are_written_beside_the_table() {
+    let place = Place::empty();
+    let stdout = place.done(&format!("{TINY} --json report.json --plot plot.svg"));
+    assert!(stdout.contains("| dense "), "{stdout}");
+    assert_eq!(place.json("report.json")["schema"], "bsbr-bench/1");
+    let svg = place.read("plot.svg");
+    for part in ["<svg ", "attention: time to read a text", "bsbr-plain", "tokens", "attention: time of one token"] {
+        assert!(svg.contains(part), "no {part:?} in: {svg}");
+    }
+    assert!(!svg.contains("whole model"), "{svg}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_before_anything_runs() {
+    let place = Place::with("builtin");
+    place.write("text.txt", "");
+    for (flags, words) in [
+        ("--seq-len 0", &["length `0`", "512..65536*2"][..]),
+        ("--seq-len 1024..512", &["1024..512 is empty"]),
+        ("--seq-len 512 --arms sparse", &["'sparse'", "bsbr-plain"]),
+        ("--seq-len 64 --heads 0", &["--heads is 0"]),
+        ("--seq-len 64 --runs 0", &["--runs is 0"]),
+        ("--seq-len 64 --runs 18446744073709551615", &["--runs is 18446744073709551615", "at most 10000"]),
+        ("--seq-len 64 --threads 0", &["--threads is 0"]),
+        ("--seq-len 64 --seconds 0", &["--seconds is 0"]),
+        ("--seq-len 64 --heads 12 --kv-heads 5", &["--kv-heads is 5", "a divisor of the 12 heads"]),
+        ("--seq-len 64 --chunk-size 100 --block-size 16", &["block_size", "divisor of chunk_size = 100"]),
+        ("--seq-len 64 --selector meta", &["--selector meta", "--part model"]),
+        ("--seq-len 64 --json nowhere/report.json", &["--json: nowhere/report.json cannot be written"]),
+        ("--seq-len 64 --plot model", &["--plot: model cannot be written"]),
+        ("--part model --arms burn", &["--arms burn is attention alone"]),
+        ("--part model -m nowhere", &["nowhere is not a directory"]),
+        ("-m model --text nowhere.txt", &["cannot read the text nowhere.txt"]),
+        ("-m model --text text.txt", &["text.txt: the text is empty"]),
+        ("--python python3", &["--against"]),
+        ("--seq-len 64 --against pytorch --python ./nothing", &["cannot start `./nothing`", "--python"]),
+    ] {
+        place.refused(&format!("bench {flags}"), 2, words);
+    }
+}
+
+/// A program that stands for Python with torch.
+#[cfg(unix)]
+fn fake_python(place: &Place, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+
+    place.write("python", &format!("#!/bin/sh\n{script}\n"));
+    fs::set_permissions(place.path("python"), fs::Permissions::from_mode(0o755)).expect("a file");
+}
+
+#[cfg(unix)]
+#[test]
+fn the_opponent_times_itself_and_takes_its_turn() {
+    let place = Place::empty();
+    fake_python(
+        &place,
+        r#"echo '{"torch": "9.9", "transformers": null, "threads": 1}'
+while read -r line; do
+    case "$line" in
+        *'"arm":"torch-original"'*) echo '{"error": "out of memory"}';;
+        *'"do":"make"'*) echo '{"id": 7}';;
+        *'"do":"peak"'*) echo '{"before": 1000, "peak": 9001000}';;
+        *'"do":"prefill","id":7'*) echo '{"seconds": 0.25}';;
+        *'"do":"decode","id":7'*) echo '{"seconds": 0.125}';;
+        *) echo '{}';;
+    esac
+done"#,
+    );
+    let report = report(&place, &format!("{TINY} --against pytorch --python ./python --arms dense --threads 1"));
+    assert_eq!(report["opponent"]["torch"], "9.9");
+    let of = |arm: &'static str, phase: &'static str| {
+        rows(&report).iter().filter(move |row| (text(row, "arm"), text(row, "phase")) == (arm, phase))
+    };
+    for row in of("torch-sdpa", "prefill") {
+        assert_eq!(row["samples"], json!([0.25, 0.25]));
+        let output = 2 * 16 * 4 * row["tokens"].as_u64().unwrap();
+        assert_eq!(row["memory"]["extra_bytes"], 9_000_000 - output);
+    }
+    assert_eq!(of("torch-sdpa", "prefill").count(), 2);
+    of("torch-sdpa", "decode").for_each(|row| assert_eq!(row["samples"], json!([0.125, 0.125])));
+    of("torch-original", "prefill").for_each(|row| assert_eq!(text(row, "left_out"), "out of memory"));
+    of("torch-original", "decode").for_each(|row| assert!(text(row, "left_out").contains("keeps nothing")));
+    of("dense", "prefill").for_each(|row| assert_eq!(row["left_out"], Value::Null));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_python_without_torch_or_that_ends_is_an_error_that_says_so() {
+    let place = Place::empty();
+    let arguments = "bench --seq-len 64 --against pytorch --python ./python";
+    fake_python(&place, r#"echo '{"error": "it cannot import torch (No module named torch)"}'"#);
+    place.refused(arguments, 2, &["--against pytorch", "cannot import torch", "Install torch there", "--python"]);
+    fake_python(&place, "exit 3");
+    place.refused(arguments, 2, &["--against pytorch", "the Python process ended", "3"]);
+    fake_python(&place, "echo hello");
+    place.refused(arguments, 2, &["answered \"hello\", expected JSON"]);
+}
