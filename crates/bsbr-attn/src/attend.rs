@@ -35,7 +35,7 @@ pub fn attend(
     let mut cache = AttentionCache::new(config, &query.device())?;
     cache.check_inputs(&query, &keys, &values, meta.as_ref())?;
     #[cfg(feature = "flex")]
-    if let Some(output) = crate::fused::training::attend(&query, &keys, &values, attention, &options) {
+    if let Some(output) = crate::fused::whole::attend(&query, &keys, &values, attention, &options) {
         return Ok(output);
     }
     cache.prefill(query, keys, values, meta)

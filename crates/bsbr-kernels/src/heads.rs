@@ -41,6 +41,18 @@ impl<'a> Heads<'a> {
         self.dims
     }
 
+    /// The heads `heads` of one batch entry, as a batch of one.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such heads.
+    pub fn some_heads(&self, batch: usize, heads: Range<usize>) -> Self {
+        let [batches, all, rows, width] = self.dims;
+        assert!(batch < batches && heads.end <= all && !heads.is_empty());
+        let start = (batch * self.strides[0] + heads.start * self.strides[1]).min(self.data.len());
+        Self { data: &self.data[start..], dims: [1, heads.len(), rows, width], strides: self.strides }
+    }
+
     /// The rows of one head.
     pub(crate) fn head(&self, batch: usize, head: usize) -> Rows<'a> {
         let [_, _, rows, width] = self.dims;

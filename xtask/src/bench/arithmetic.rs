@@ -7,13 +7,14 @@
 //! - exact keys, each: `4 d` (the score `2 d`, the weighted value `2 d`). Causal attention of `n` tokens therefore takes
 //!   `4 d n (n + 1) / 2`. What an implementation computes above the diagonal is not counted for it.
 //! - `blocks`: exact keys are sinks, local region and `top_k` blocks; a candidate block takes `2 d` for its score and
-//!   with `far = mean` another `2 d` for its mean value; with `far = state` `2 d^2` more for its state, and as many for
+//!   with `far = mean` another `2 d` for its mean value. Where blocks are scored by chunks first, candidates are the blocks
+//!   of the last `fine_tokens`, the chunks before them, and the blocks of the opened ones; with `far = state` `2 d^2` more for its state, and as many for
 //!   the covariance where it has a weight.
 //! - `state`: the same without blocks read exactly; states are mixed once for a chunk, `2 d^2` each, and read with
 //!   `2 d^2` by each token.
 //! - `additive`: a score and `2 d^2` for each block and chunk, `2 d^2` for each token.
 
-use bsbr_attn::{BlockAttentionConfig, Far, Retrieval};
+use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
 
 /// Operations of one query head for `tokens` tokens, the first of them at position `start`.
 pub(crate) fn operations(
@@ -40,7 +41,8 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
         Retrieval::Blocks => {
             let first = a.sink_tokens / block;
             let candidates = complete.saturating_sub(first);
-            if candidates <= a.top_k {
+            let chunk = position / a.chunk_size;
+            if candidates <= a.top_k || (chunk + 1) * a.chunk_size <= a.exact_tokens {
                 // Everything is read.
                 (local_start - sinks, 0.0)
             } else {
@@ -49,7 +51,12 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
                     Far::Mean => 2.0 * d,
                     Far::State => 2.0 * d + state + if a.covariance_weight > 0.0 { state } else { 0.0 },
                 };
-                (a.top_k * block, candidates as f64 * (2.0 * d + far))
+                let distant = local_start.saturating_sub(a.fine_tokens.max(a.top_k * block)) / a.chunk_size;
+                let per_chunk = a.chunk_size / block;
+                let levels = a.selector == Selector::MeanKey && a.far != Far::State && distant > a.top_chunks;
+                let scored =
+                    if levels { candidates - (distant - a.top_chunks) * per_chunk + distant } else { candidates };
+                (a.top_k * block, scored as f64 * (2.0 * d + far))
             }
         }
         Retrieval::State => {
@@ -72,7 +79,7 @@ mod tests {
 
     fn config(retrieval: Retrieval) -> BlockAttentionConfig {
         let base = BlockAttentionConfig::default();
-        BlockAttentionConfig { retrieval, block_size: 16, top_k: 16, ..base }
+        BlockAttentionConfig { retrieval, block_size: 16, top_k: 16, exact_tokens: 0, ..base }
     }
 
     #[test]
@@ -99,6 +106,16 @@ mod tests {
         assert_eq!(operations(Some(&blocks), 64, at, 1), exact + 72.0 * 4.0 * 64.0);
         let dropped = BlockAttentionConfig { far: Far::None, ..blocks };
         assert_eq!(operations(Some(&dropped), 64, at, 1), exact + 72.0 * 2.0 * 64.0);
+    }
+
+    #[test]
+    fn far_back_a_token_scores_chunks() {
+        // 100 chunks back from the local region: 64 of them block by block, 36 as a whole, 16 of these opened.
+        let at = 102 * 128 - 1;
+        let blocks = config(Retrieval::Blocks);
+        let exact = 4.0 * 64.0 * (256.0 + 4.0 + 256.0);
+        let scored = (64 + 16) * 8 + 36;
+        assert_eq!(operations(Some(&blocks), 64, at, 1), exact + f64::from(scored) * 4.0 * 64.0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel};
+use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, attend};
 use burn::tensor::{DType, Device, Tensor, module::attention, ops::AttentionModuleOptions};
 use serde::{Deserialize, Serialize};
 
@@ -127,16 +127,18 @@ impl AttentionSubject {
     /// Attention of the whole text, `[batch, heads, tokens, head_dim]`, and the time it took.
     pub(crate) fn prefill(&self) -> Result<(Tensor<4>, Duration)> {
         let [query, keys, values] = self.inputs.text.clone();
-        let cache = new_cache(self.arm, &self.shape, &self.attention, &self.device)?;
+        let attention = self.arm.is_bsbr().then_some(&self.attention);
+        let options = AttentionOptions::new(self.shape.head_dim);
         let start = Instant::now();
-        let (output, cache) = match cache {
-            Some(mut cache) => (cache.prefill(query, keys, values, None)?, Some(cache)),
-            None => (self.burn(query), None),
+        let output = match self.arm {
+            Arm::Bsbr | Arm::Dense => attend(query, keys, values, None, attention, options)?,
+            _ => match new_cache(self.arm, &self.shape, &self.attention, &self.device)? {
+                Some(mut cache) => cache.prefill(query, keys, values, None)?,
+                None => self.burn(query),
+            },
         };
         sync(&self.device)?;
-        let elapsed = start.elapsed();
-        drop(cache);
-        Ok((output, elapsed))
+        Ok((output, start.elapsed()))
     }
 
     /// burn's causal attention of `query` behind the text; nobody appends for it.

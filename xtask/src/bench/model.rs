@@ -13,11 +13,14 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::{Arm, DECODE_TOKENS, Phase, Subject, sync};
-use crate::running::{load, open};
+use crate::{
+    model::LocalModel,
+    running::{load, open},
+};
 
 /// Loads the model in a directory to run as `arm`.
 pub(crate) fn decoder(dir: &Path, attention: &BlockAttentionConfig, arm: Arm, device: &Device) -> Result<Decoder> {
-    as_arm(&load(open(dir)?.with_attention(Some(attention.clone()))?, device)?, attention, arm)
+    as_arm(&load(open(&LocalModel::at(dir))?.with_attention(Some(attention.clone()))?, device)?, attention, arm)
 }
 
 /// The same weights as another arm.

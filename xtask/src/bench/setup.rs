@@ -57,8 +57,9 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
         parts.retain(|_| false);
         parts.extend([Part::Attention, Part::Model].into_iter().filter(|part| args.part.contains(part)));
     }
-    let dir = args.model.clone().unwrap_or_else(builtin::dir);
-    let source = (args.model.is_some() || parts.contains(&Part::Model)).then(|| open(&dir)).transpose()?;
+    let model = args.hub.resolve(&args.model.clone().unwrap_or_else(builtin::dir))?;
+    let dir = model.dir.clone();
+    let source = (args.model.is_some() || parts.contains(&Part::Model)).then(|| open(&model)).transpose()?;
     let own = source.as_ref().and_then(|source| source.model_config().attention.clone());
     let attention = args.attention.resolve(own.as_ref())?.or(own).unwrap_or_default();
     if attention.needs_meta() && parts.contains(&Part::Attention) {

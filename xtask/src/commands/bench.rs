@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     args::{AttentionArgs, DeviceArgs},
     bench::{Arm, Part, Phase, data::Data, memory, plot, setup, sweep::Lengths, table},
+    model::HubArgs,
     output,
 };
 
@@ -63,8 +64,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "against")]
     pub(crate) python: String,
     /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "PATH|NAME")]
     pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
     /// Text for the model; the built-in held-out text when absent
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,

@@ -3,7 +3,7 @@
 //! They compute what [`crate::plain`] computes, without its intermediate tensors. Anything they do not cover (another
 //! device, another type, a tensor that gradients are asked of, meta projections, states) is left to the plain form.
 
-pub(crate) mod training;
+pub(crate) mod whole;
 
 use bsbr_kernels::{
     Heads,

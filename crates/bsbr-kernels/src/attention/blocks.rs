@@ -103,6 +103,25 @@ pub fn block_attention(
     options: &CausalOptions,
 ) -> (Vec<f32>, Vec<f32>) {
     let [batch, heads, tokens, width] = input.query.dims();
+    let mut output = vec![0.0; batch * heads * tokens * width];
+    let mut log_mass = vec![0.0; batch * heads * tokens];
+    block_attention_into(input, settings, options, &mut output, &mut log_mass);
+    (output, log_mass)
+}
+
+/// [`block_attention`] into memory that is there: `[batch, heads, tokens, head_dim]` and `[batch, heads, tokens]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn block_attention_into(
+    input: &BlockInput<'_>,
+    settings: &BlockOptions,
+    options: &CausalOptions,
+    output: &mut [f32],
+    log_mass: &mut [f32],
+) {
+    let [batch, heads, tokens, width] = input.query.dims();
     let [_, kv_heads, rows, _] = input.keys.dims();
     assert_eq!(input.keys.dims(), [batch, kv_heads, rows, width]);
     assert_eq!(input.values.dims(), input.keys.dims());
@@ -110,8 +129,8 @@ pub fn block_attention(
     assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
     let group = heads / kv_heads;
     let begin = input.first + rows - tokens;
-    let mut output = vec![0.0; batch * heads * tokens * width];
-    let mut log_mass = vec![0.0; batch * heads * tokens];
+    assert_eq!(output.len(), batch * heads * tokens * width);
+    assert_eq!(log_mass.len(), batch * heads * tokens);
     let next = |from: usize| {
         let chunk = (begin + from) / settings.chunk_size;
         let candidates = settings.blocks.as_ref().and_then(|blocks| settings.candidates(chunk, blocks, options));
@@ -120,7 +139,7 @@ pub fn block_attention(
         // A tile lies within one chunk.
         (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
     };
-    let tasks = tasks::split(&mut output, &mut log_mass, group, tokens, width, next);
+    let tasks = tasks::split(output, log_mass, group, tokens, width, next);
     tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
         let (batch, kv_head) = (task.pair / kv_heads, task.pair % kv_heads);
         let group_heads = kv_head * group..(kv_head + 1) * group;
@@ -151,7 +170,6 @@ pub fn block_attention(
         });
         scratch.query = queries;
     });
-    (output, log_mass)
 }
 
 /// The keys and the values of one head.

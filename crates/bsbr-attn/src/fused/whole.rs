@@ -1,8 +1,12 @@
-//! Attention of whole texts as one operation with a backward pass of its own: a graph of plain operations would keep the
-//! scores of every tile, `tokens x tokens` numbers for each head.
+//! Attention of whole texts as one operation: without a cache that copies keys and values, and with a backward pass of its
+//! own. A graph of plain operations would keep the scores of every tile, `tokens x tokens` numbers for each head.
 
-use bsbr_kernels::attention::{
-    BlockInput, Forward, block_attention, block_attention_backward, causal_attention, causal_attention_backward,
+use bsbr_kernels::{
+    Heads,
+    attention::{
+        BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, block_means,
+        causal_attention, causal_attention_backward,
+    },
 };
 use burn::{
     backend::{
@@ -52,7 +56,7 @@ pub(crate) trait AttentionOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// Attention of a whole text whose gradients are asked for; `None` where the plain form must serve.
+/// Attention of a whole text, with gradients where they are asked for; `None` where the plain form must serve.
 pub(crate) fn attend(
     query: &Tensor<4>,
     keys: &Tensor<4>,
@@ -61,52 +65,91 @@ pub(crate) fn attend(
     options: &AttentionOptions,
 ) -> Option<Tensor<4>> {
     let device = query.device();
-    let tracked = device.is_autodiff() && device.inner() == Device::flex() && query.dtype() == DType::F32;
-    let covered = attention.is_none_or(super::covers) && options.softcap.is_none();
-    if !tracked || !covered {
+    let tracked = device.is_autodiff();
+    let here = device.inner() == Device::flex() && query.dtype() == DType::F32;
+    if !here || !attention.is_none_or(super::covers) || (tracked && options.softcap.is_some()) {
         return None;
     }
     let problem = Problem { attention: attention.cloned(), options: *options };
+    if !tracked {
+        let memory = [Memory::new(query)?, Memory::new(keys)?, Memory::new(values)?];
+        return Some(super::tensor(whole(&memory, &problem).0, query.dims()));
+    }
     let dispatch = |tensor: &Tensor<4>| tensor.clone().into_dispatch();
     let (output, _) = Dispatch::whole_attention(dispatch(query), dispatch(keys), dispatch(values), problem);
     Some(Tensor::from_dispatch(output))
 }
 
+/// Rows of queries that go through the kernel together. The means of blocks are made for as many heads at a time as that
+/// takes, and not kept.
+const ROWS_TOGETHER: usize = 1 << 13;
+
+/// The output and the logarithms of the denominators.
+fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
+    let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
+    let [batch, heads, tokens, width] = query.dims();
+    let options = causal_options(&problem.options, heads);
+    let Some(attention) = &problem.attention else { return causal_attention(query, keys, values, &options) };
+    let kv_heads = keys.dims()[1];
+    let group = heads / kv_heads;
+    let step = (ROWS_TOGETHER / (group * tokens).max(1)).clamp(1, kv_heads);
+    let mut output = vec![0.0; batch * heads * tokens * width];
+    let mut log_mass = vec![0.0; batch * heads * tokens];
+    for row in 0..batch {
+        for first in (0..kv_heads).step_by(step) {
+            let some = first..(first + step).min(kv_heads);
+            let some_queries = some.start * group..some.end * group;
+            let slopes = options.slopes.as_ref().map(|slopes| slopes[some_queries.clone()].to_vec());
+            let options = CausalOptions { slopes, ..options.clone() };
+            let (keys, values) = (keys.some_heads(row, some.clone()), values.some_heads(row, some));
+            let means = mean_rows(keys, values, problem);
+            let input = input(query.some_heads(row, some_queries.clone()), keys, values, means.as_ref());
+            let rows = (row * heads + some_queries.start) * tokens..(row * heads + some_queries.end) * tokens;
+            let output = &mut output[rows.start * width..rows.end * width];
+            block_attention_into(&input, &block_options(attention), &options, output, &mut log_mass[rows]);
+        }
+    }
+    (output, log_mass)
+}
+
 /// The mean rows that a problem needs, kept while views of them are used.
 struct MeanRows {
-    size: usize,
     count: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
 impl MeanRows {
-    fn new(keys: &Memory, values: &Memory, size: usize, sinks: usize) -> Self {
-        let count = keys.heads().dims()[2] / size;
-        let means = |rows: &Memory| bsbr_kernels::attention::block_means(rows.heads(), 0, size, sinks, 0..count);
-        Self { size, count, keys: means(keys), values: means(values) }
+    fn new(keys: Heads<'_>, values: Heads<'_>, size: usize, sinks: usize) -> Self {
+        let count = keys.dims()[2] / size;
+        let means = |rows| block_means(rows, 0, size, sinks, 0..count);
+        Self { count, keys: means(keys), values: means(values) }
     }
 
-    fn views(&self, [batch, heads, _, width]: [usize; 4]) -> (bsbr_kernels::Heads<'_>, bsbr_kernels::Heads<'_>) {
-        let of = |rows| bsbr_kernels::Heads::contiguous(rows, [batch, heads, self.count, width]);
-        debug_assert!(self.size > 0);
+    fn views(&self, [batch, heads, _, width]: [usize; 4]) -> (Heads<'_>, Heads<'_>) {
+        let of = |rows| Heads::contiguous(rows, [batch, heads, self.count, width]);
         (of(&self.keys), of(&self.values))
     }
 }
 
 /// Blocks and chunks, where anything is retrieved.
-fn mean_rows(keys: &Memory, values: &Memory, problem: &Problem) -> Option<(MeanRows, MeanRows)> {
+fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Option<(MeanRows, MeanRows)> {
     let attention = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks)?;
     let of = |size| MeanRows::new(keys, values, size, attention.sink_tokens);
     Some((of(attention.block_size), of(attention.chunk_size)))
 }
 
-fn input<'a>([query, keys, values]: &'a [Memory; 3], means: Option<&'a (MeanRows, MeanRows)>) -> BlockInput<'a> {
-    let dims = keys.heads().dims();
+fn input<'a>(
+    query: Heads<'a>,
+    keys: Heads<'a>,
+    values: Heads<'a>,
+    means: Option<&'a (MeanRows, MeanRows)>,
+) -> BlockInput<'a> {
+    let dims = keys.dims();
     BlockInput {
-        query: query.heads(),
-        keys: keys.heads(),
-        values: values.heads(),
+        query,
+        keys,
+        values,
         first: 0,
         sinks: None,
         means: means.map(|(blocks, _)| blocks.views(dims)),
@@ -126,14 +169,7 @@ impl AttentionOps for Flex {
         problem: Problem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let shape = query.shape().to_vec();
-        let memory = [query, keys, values].map(Memory::of);
-        let options = causal_options(&problem.options, shape[1]);
-        let means = mean_rows(&memory[1], &memory[2], &problem);
-        let input = input(&memory, means.as_ref());
-        let (output, log_mass) = match &problem.attention {
-            None => causal_attention(input.query, input.keys, input.values, &options),
-            Some(attention) => block_attention(&input, &block_options(attention), &options),
-        };
+        let (output, log_mass) = whole(&[query, keys, values].map(Memory::of), &problem);
         (primitive(output, &shape), primitive(log_mass, &shape[..3]))
     }
 
@@ -153,8 +189,9 @@ impl AttentionOps for Flex {
         let log_mass = log_mass.as_slice().unwrap_or_else(|| unreachable!("contiguous numbers"));
         let forward = Forward { output: output.heads(), log_mass, gradient: gradient.heads() };
         let options = causal_options(&problem.options, shape[1]);
-        let means = mean_rows(&memory[1], &memory[2], &problem);
-        let input = input(&memory, means.as_ref());
+        let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
+        let means = mean_rows(keys, values, &problem);
+        let input = input(query, keys, values, means.as_ref());
         let gradients = match &problem.attention {
             None => causal_attention_backward((input.query, input.keys, input.values), &forward, &options),
             Some(attention) => block_attention_backward(&input, &forward, &block_options(attention), &options),
