@@ -32,6 +32,15 @@ pub(crate) struct AttentionArgs {
     /// Blocks each token reads exactly [default: 32]
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
+    /// Chunks that end within the first N tokens read everything [default: 1024]
+    #[arg(long, value_name = "N")]
+    exact_tokens: Option<usize>,
+    /// Blocks further back than N tokens are scored by whole chunks first [default: 8192]
+    #[arg(long, value_name = "N")]
+    fine_tokens: Option<usize>,
+    /// Of those chunks, the ones whose blocks a token scores [default: 16]
+    #[arg(long, value_name = "N")]
+    top_chunks: Option<usize>,
     /// What scores a block: mean-key, meta [default: mean-key]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
     selector: Option<Selector>,
@@ -66,7 +75,7 @@ impl AttentionArgs {
             ($($field:ident),*) => { $(if let Some(value) = self.$field.clone() { config.$field = value; set(true); })* };
         }
         overlay!(chunk_size, local_chunks, sink_tokens, retrieval, block_size, top_k, selector, far);
-        overlay!(covariance_weight, compression_factor, additive_gate);
+        overlay!(exact_tokens, fine_tokens, top_chunks, covariance_weight, compression_factor, additive_gate);
         if self.max_chunks.is_some() {
             config.max_chunks = self.max_chunks;
             set(true);

@@ -158,7 +158,7 @@ fn read_blocks(
     let mass = far_logits(tile, &view, weight, options);
     let choice = if attention.needs_meta() {
         let (query, keys) = meta_pair(input, &view);
-        choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), attention.top_k)
+        choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), options.scale, attention.top_k)
     } else {
         let visible = hide_left_blocks(tile, mass.clone(), &view.blocks, options);
         let total = log_mass(&parts, &[&visible]);

@@ -25,6 +25,7 @@ fn attentions() -> impl Iterator<Item = BlockAttentionConfig> {
             top_k: 1,
             retrieval,
             selector,
+            exact_tokens: 0,
             ..Default::default()
         })
     })

@@ -2,7 +2,7 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use super::MASKED;
+use super::{MASKED, float_tensor};
 
 /// The `top_k` blocks of each token and KV head, `[batch, kv_heads, tokens, top_k]`, numbered from 0 in `mass`.
 ///
@@ -16,10 +16,18 @@ pub(crate) fn choose_per_token(mass: Tensor<5>, total: Tensor<5>, top_k: usize) 
     score.detach().reshape([batch, kv_heads, tokens, blocks]).argtopk(top_k, 3)
 }
 
+/// How much more a block counts than the one before it where a whole chunk chooses: less than any real difference, more
+/// than rounding. Blocks that end in the same token have the same meta key in the first layer, and rounding would choose.
+const MORE_FOR_THE_NEXT: f64 = 1e-4;
+
 /// The same choice for every token of the tile, `[batch, kv_heads, 1, top_k]`, from the scores
-/// `[batch, kv_heads, group, blocks]` of the chunk's meta query against the blocks' meta keys.
-pub(crate) fn choose_per_chunk(scores: Tensor<4>, top_k: usize) -> Tensor<4, Int> {
-    scores.detach().sum_dim(2).argtopk(top_k, 3)
+/// `[batch, kv_heads, group, blocks]` of the chunk's meta query against the blocks' meta keys; of blocks that score alike
+/// the most recent.
+pub(crate) fn choose_per_chunk(scores: Tensor<4>, scale: f64, top_k: usize) -> Tensor<4, Int> {
+    let blocks = scores.dims()[3];
+    let preference = (0..blocks).map(|block| (block as f64 * MORE_FOR_THE_NEXT) as f32).collect();
+    let preference = float_tensor(preference, &scores.device(), scores.dtype()).reshape([1, 1, 1, blocks]);
+    (scores.detach().sum_dim(2) * scale + preference).argtopk(top_k, 3)
 }
 
 /// Which blocks were chosen, as a mask to add to the logits of the far part: [`MASKED`] at the chosen ones.

@@ -198,7 +198,12 @@ impl Case {
                 let best = |runs: &[&Block], count: usize| -> Vec<usize> {
                     let score = |run: &Block| -> f64 {
                         let heads = kv * group..(kv + 1) * group;
-                        heads.map(|h| if config.needs_meta() { meta_score(h, run) } else { share(h, run) }).sum()
+                        if !config.needs_meta() {
+                            return heads.map(|h| share(h, run)).sum();
+                        }
+                        // Of blocks that score alike the most recent.
+                        let number = (run.positions.end / config.block_size) as f64;
+                        heads.map(|h| self.options.scale * meta_score(h, run)).sum::<f64>() + 1e-4 * number
                     };
                     let seen = runs.iter().enumerate().filter(|(_, run)| visible(run));
                     let mut ranked: Vec<(f64, usize)> = seen.map(|(j, run)| (score(run), j)).collect();

@@ -29,6 +29,8 @@ proptest! {
         mut case in cases(), a in any::<Index>(), b in any::<Index>(),
     ) {
         (case.options.window, case.options.alibi, case.config.max_chunks) = (None, None, None);
+        // Where far blocks are scored by chunks it matters which of them stand together.
+        case.config.fine_tokens = case.tokens;
         let block = case.config.statistics_block();
         let chunk = (case.tokens - 1) / case.config.chunk_size;
         // Blocks that the last chunk may read and that hold no sink.
@@ -73,6 +75,7 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
         retrieval: Retrieval::Blocks,
         top_k: 1,
         far: Far::None,
+        exact_tokens: 0,
         ..Default::default()
     };
     let options = AttentionOptions { scale: 1.0, alibi: Some(1.0), ..AttentionOptions::new(2) };
