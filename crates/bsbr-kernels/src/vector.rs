@@ -16,10 +16,10 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(12_582_912.0));
     let n = simd.sub_f32s(shifted, splat(12_582_912.0));
-    let r = simd.negate_mul_add_f32s(n, splat(0.693_359_375), x);
+    let r = simd.negate_mul_add_f32s(n, splat(0.693_359_4), x);
     let r = simd.negate_mul_add_f32s(n, splat(-2.121_944_4e-4), r);
     let mut p = splat(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1, 1.0, 1.0] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
         p = simd.mul_add_f32s(p, r, splat(c));
     }
     let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));

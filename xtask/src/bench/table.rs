@@ -141,7 +141,7 @@ fn left_out(rows: &[&Row]) -> Option<String> {
     let mut lines: Vec<(&str, Vec<&str>, Vec<String>)> = Vec::new();
     for (reason, arms, tokens) in points {
         let tokens = grouped(tokens as u64);
-        match lines.iter_mut().find(|(other, others, _)| (*other, &*others) == (reason, &arms)) {
+        match lines.iter_mut().find(|(other, others, _)| (*other, others) == (reason, &arms)) {
             Some((_, _, lengths)) => lengths.push(tokens),
             None => lines.push((reason, arms, vec![tokens])),
         }
@@ -211,6 +211,6 @@ mod tests {
     #[test]
     fn numbers_have_few_digits() {
         assert_eq!([0.0123, 0.5, 12.0].map(percent), ["1.2 %", "50 %", "1200 %"]);
-        assert_eq!([3.14159, 99.6, 123_456.7].map(rate), ["3.1", "99", "123,456"]);
+        assert_eq!([3.12159, 99.6, 123_456.7].map(rate), ["3.1", "99", "123,456"]);
     }
 }

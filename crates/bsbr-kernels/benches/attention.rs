@@ -1,0 +1,84 @@
+//! Attention over all keys and over retrieved blocks, forward and backward: `cargo bench -p bsbr-kernels`.
+
+use bsbr_kernels::{
+    Heads,
+    attention::{
+        BlockInput, BlockOptions, Blocks, CausalOptions, Forward, block_attention, block_means, causal_attention,
+        causal_attention_backward,
+    },
+};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+const HEADS: usize = 12;
+const HEAD_DIM: usize = 64;
+/// How much of a row is that of the token before it, as in a real model.
+const CORRELATION: f32 = 0.9;
+
+fn options() -> CausalOptions {
+    CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None }
+}
+
+/// A walk along the text, `[1, HEADS, tokens, HEAD_DIM]`.
+fn rows(seed: u64, tokens: usize) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let mut rows: Vec<f32> =
+        (0..HEADS * tokens * HEAD_DIM).map(|_| 2.0 * (uniform() + uniform() + uniform())).collect();
+    for head in rows.chunks_exact_mut(tokens * HEAD_DIM) {
+        for at in HEAD_DIM..head.len() {
+            head[at] = CORRELATION * head[at - HEAD_DIM] + (1.0 - CORRELATION * CORRELATION).sqrt() * head[at];
+        }
+    }
+    rows
+}
+
+fn attention(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    group.sample_size(10);
+    for tokens in [1024, 4096, 16384] {
+        group.throughput(Throughput::Elements(tokens as u64));
+        let [query, keys, values] = [1, 2, 3].map(|seed| rows(seed, tokens));
+        let of = |rows| Heads::contiguous(rows, [1, HEADS, tokens, HEAD_DIM]);
+        let (query, keys, values) = (of(&query[..]), of(&keys[..]), of(&values[..]));
+        group.bench_function(BenchmarkId::new("causal", tokens), |bencher| {
+            bencher.iter(|| causal_attention(query, keys, values, &options()));
+        });
+        let (size, chunk_size, sink_tokens) = (16, 128, 4);
+        let blocks = Blocks { size, top_k: 16, far: true, exact_tokens: 1024, fine_tokens: 8192, top_chunks: 16 };
+        let settings = BlockOptions { chunk_size, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
+        group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
+            bencher.iter(|| {
+                let means = |rows, size| block_means(rows, 0, size, sink_tokens, 0..tokens / size);
+                let pair = |size| (means(keys, size), means(values, size));
+                let (of_blocks, of_chunks) = (pair(size), pair(chunk_size));
+                let view = |rows, size| Heads::contiguous(rows, [1, HEADS, tokens / size, HEAD_DIM]);
+                let input = BlockInput {
+                    query,
+                    keys,
+                    values,
+                    first: 0,
+                    sinks: None,
+                    means: Some((view(&of_blocks.0[..], size), view(&of_blocks.1[..], size))),
+                    chunk_means: Some((view(&of_chunks.0[..], chunk_size), view(&of_chunks.1[..], chunk_size))),
+                };
+                block_attention(&input, &settings, &options())
+            });
+        });
+        if tokens <= 4096 {
+            let (output, log_mass) = causal_attention(query, keys, values, &options());
+            let forward = Forward { output: of(&output), log_mass: &log_mass, gradient: query };
+            group.bench_function(BenchmarkId::new("causal backward", tokens), |bencher| {
+                bencher.iter(|| causal_attention_backward((query, keys, values), &forward, &options()));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, attention);
+criterion_main!(benches);
