@@ -1,6 +1,6 @@
 //! Converting a sharded checkpoint that is large beside what may be in memory: how much memory, and how long beside
 //! copying its files.
-
+#![allow(clippy::print_stderr)] // What was measured, for whoever runs the large form.
 #![cfg(target_os = "linux")]
 
 mod common;
