@@ -172,6 +172,14 @@ impl BlockAttentionConfig {
         chunk.saturating_sub(self.local_chunks) * self.chunk_size
     }
 
+    /// Whether every token of a text of `tokens` tokens reads all before it: full attention.
+    #[cfg(feature = "flex")]
+    pub(crate) fn reads_everything(&self, tokens: usize) -> bool {
+        let chunk = tokens.saturating_sub(1) / self.chunk_size;
+        let few = self.local_start(chunk) / self.block_size <= self.top_k;
+        self.retrieval == Retrieval::Blocks && (few || (chunk + 1) * self.chunk_size <= self.exact_tokens)
+    }
+
     /// Whether what lies far back is scored by whole chunks first.
     pub(crate) fn scores_chunks(&self) -> bool {
         self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.far != Far::State

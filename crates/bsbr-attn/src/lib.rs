@@ -5,9 +5,10 @@
 //! not retrieve, weighted by an estimate of that block's mass. Where nothing lies beyond the exact part the far code
 //! does not run at all, and a short text takes the same operations as full attention.
 //!
-//! Everything here is plain tensor operations: differentiable, on every burn device, and the reference that faster
-//! kernels are held to. The scores of full attention exist for one tile of queries at a time; no other kind ever
-//! builds a tensor of tokens by tokens.
+//! Everything exists in plain tensor operations: differentiable, on every burn device, and the reference that fused kernels
+//! are held to. On the CPU (`flex`, f32) full attention, `blocks` chosen by mean keys, and `none` run in the fused loops of
+//! `bsbr-kernels` instead, with the same meaning and with a backward pass that keeps no scores; [`Kernel`] chooses. The
+//! scores of full attention exist for one tile of queries at a time; no kind ever builds a tensor of tokens by tokens.
 //!
 //! This crate never reads files and knows no model: it gets queries, keys and values that are already projected and
 //! rotated.

@@ -1,6 +1,6 @@
 //! One tile of queries: decides what is read how, and hands it to the kernels.
 //!
-//! This is the seam for faster kernels: a fused one takes the same [`TileInput`] and returns the same output.
+//! Fused kernels compute the same of whole pieces of text, without going through here.
 
 use std::ops::Range;
 

@@ -89,7 +89,8 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
     let [batch, heads, tokens, width] = query.dims();
     let options = causal_options(&problem.options, heads);
-    let Some(attention) = &problem.attention else { return causal_attention(query, keys, values, &options) };
+    let retrieving = problem.attention.as_ref().filter(|attention| !attention.reads_everything(tokens));
+    let Some(attention) = retrieving else { return causal_attention(query, keys, values, &options) };
     let kv_heads = keys.dims()[1];
     let group = heads / kv_heads;
     let step = (ROWS_TOGETHER / (group * tokens).max(1)).clamp(1, kv_heads);

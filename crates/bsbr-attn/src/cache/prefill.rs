@@ -1,0 +1,69 @@
+//! Taking in and reading any number of chunks in one call of the fused kernel.
+
+use burn::tensor::Tensor;
+
+use super::{AttentionCache, CacheConfig};
+use crate::{BlockAttentionConfig, buffer::RowBuffer, fused, statistics::Statistics};
+
+impl AttentionCache {
+    /// [`AttentionCache::prefill`] under `retrieval = blocks` in one call of the fused kernel.
+    pub(super) fn prefill_fused(
+        &mut self,
+        query: Tensor<4>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        attention: &BlockAttentionConfig,
+    ) -> Tensor<4> {
+        self.push(keys, values);
+        let local_start = attention.local_start((self.length - 1) / attention.chunk_size);
+        let summarised = (local_start / attention.block_size).max(self.summarised);
+        let new = self.summarised..summarised;
+        if !new.is_empty() {
+            let (block, sinks) = (attention.block_size, attention.sink_tokens);
+            let means = |rows: &RowBuffer| fused::means(&rows.all(), block, sinks, new.clone());
+            if let (Some(statistics), Some(keys), Some(values)) =
+                (&mut self.statistics, means(&self.keys), means(&self.values))
+            {
+                statistics.push_means(
+                    new.map(|at| (at * block).max(sinks).min((at + 1) * block)..(at + 1) * block),
+                    keys,
+                    values,
+                );
+            }
+            self.summarised = summarised;
+        }
+        if attention.reads_everything(self.length) {
+            return self.read_all(query);
+        }
+        self.extend_chunk_means(attention, local_start);
+        let rows = fused::Rows {
+            keys: self.keys.all(),
+            values: self.values.all(),
+            first: 0,
+            sinks: None,
+            chunk_means: self.chunk_means.as_ref().map(|(keys, values)| (keys.all(), values.all())),
+            means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
+        };
+        let output = fused::blocks(query, rows, attention, &self.config.options);
+        output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
+    }
+
+    /// Means of the chunks that lie so far back that they are scored as a whole.
+    fn extend_chunk_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
+        let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
+        let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
+        let new = self.chunk_means.as_ref().map_or(0, |(keys, _)| keys.len())..border;
+        if new.is_empty() {
+            return;
+        }
+        let means =
+            |rows: &RowBuffer| fused::means(&rows.all(), attention.chunk_size, attention.sink_tokens, new.clone());
+        if let (Some(keys), Some(values)) = (means(&self.keys), means(&self.values)) {
+            let device = keys.device();
+            let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
+            let (all_keys, all_values) = self.chunk_means.get_or_insert_with(|| (buffer(), buffer()));
+            all_keys.push(keys);
+            all_values.push(values);
+        }
+    }
+}
