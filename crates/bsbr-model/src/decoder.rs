@@ -104,6 +104,29 @@ impl Decoder {
     /// [`ModelError::EmptyInput`], [`ModelError::TokenOutOfRange`], [`ModelError::TooLong`] and [`ModelError::Input`] for
     /// inputs that cannot be read; the cache is unchanged then.
     pub fn hidden(&self, tokens: &[Vec<u32>], cache: &mut DecoderCache) -> Result<Tensor<2>, ModelError> {
+        self.hidden_seen(tokens, cache, None)
+    }
+
+    /// [`Decoder::hidden`] of the next tokens of one text; `visit` sees what attention read in every layer, first to last.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::hidden`].
+    pub fn trace(
+        &self,
+        tokens: &[u32],
+        cache: &mut DecoderCache,
+        visit: &mut (dyn FnMut(LayerTrace) + Send),
+    ) -> Result<Tensor<2>, ModelError> {
+        self.hidden_seen(&[tokens.to_vec()], cache, Some(visit))
+    }
+
+    fn hidden_seen(
+        &self,
+        tokens: &[Vec<u32>],
+        cache: &mut DecoderCache,
+        visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
+    ) -> Result<Tensor<2>, ModelError> {
         self.check(tokens, cache)?;
         let device = self.device();
         let ids: Vec<i32> = tokens.iter().flatten().map(|&id| id as i32).collect();
@@ -143,7 +166,7 @@ impl Decoder {
             }
             start += new.len();
         }
-        let x = ops::run(&device, || self.through_blocks(x, &rotations, &pieces, cache))?;
+        let x = ops::run(&device, || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
         }
@@ -157,11 +180,22 @@ impl Decoder {
         rotations: &[Rotation],
         pieces: &[(usize, Range<usize>)],
         cache: &mut DecoderCache,
+        mut visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
-            x = block
-                .forward(x, |projections, norm, x| attend(projections, norm, x, rotation, pieces, layer, cache))?;
+            x = block.forward(x, |projections, norm, x| {
+                let (heads, read) = attend(projections, norm, x, rotation, pieces, layer, cache)?;
+                if let Some(visit) = &mut visit {
+                    let normed = match norm {
+                        Some(norm) => norm.forward(x.clone()),
+                        None => x.clone(),
+                    };
+                    let [query, keys, values] = heads;
+                    visit(LayerTrace { layer, normed, query, keys, values, read: read.clone() });
+                }
+                Ok::<_, ModelError>(read)
+            })?;
         }
         Ok(match &self.final_norm {
             Some(norm) => norm.forward(x),
@@ -275,8 +309,25 @@ impl Decoder {
     }
 }
 
-/// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`, to what the heads read,
-/// `[1, heads, tokens, head_dim]`. `pieces` are the texts with new tokens and where those stand.
+/// What the attention of one layer made of the tokens of one text.
+#[derive(Debug, Clone)]
+pub struct LayerTrace {
+    /// Number of the layer.
+    pub layer: usize,
+    /// Inputs of the projections, `[tokens, hidden_size]`.
+    pub normed: Tensor<2>,
+    /// Queries, rotated where the layer rotates, `[1, heads, tokens, head_dim]`.
+    pub query: Tensor<4>,
+    /// Keys likewise, `[1, kv_heads, tokens, head_dim]`.
+    pub keys: Tensor<4>,
+    /// Values, `[1, kv_heads, tokens, head_dim]`.
+    pub values: Tensor<4>,
+    /// What the heads read, before the output projection, `[1, heads, tokens, head_dim]`.
+    pub read: Tensor<4>,
+}
+
+/// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`: queries, keys and values, and
+/// what the heads read, `[1, heads, tokens, head_dim]`. `pieces` are the texts with new tokens and where those stand.
 fn attend(
     projections: &Projections,
     norm: Option<&Normalisation>,
@@ -285,7 +336,7 @@ fn attend(
     pieces: &[(usize, Range<usize>)],
     layer: usize,
     cache: &mut DecoderCache,
-) -> Result<Tensor<4>, ModelError> {
+) -> Result<([Tensor<4>; 3], Tensor<4>), ModelError> {
     let Some((first, _)) = pieces.first() else { return Err(ModelError::EmptyInput) };
     let made = cache.texts[*first].layers[layer].config();
     let normed = made.attention.as_ref().is_some_and(|attention| attention.needs_meta()).then(|| match norm {
@@ -304,7 +355,7 @@ fn attend(
         let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, range, cache));
         outputs.push(cache.prefill(query, key, value, meta)?);
     }
-    Ok(if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) })
+    Ok((heads, if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
 }
 
 /// Meta queries of the tokens that begin a chunk and meta keys of those that end a block.

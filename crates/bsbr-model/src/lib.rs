@@ -66,7 +66,7 @@ pub use config::{
     Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
     Norm, PositionPolicy, Positions, RotaryScaling,
 };
-pub use decoder::Decoder;
+pub use decoder::{Decoder, LayerTrace};
 pub use error::ModelError;
 pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,

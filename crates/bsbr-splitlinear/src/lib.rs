@@ -1,0 +1,1 @@
+//! Linear layers rewritten into parts that share low-rank bases across layers.
