@@ -26,16 +26,16 @@ pub(crate) struct AttentionArgs {
     /// How the rest is read: none, blocks, state, additive [default: blocks]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Retrieval>)]
     retrieval: Option<Retrieval>,
-    /// Tokens of a block, the unit of retrieval [default: 8]
+    /// Tokens of a block, the unit of retrieval [default: 4]
     #[arg(long, value_name = "N")]
     block_size: Option<usize>,
-    /// Blocks each token reads exactly [default: 32]
+    /// Blocks each token reads exactly [default: 64]
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Chunks that end within the first N tokens read everything [default: 1024]
     #[arg(long, value_name = "N")]
     exact_tokens: Option<usize>,
-    /// Blocks further back than N tokens are scored by whole chunks first [default: 8192]
+    /// Blocks further back than N tokens are scored by whole chunks first [default: 2048]
     #[arg(long, value_name = "N")]
     fine_tokens: Option<usize>,
     /// Of those chunks, the ones whose blocks a token scores [default: 16]
@@ -44,6 +44,9 @@ pub(crate) struct AttentionArgs {
     /// What scores a block: mean-key, meta [default: mean-key]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
     selector: Option<Selector>,
+    /// How much the mean-key selector expects of a block beyond its mean key; 1 is a bound [default: 0.75]
+    #[arg(long, value_name = "R")]
+    reach: Option<f64>,
     /// How blocks that are not retrieved count: none, mean, state [default: mean]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Far>)]
     far: Option<Far>,
@@ -75,7 +78,7 @@ impl AttentionArgs {
             ($($field:ident),*) => { $(if let Some(value) = self.$field.clone() { config.$field = value; set(true); })* };
         }
         overlay!(chunk_size, local_chunks, sink_tokens, retrieval, block_size, top_k, selector, far);
-        overlay!(exact_tokens, fine_tokens, top_chunks, covariance_weight, compression_factor, additive_gate);
+        overlay!(exact_tokens, fine_tokens, top_chunks, reach, covariance_weight, compression_factor, additive_gate);
         if self.max_chunks.is_some() {
             config.max_chunks = self.max_chunks;
             set(true);

@@ -87,8 +87,8 @@ pub struct AttentionCache {
     /// Sinks, once the local region has moved past them and `keys` no longer holds them.
     sinks: Option<(Tensor<4>, Tensor<4>)>,
     statistics: Option<Statistics>,
-    /// Mean keys and mean values of whole chunks, for the fused kernel.
-    chunk_means: Option<(RowBuffer, RowBuffer)>,
+    /// Mean keys and mean values of whole chunks and radii of their keys, for the fused kernel.
+    chunk_means: Option<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
     /// Blocks handed to `statistics` so far.
     summarised: usize,
     /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
@@ -115,6 +115,7 @@ impl AttentionCache {
                 state: attention.needs_states(),
                 covariance: attention.needs_covariance(),
                 meta_key: attention.needs_meta(),
+                radius: attention.needs_radii(),
                 compression: attention.compression_factor,
             };
             Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device)
@@ -157,7 +158,9 @@ impl AttentionCache {
             + self.values.bytes()
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
-            + self.chunk_means.as_ref().map_or(0, |(keys, values)| keys.bytes() + values.bytes())
+            + self.chunk_means.as_ref().map_or(0, |(keys, values, radii)| {
+                keys.bytes() + values.bytes() + radii.as_ref().map_or(0, RowBuffer::bytes)
+            })
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
     }
@@ -219,6 +222,8 @@ impl AttentionCache {
                     sinks: cache.sinks.as_ref(),
                     means: None,
                     chunk_means: None,
+                    radii: None,
+                    chunk_radii: None,
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
                 if attention.retrieval == Retrieval::None

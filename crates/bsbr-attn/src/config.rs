@@ -22,7 +22,8 @@ pub enum Retrieval {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selector {
-    /// The token's own query against the block's mean key: no parameters.
+    /// The token's own query against the block's mean key and what its keys may hold [beyond
+    /// it](BlockAttentionConfig::reach): no parameters.
     MeanKey,
     /// Meta query of the reading chunk against the meta key of the block: two extra projections.
     Meta,
@@ -80,6 +81,10 @@ pub struct BlockAttentionConfig {
     pub top_chunks: usize,
     /// What scores a block.
     pub selector: Selector,
+    /// How much the `mean-key` selector expects of a block beyond its mean key: the score of a block is
+    /// `log n + scale (q . mu + reach sum_c |q_c| r_c)` with the radius `r_c = max_i |k_ic - mu_c|` of each channel. With 1
+    /// that is a bound on the score of every key, with 0 the mean key alone. (Bounds by channel: Quest, Tang et al. 2024.)
+    pub reach: f64,
     /// How blocks that are not retrieved count.
     pub far: Far,
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
@@ -103,12 +108,13 @@ impl Default for BlockAttentionConfig {
             local_chunks: 1,
             sink_tokens: 4,
             retrieval: Retrieval::Blocks,
-            block_size: 8,
-            top_k: 32,
+            block_size: 4,
+            top_k: 64,
             exact_tokens: 1024,
-            fine_tokens: 8192,
+            fine_tokens: 2048,
             top_chunks: 16,
             selector: Selector::MeanKey,
+            reach: 0.75,
             far: Far::Mean,
             covariance_weight: 0.8,
             compression_factor: 1,
@@ -153,6 +159,9 @@ impl BlockAttentionConfig {
                 "unset unless retrieval = state: the other kinds read blocks as they are",
             );
         }
+        if !(self.reach.is_finite() && self.reach >= 0.0) {
+            return fail("reach", self.reach.to_string(), "a finite number, 0 or more (0 scores mean keys alone)");
+        }
         if !(self.covariance_weight.is_finite() && self.covariance_weight >= 0.0) {
             return fail("covariance_weight", self.covariance_weight.to_string(), "a finite number, 0 or more");
         }
@@ -183,6 +192,11 @@ impl BlockAttentionConfig {
     /// Whether what lies far back is scored by whole chunks first.
     pub(crate) fn scores_chunks(&self) -> bool {
         self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.far != Far::State
+    }
+
+    /// Whether the radii of blocks count in their scores, and so must be kept.
+    pub(crate) fn needs_radii(&self) -> bool {
+        self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.reach > 0.0
     }
 
     /// [`BlockAttentionConfig::fine_tokens`], at least what a token retrieves.

@@ -27,6 +27,8 @@ pub(crate) struct Statistics {
     covariance: Option<RowBuffer>,
     /// Meta keys, one per query head.
     meta_key: Option<RowBuffer>,
+    /// Largest distance of a key from the mean in each channel.
+    radius: Option<RowBuffer>,
     compression: usize,
 }
 
@@ -36,6 +38,8 @@ pub(crate) struct Kept {
     pub(crate) state: bool,
     pub(crate) covariance: bool,
     pub(crate) meta_key: bool,
+    /// Not of blocks that are merged.
+    pub(crate) radius: bool,
     /// Numbers of a state are divided by this; 1 keeps all.
     pub(crate) compression: usize,
 }
@@ -61,6 +65,7 @@ impl Statistics {
             state: kept.state.then(|| buffer(sizes.kv_heads, square)),
             covariance: kept.covariance.then(|| buffer(sizes.kv_heads, square)),
             meta_key: kept.meta_key.then(|| buffer(sizes.heads, sizes.head_dim)),
+            radius: kept.radius.then(|| buffer(sizes.kv_heads, sizes.head_dim)),
             compression: kept.compression,
         }
     }
@@ -82,6 +87,9 @@ impl Statistics {
         }
         let mean_key = keys.clone().mean_dim(2);
         let mean_value = values.clone().mean_dim(2);
+        if let Some(buffer) = &mut self.radius {
+            buffer.push((keys.clone() - mean_key.clone()).abs().max_dim(2));
+        }
         if self.state.is_some() || self.covariance.is_some() {
             let centred = keys - mean_key.clone();
             let scaled = centred.clone().swap_dims(2, 3) / count as f64;
@@ -98,24 +106,34 @@ impl Statistics {
         self.mean_value.push(mean_value);
     }
 
-    /// Adds blocks at `positions` of which only the means are kept, `[batch, kv_heads, blocks, head_dim]` each.
+    /// Adds blocks at `positions` of which only means and radii are kept, `[batch, kv_heads, blocks, head_dim]` each.
     #[cfg(feature = "flex")]
     pub(crate) fn push_means(
         &mut self,
         positions: impl Iterator<Item = Range<usize>>,
         mean_keys: Tensor<4>,
         mean_values: Tensor<4>,
+        radii: Option<Tensor<4>>,
     ) {
         debug_assert!(self.state.is_none() && self.covariance.is_none() && self.meta_key.is_none());
         self.blocks.extend(positions);
         self.mean_key.push(mean_keys);
         self.mean_value.push(mean_values);
+        if let (Some(buffer), Some(radii)) = (&mut self.radius, radii) {
+            buffer.push(radii);
+        }
     }
 
     /// Mean keys and mean values of every block.
     #[cfg(feature = "flex")]
     pub(crate) fn means(&self) -> (Tensor<4>, Tensor<4>) {
         (self.mean_key.all(), self.mean_value.all())
+    }
+
+    /// Radii of every block, where they are kept.
+    #[cfg(feature = "flex")]
+    pub(crate) fn radii(&self) -> Option<Tensor<4>> {
+        self.radius.as_ref().map(RowBuffer::all)
     }
 
     /// Adds a block of sinks: no positions are left in it, but block numbers stay positions divided by the block size.
@@ -191,10 +209,12 @@ impl Statistics {
             state: self.state.as_ref().map(of),
             covariance: self.covariance.as_ref().map(of),
             meta_key: self.meta_key.as_ref().map(of),
+            radius: self.radius.as_ref().map(of),
         }
     }
 
-    /// The means of whole chunks of `per_chunk` blocks each.
+    /// The means of whole chunks of `per_chunk` blocks each, and radii that no key of them lies beyond: the largest
+    /// `|block mean - chunk mean| + block radius`.
     pub(crate) fn view_of_chunks(&self, chunks: Range<usize>, per_chunk: usize) -> StatisticsView {
         let range = chunks.start * per_chunk..chunks.end * per_chunk;
         let view = self.view(range);
@@ -214,25 +234,37 @@ impl Statistics {
             let end = blocks.last().map_or(0, |block| block.end);
             held().next().map_or(end, |block| block.start)..end
         };
+        let mean_key = mean(view.mean_key.clone());
+        let radius = view.radius.map(|radius| {
+            let [batch, heads, _, width] = radius.dims();
+            let by_chunk = |rows: Tensor<4>| rows.reshape([batch, heads, chunks.len(), per_chunk, width]);
+            let apart = (by_chunk(view.mean_key) - mean_key.clone().unsqueeze_dim::<5>(3)).abs();
+            // Blocks of sinks alone hold no key.
+            let held = counts.iter().map(|&count| if count > 0.0 { 1.0 } else { 0.0 }).collect();
+            let held = float_tensor(held, &radius.device(), radius.dtype());
+            let held = held.reshape([1, 1, chunks.len(), per_chunk, 1]);
+            ((apart + by_chunk(radius)) * held).max_dim(3).reshape([batch, heads, chunks.len(), width])
+        });
         StatisticsView {
             blocks: view.blocks.chunks(per_chunk).map(positions).collect(),
-            mean_key: mean(view.mean_key),
+            mean_key,
             mean_value: mean(view.mean_value),
             state: None,
             covariance: None,
             meta_key: None,
+            radius,
         }
     }
 
     /// Bytes of every buffer.
     pub(crate) fn bytes(&self) -> usize {
-        let optional = [&self.state, &self.covariance, &self.meta_key];
+        let optional = [&self.state, &self.covariance, &self.meta_key, &self.radius];
         let optional = optional.into_iter().flatten().map(RowBuffer::bytes).sum::<usize>();
         self.mean_key.bytes() + self.mean_value.bytes() + optional + self.blocks.len() * size_of::<Range<usize>>()
     }
 
     fn buffers_mut(&mut self) -> impl Iterator<Item = &mut RowBuffer> {
-        let optional = [self.state.as_mut(), self.covariance.as_mut(), self.meta_key.as_mut()];
+        let optional = [self.state.as_mut(), self.covariance.as_mut(), self.meta_key.as_mut(), self.radius.as_mut()];
         [&mut self.mean_key, &mut self.mean_value].into_iter().chain(optional.into_iter().flatten())
     }
 }
@@ -252,6 +284,8 @@ pub(crate) struct StatisticsView {
     pub(crate) covariance: Option<Tensor<4>>,
     /// `[batch, heads, blocks, head_dim]`.
     pub(crate) meta_key: Option<Tensor<4>>,
+    /// `[batch, kv_heads, blocks, head_dim]`.
+    pub(crate) radius: Option<Tensor<4>>,
 }
 
 /// Puts `merged` in the place of rows `first` and `first + 1`.
@@ -274,7 +308,7 @@ mod tests {
     use super::*;
 
     const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
-    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, compression: 1 };
+    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, radius: false, compression: 1 };
 
     /// Rows that differ in everything, `[2, heads, tokens, 3]`.
     fn rows(heads: usize, tokens: usize, salt: f32) -> Tensor<4> {

@@ -11,8 +11,8 @@ use crate::{
     buffer::RowBuffer,
     plain::{
         Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
-        hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states,
-        retrieved_state, unchosen_mask,
+        hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, reach, read_mixed_state,
+        read_states, retrieved_state, unchosen_mask,
     },
     statistics::{Statistics, StatisticsView},
 };
@@ -160,9 +160,8 @@ fn read_blocks(
         let (query, keys) = meta_pair(input, &view);
         choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), options.scale, attention.top_k)
     } else {
-        let visible = hide_left_blocks(tile, mass.clone(), &view.blocks, options);
-        let total = log_mass(&parts, &[&visible]);
-        choose_per_token(visible, total, attention.top_k)
+        let scores = block_scores(tile, mass.clone(), &view, attention, options);
+        choose_per_token(scores, log_mass(&parts), attention.top_k)
     };
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::None {
@@ -175,6 +174,21 @@ fn read_blocks(
         (Some(state), Some(weights)) => output + read_states(tile, weights, state, options),
         _ => output,
     }
+}
+
+/// What a token chooses blocks by: their log-masses and what their radii add, hidden where its window leaves a block behind.
+fn block_scores(
+    tile: &Tile,
+    mass: Tensor<5>,
+    view: &StatisticsView,
+    attention: &BlockAttentionConfig,
+    options: &AttentionOptions,
+) -> Tensor<5> {
+    let scores = match &view.radius {
+        Some(radius) => mass + reach(tile, radius.clone(), attention.reach * options.scale),
+        None => mass,
+    };
+    hide_left_blocks(tile, scores, &view.blocks, options)
 }
 
 /// [`read_blocks`] where blocks before those of the last `fine_tokens` are scored by whole chunks, `distant`: each token opens
@@ -191,23 +205,25 @@ fn read_two_levels(
     let per_chunk = attention.chunk_size / attention.block_size;
     let first_chunk = distant.start;
     let (blocks, chunks) = (statistics.view(candidates.clone()), statistics.view_of_chunks(distant, per_chunk));
-    let visible = |view: &StatisticsView| {
-        let mass = far_logits(tile, view, 0.0, options);
-        hide_left_blocks(tile, mass, &view.blocks, options)
-    };
-    let (block_mass, chunk_mass) = (visible(&blocks), visible(&chunks));
+    let masses = |view: &StatisticsView| far_logits(tile, view, 0.0, options);
+    let (block_mass, chunk_mass) = (masses(&blocks), masses(&chunks));
+    let scores = block_scores(tile, block_mass.clone(), &blocks, attention, options);
+    let chunk_scores = block_scores(tile, chunk_mass.clone(), &chunks, attention, options);
     // The first chunk can begin with blocks that are no candidates.
     let skipped = candidates.start - first_chunk * per_chunk;
     let in_chunks = chunks.blocks.len() * per_chunk - skipped;
-    let fine_mass = block_mass.clone().narrow(4, in_chunks, blocks.blocks.len() - in_chunks);
-    let total = log_mass(&parts, &[&fine_mass, &chunk_mass]);
-    let opened = choose_per_token(chunk_mass.clone(), total.clone(), attention.top_chunks);
+    let exact = log_mass(&parts);
+    let opened = choose_per_token(chunk_scores, exact.clone(), attention.top_chunks);
     let closed = unchosen_mask(opened.clone(), chunks.blocks.len(), &chunk_mass);
     let [batch, kv_heads, _, tokens, count] = closed.dims();
     let closed = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, 1, tokens, count, per_chunk]);
     let closed = closed.reshape([batch, kv_heads, 1, tokens, count * per_chunk]).narrow(4, skipped, in_chunks);
-    let block_mass = Tensor::cat(vec![block_mass.narrow(4, 0, in_chunks) + closed, fine_mass], 4);
-    let choice = choose_per_token(block_mass.clone(), total, attention.top_k);
+    let count = blocks.blocks.len() - in_chunks;
+    let close = |rows: Tensor<5>| {
+        Tensor::cat(vec![rows.clone().narrow(4, 0, in_chunks) + closed.clone(), rows.narrow(4, in_chunks, count)], 4)
+    };
+    let (block_mass, scores) = (close(block_mass), close(scores));
+    let choice = choose_per_token(scores, exact, attention.top_k);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::Mean {
         parts.push(far_part(tile, block_mass, &blocks, Some(choice), options));

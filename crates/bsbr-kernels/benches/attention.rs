@@ -3,8 +3,8 @@
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Forward, block_attention, block_means, causal_attention,
-        causal_attention_backward,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Forward, block_attention, block_means, block_radii,
+        causal_attention, causal_attention_backward, chunk_radii,
     },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -49,7 +49,9 @@ fn attention(criterion: &mut Criterion) {
             bencher.iter(|| causal_attention(query, keys, values, &options()));
         });
         let (size, chunk_size, sink_tokens) = (16, 128, 4);
-        let blocks = Blocks { size, top_k: 16, far: true, exact_tokens: 1024, fine_tokens: 8192, top_chunks: 16 };
+        let levels = (1024, 2048, 16);
+        let (exact_tokens, fine_tokens, top_chunks) = levels;
+        let blocks = Blocks { size, top_k: 16, reach: 0.75, far: true, exact_tokens, fine_tokens, top_chunks };
         let settings = BlockOptions { chunk_size, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
@@ -57,14 +59,27 @@ fn attention(criterion: &mut Criterion) {
                 let pair = |size| (means(keys, size), means(values, size));
                 let (of_blocks, of_chunks) = (pair(size), pair(chunk_size));
                 let view = |rows, size| Heads::contiguous(rows, [1, HEADS, tokens / size, HEAD_DIM]);
+                let key_means = view(&of_blocks.0[..], size);
+                let radii = block_radii(keys, key_means, 0, size, sink_tokens, 0..tokens / size);
+                let radii = view(&radii[..], size);
+                let of_chunks_radii = chunk_radii(
+                    view(&of_chunks.0[..], chunk_size),
+                    (key_means, radii),
+                    size,
+                    chunk_size / size,
+                    sink_tokens,
+                    0..tokens / chunk_size,
+                );
                 let input = BlockInput {
                     query,
                     keys,
                     values,
                     first: 0,
                     sinks: None,
-                    means: Some((view(&of_blocks.0[..], size), view(&of_blocks.1[..], size))),
+                    means: Some((key_means, view(&of_blocks.1[..], size))),
                     chunk_means: Some((view(&of_chunks.0[..], chunk_size), view(&of_chunks.1[..], chunk_size))),
+                    radii: Some(radii),
+                    chunk_radii: Some(view(&of_chunks_radii[..], chunk_size)),
                 };
                 block_attention(&input, &settings, &options())
             });

@@ -192,38 +192,44 @@ fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.select_f32s(simd.less_than_f32s(size, splat(0.2)), simd.mul_f32s(p, x), large)
 }
 
-/// Sum of `exp(x - shift)`.
+/// `y = max(y, x + shift)`.
 #[inline(always)]
-pub(crate) fn sum_of_exp<S: Simd>(simd: S, row: &[f32], shift: f32) -> f32 {
-    let (vectors, rest) = S::as_simd_f32s(row);
+pub(crate) fn max_shifted<S: Simd>(simd: S, x: &[f32], shift: f32, y: &mut [f32]) {
+    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_mut_simd_f32s(y));
     let shifts = simd.splat_f32s(shift);
-    let mut sum = simd.splat_f32s(0.0);
-    for &vector in vectors {
-        sum = simd.add_f32s(sum, exp(simd, simd.sub_f32s(vector, shifts)));
+    for (&x, y) in x.iter().zip(y) {
+        *y = simd.max_f32s(*y, simd.add_f32s(x, shifts));
     }
-    simd.reduce_sum_f32s(sum) + rest.iter().map(|&x| exp_one(simd, x - shift)).sum::<f32>()
-}
-
-/// `sums += factor exp(x - shift)`.
-#[inline(always)]
-pub(crate) fn add_exp<S: Simd>(simd: S, row: &[f32], shift: f32, factor: f32, sums: &mut [f32]) {
-    let (vectors, rest) = S::as_simd_f32s(row);
-    let (sum_vectors, sum_rest) = S::as_mut_simd_f32s(sums);
-    let (shifts, factors) = (simd.splat_f32s(shift), simd.splat_f32s(factor));
-    for (&vector, sum) in vectors.iter().zip(sum_vectors) {
-        *sum = simd.mul_add_e_f32s(exp(simd, simd.sub_f32s(vector, shifts)), factors, *sum);
-    }
-    for (&x, sum) in rest.iter().zip(sum_rest) {
-        *sum += factor * exp_one(simd, x - shift);
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        *y = y.max(x + shift);
     }
 }
 
-/// [`exp`] of one number.
+/// `z = max(z, x + y + shift)`.
 #[inline(always)]
-fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
-    let mut one = [0.0];
-    simd.partial_store_f32s(&mut one, exp(simd, simd.splat_f32s(x)));
-    one[0]
+pub(crate) fn max_sum<S: Simd>(simd: S, x: &[f32], y: &[f32], shift: f32, z: &mut [f32]) {
+    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(y));
+    let (z, z_rest) = S::as_mut_simd_f32s(z);
+    let shifts = simd.splat_f32s(shift);
+    for ((&x, &y), z) in x.iter().zip(y).zip(z) {
+        *z = simd.max_f32s(*z, simd.add_f32s(simd.add_f32s(x, y), shifts));
+    }
+    for ((x, y), z) in x_rest.iter().zip(y_rest).zip(z_rest) {
+        *z = z.max(x + y + shift);
+    }
+}
+
+/// The absolute values of a row times a factor that is not negative.
+#[inline(always)]
+pub(crate) fn magnitudes<S: Simd>(simd: S, row: &[f32], factor: f32, into: &mut [f32]) {
+    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(row), S::as_mut_simd_f32s(into));
+    let factors = simd.splat_f32s(factor);
+    for (&x, y) in x.iter().zip(y) {
+        *y = simd.mul_f32s(simd.abs_f32s(x), factors);
+    }
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        *y = x.abs() * factor;
+    }
 }
 
 /// `x . y`.

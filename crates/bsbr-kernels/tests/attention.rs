@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use bsbr_kernels::{
     Heads,
-    attention::{BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, causal_attention},
+    attention::{
+        BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, block_radii, causal_attention,
+        chunk_radii,
+    },
 };
 use proptest::prelude::*;
 
@@ -121,6 +124,30 @@ impl Naive<'_> {
         (block.len() as f64).ln() + self.logit(head, token, &self.mean(self.keys, head, block), middle)
     }
 
+    /// `reach scale sum_c |q_c| r_c` of a block, or of a chunk: no key of its blocks lies further from its mean than that.
+    fn reach(&self, head: usize, token: usize, run: &Range<usize>, settings: &BlockOptions, blocks: &Blocks) -> f64 {
+        let mean = self.mean(self.keys, head, run);
+        let far = |block: &Range<usize>| {
+            let centre = self.mean(self.keys, head, block);
+            let mut radius = vec![0.0f64; self.case.width];
+            for position in block.clone() {
+                for ((radius, x), mean) in radius.iter_mut().zip(self.kv(self.keys, head, position)).zip(&centre) {
+                    *radius = radius.max((x - mean).abs());
+                }
+            }
+            radius.iter().zip(&centre).zip(&mean).map(|((r, a), b)| r + (a - b).abs()).collect::<Vec<f64>>()
+        };
+        let parts = run.start / blocks.size..run.end.div_ceil(blocks.size);
+        let parts = parts.map(|at| (at * blocks.size).max(settings.sink_tokens)..(at + 1) * blocks.size);
+        let radii: Vec<Vec<f64>> = parts.filter(|part| !part.is_empty()).map(|part| far(&part)).collect();
+        let query = &self.query[(head * self.case.tokens + token) * self.case.width..][..self.case.width];
+        let reach = query
+            .iter()
+            .enumerate()
+            .map(|(c, q)| f64::from(q.abs()) * radii.iter().map(|radius| radius[c]).fold(0.0, f64::max));
+        f64::from(blocks.reach) * f64::from(self.case.options.scale) * reach.sum::<f64>()
+    }
+
     /// The blocks a token reads exactly, and the runs that count by their means.
     fn retrieved(
         &self,
@@ -153,20 +180,27 @@ impl Naive<'_> {
         } else {
             (vec![], runs(oldest..end, blocks.size))
         };
-        let totals: Vec<f64> = heads
+        // Relative to the log-mass of what a head reads exactly, each head scores a run; the highest of these counts.
+        let exact: Vec<f64> = heads
             .clone()
             .map(|head| {
                 let exact = (0..settings.sink_tokens.min(local)).chain(local..position + 1).filter(|&at| at >= first);
-                let exact: f64 =
-                    exact.map(|at| self.logit(head, token, &self.kv(self.keys, head, at), at as f64).exp()).sum();
-                exact + fine.iter().chain(&distant).map(|run| self.mass(head, token, run).exp()).sum::<f64>()
+                exact
+                    .map(|at| self.logit(head, token, &self.kv(self.keys, head, at), at as f64).exp())
+                    .sum::<f64>()
+                    .ln()
             })
             .collect();
         let best = |runs: &[Range<usize>], count: usize| -> Vec<bool> {
-            let share = |run| heads.clone().zip(&totals).map(|(h, total)| self.mass(h, token, run).exp() / total).sum();
-            let shares: Vec<f64> = runs.iter().map(share).collect();
+            let score = |run| {
+                let of = |(head, exact)| {
+                    self.mass(head, token, run) + self.reach(head, token, run, settings, blocks) - exact
+                };
+                heads.clone().zip(&exact).map(of).fold(f64::NEG_INFINITY, f64::max)
+            };
+            let scores: Vec<f64> = runs.iter().map(score).collect();
             let mut order: Vec<usize> = (0..runs.len()).collect();
-            order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
             (0..runs.len()).map(|at| order.iter().take(count).any(|&best| best == at)).collect()
         };
         let opened = best(&distant, blocks.top_chunks);
@@ -207,6 +241,18 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
             let chunks = length / settings.chunk_size;
             let chunk_means = |rows| block_means(rows, 0, settings.chunk_size, settings.sink_tokens, 0..chunks);
             let (chunk_keys, chunk_values) = (chunk_means(k), chunk_means(v));
+            let reaching = settings.blocks.as_ref().is_some_and(|blocks| blocks.reach > 0.0);
+            let means_of = |means, count| Heads::contiguous(means, [1, kv_heads, count, width]);
+            let key_means = means_of(&mean_keys[..], count);
+            let radii = block_radii(k, key_means, 0, size, settings.sink_tokens, 0..count);
+            let of_chunks = chunk_radii(
+                means_of(&chunk_keys[..], chunks),
+                (key_means, means_of(&radii[..], count)),
+                size,
+                settings.chunk_size / size,
+                settings.sink_tokens,
+                0..chunks,
+            );
             let of = |data, count| Heads::contiguous(data, [1, kv_heads, count, width]);
             let input = BlockInput {
                 query: q,
@@ -216,6 +262,8 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
                 sinks: None,
                 means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
                 chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
+                radii: reaching.then(|| means_of(&radii[..], count)),
+                chunk_radii: reaching.then(|| means_of(&of_chunks[..], chunks)),
             };
             block_attention(&input, settings, &case.options).0
         }
@@ -251,15 +299,17 @@ fn case() -> impl Strategy<Value = Case> {
 fn settings() -> impl Strategy<Value = BlockOptions> {
     let chunk = (1usize..5, 1usize..6).prop_map(|(size, count)| (size, size * count));
     let levels = (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4);
-    let blocks = (1usize..20, any::<bool>(), levels);
+    let reach = prop_oneof![Just(0.0f32), 0.1f32..1.0];
+    let blocks = (1usize..20, (any::<bool>(), reach), levels);
     (chunk, 0usize..3, 0usize..7, prop::option::weighted(0.9, blocks)).prop_map(
         |((size, chunk_size), local_chunks, sink_tokens, blocks)| BlockOptions {
             chunk_size,
             local_chunks,
             sink_tokens,
-            blocks: blocks.map(|(top_k, far, (exact_tokens, fine_tokens, top_chunks))| Blocks {
+            blocks: blocks.map(|(top_k, (far, reach), (exact_tokens, fine_tokens, top_chunks))| Blocks {
                 size,
                 top_k,
+                reach,
                 far,
                 exact_tokens,
                 fine_tokens,
@@ -291,7 +341,8 @@ fn many_steps_of_keys_give_one_softmax() {
     let windowed = CausalOptions { window: Some(700), ..case.options.clone() };
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");
     for (size, top_k, fine_tokens) in [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256)] {
-        let blocks = Some(Blocks { size, top_k, far: true, exact_tokens: 0, fine_tokens, top_chunks: 3 });
+        let reach = if top_k == 16 { 0.75 } else { 0.0 };
+        let blocks = Some(Blocks { size, top_k, reach, far: true, exact_tokens: 0, fine_tokens, top_chunks: 3 });
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, blocks };
         check(&case, Some(&settings)).expect("equal");
         check(&Case { heads: 1, ..case.clone() }, Some(&settings)).expect("equal");

@@ -6,10 +6,10 @@
 //!
 //! - exact keys, each: `4 d` (the score `2 d`, the weighted value `2 d`). Causal attention of `n` tokens therefore takes
 //!   `4 d n (n + 1) / 2`. What an implementation computes above the diagonal is not counted for it.
-//! - `blocks`: exact keys are sinks, local region and `top_k` blocks; a candidate block takes `2 d` for its score and
-//!   with `far = mean` another `2 d` for its mean value. Where blocks are scored by chunks first, candidates are the blocks
-//!   of the last `fine_tokens`, the chunks before them, and the blocks of the opened ones; with `far = state` `2 d^2` more for its state, and as many for
-//!   the covariance where it has a weight.
+//! - `blocks`: exact keys are sinks, local region and `top_k` blocks; a candidate block takes `2 d` for its mean key, `2 d`
+//!   for its radius where there is a `reach`, and with `far = mean` another `2 d` for its mean value. Where blocks are scored
+//!   by chunks first, candidates are the blocks of the last `fine_tokens`, the chunks before them, and the blocks of the
+//!   opened ones; with `far = state` `2 d^2` more for its state, and as many for the covariance where it has a weight.
 //! - `state`: the same without blocks read exactly; states are mixed once for a chunk, `2 d^2` each, and read with
 //!   `2 d^2` by each token.
 //! - `additive`: a score and `2 d^2` for each block and chunk, `2 d^2` for each token.
@@ -56,7 +56,8 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
                 let levels = a.selector == Selector::MeanKey && a.far != Far::State && distant > a.top_chunks;
                 let scored =
                     if levels { candidates - (distant - a.top_chunks) * per_chunk + distant } else { candidates };
-                (a.top_k * block, scored as f64 * (2.0 * d + far))
+                let reach = if a.selector == Selector::MeanKey && a.reach > 0.0 { 2.0 * d } else { 0.0 };
+                (a.top_k * block, scored as f64 * (2.0 * d + reach + far))
             }
         }
         Retrieval::State => {
@@ -99,23 +100,25 @@ mod tests {
 
     #[test]
     fn a_token_far_into_the_text_reads_what_the_settings_say() {
-        // Token 127 of chunk 10: 256 local keys, 4 sinks, 16 blocks of 16, and 72 candidates with a score and a mean.
+        // Token 127 of chunk 10: 256 local keys, 4 sinks, 16 blocks of 16, and 72 candidates with a mean, a radius and a value.
         let at = 11 * 128 - 1;
         let blocks = config(Retrieval::Blocks);
         let exact = 4.0 * 64.0 * (256.0 + 4.0 + 256.0);
-        assert_eq!(operations(Some(&blocks), 64, at, 1), exact + 72.0 * 4.0 * 64.0);
+        assert_eq!(operations(Some(&blocks), 64, at, 1), exact + 72.0 * 6.0 * 64.0);
         let dropped = BlockAttentionConfig { far: Far::None, ..blocks };
-        assert_eq!(operations(Some(&dropped), 64, at, 1), exact + 72.0 * 2.0 * 64.0);
+        assert_eq!(operations(Some(&dropped), 64, at, 1), exact + 72.0 * 4.0 * 64.0);
+        let by_mean = BlockAttentionConfig { reach: 0.0, ..dropped };
+        assert_eq!(operations(Some(&by_mean), 64, at, 1), exact + 72.0 * 2.0 * 64.0);
     }
 
     #[test]
     fn far_back_a_token_scores_chunks() {
-        // 100 chunks back from the local region: 64 of them block by block, 36 as a whole, 16 of these opened.
+        // 100 chunks back from the local region: 16 of them block by block, 84 as a whole, 16 of these opened.
         let at = 102 * 128 - 1;
         let blocks = config(Retrieval::Blocks);
         let exact = 4.0 * 64.0 * (256.0 + 4.0 + 256.0);
-        let scored = (64 + 16) * 8 + 36;
-        assert_eq!(operations(Some(&blocks), 64, at, 1), exact + f64::from(scored) * 4.0 * 64.0);
+        let scored = (16 + 16) * 8 + 84;
+        assert_eq!(operations(Some(&blocks), 64, at, 1), exact + f64::from(scored) * 6.0 * 64.0);
     }
 
     #[test]

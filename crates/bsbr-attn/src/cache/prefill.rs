@@ -24,10 +24,15 @@ impl AttentionCache {
             if let (Some(statistics), Some(keys), Some(values)) =
                 (&mut self.statistics, means(&self.keys), means(&self.values))
             {
+                let radii = attention
+                    .needs_radii()
+                    .then(|| fused::radii(&self.keys.all(), &keys, block, sinks, new.clone()))
+                    .flatten();
                 statistics.push_means(
                     new.map(|at| (at * block).max(sinks).min((at + 1) * block)..(at + 1) * block),
                     keys,
                     values,
+                    radii,
                 );
             }
             self.summarised = summarised;
@@ -41,18 +46,20 @@ impl AttentionCache {
             values: self.values.all(),
             first: 0,
             sinks: None,
-            chunk_means: self.chunk_means.as_ref().map(|(keys, values)| (keys.all(), values.all())),
+            chunk_means: self.chunk_means.as_ref().map(|(keys, values, _)| (keys.all(), values.all())),
+            radii: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).and_then(Statistics::radii),
+            chunk_radii: self.chunk_means.as_ref().and_then(|(.., radii)| radii.as_ref()).map(RowBuffer::all),
             means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
         };
         let output = fused::blocks(query, rows, attention, &self.config.options);
         output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
     }
 
-    /// Means of the chunks that lie so far back that they are scored as a whole.
+    /// Means and radii of the chunks that lie so far back that they are scored as a whole.
     fn extend_chunk_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
         let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
         let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
-        let new = self.chunk_means.as_ref().map_or(0, |(keys, _)| keys.len())..border;
+        let new = self.chunk_means.as_ref().map_or(0, |(keys, ..)| keys.len())..border;
         if new.is_empty() {
             return;
         }
@@ -61,7 +68,14 @@ impl AttentionCache {
         if let (Some(keys), Some(values)) = (means(&self.keys), means(&self.values)) {
             let device = keys.device();
             let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
-            let (all_keys, all_values) = self.chunk_means.get_or_insert_with(|| (buffer(), buffer()));
+            let of_blocks =
+                self.statistics.as_ref().and_then(|statistics| Some((statistics.means().0, statistics.radii()?)));
+            let radii = of_blocks.and_then(|of_blocks| fused::chunk_radii(&keys, of_blocks, attention, new));
+            let (all_keys, all_values, all_radii) =
+                self.chunk_means.get_or_insert_with(|| (buffer(), buffer(), attention.needs_radii().then(buffer)));
+            if let (Some(all_radii), Some(radii)) = (all_radii, radii) {
+                all_radii.push(radii);
+            }
             all_keys.push(keys);
             all_values.push(values);
         }

@@ -8,7 +8,8 @@ pub(crate) mod whole;
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Sinks, block_attention, block_means, causal_attention,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Sinks, block_attention, block_means, block_radii,
+        causal_attention,
     },
 };
 use burn::{
@@ -66,6 +67,7 @@ fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
         exact_tokens: attention.exact_tokens,
         fine_tokens: attention.scored_finely(),
         top_chunks: attention.top_chunks,
+        reach: if attention.needs_radii() { attention.reach as f32 } else { 0.0 },
         far: attention.far != Far::None,
     };
     BlockOptions {
@@ -113,6 +115,9 @@ pub(crate) struct Rows<'a> {
     pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
     /// The same of whole chunks.
     pub(crate) chunk_means: Option<(Tensor<4>, Tensor<4>)>,
+    /// Radii of the keys of blocks and of chunks, where the settings have a reach.
+    pub(crate) radii: Option<Tensor<4>>,
+    pub(crate) chunk_radii: Option<Tensor<4>>,
 }
 
 /// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
@@ -137,6 +142,8 @@ pub(crate) fn blocks(
         Some(means) => Some(pair(means)?),
         None => None,
     };
+    let memory = |rows: &Option<Tensor<4>>| rows.as_ref().map(Memory::new);
+    let (radii, chunk_radii) = (memory(&rows.radii).flatten(), memory(&rows.chunk_radii).flatten());
     let settings = block_options(attention);
     let input = BlockInput {
         query: query.heads(),
@@ -146,6 +153,8 @@ pub(crate) fn blocks(
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
         means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
         chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
+        radii: radii.as_ref().map(Memory::heads),
+        chunk_radii: chunk_radii.as_ref().map(Memory::heads),
     };
     Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
 }
@@ -157,4 +166,34 @@ pub(crate) fn means(rows: &Tensor<4>, block: usize, sinks: usize, blocks: std::o
     let rows = Memory::new(rows)?;
     let count = blocks.len();
     Some(tensor(block_means(rows.heads(), 0, block, sinks, blocks), [batch, heads, count, width]))
+}
+
+/// Radii of the keys of the blocks `blocks` about their `means`; arguments and shape as [`means`].
+pub(crate) fn radii(
+    rows: &Tensor<4>,
+    means: &Tensor<4>,
+    block: usize,
+    sinks: usize,
+    blocks: std::ops::Range<usize>,
+) -> Option<Tensor<4>> {
+    let shape = means.dims();
+    let (rows, means) = (Memory::new(rows)?, Memory::new(means)?);
+    Some(tensor(block_radii(rows.heads(), means.heads(), 0, block, sinks, blocks), shape))
+}
+
+/// Radii of the keys of the chunks `chunks` about their `means`, from means and radii of all blocks:
+/// `[batch, heads, chunks, width]`.
+pub(crate) fn chunk_radii(
+    means: &Tensor<4>,
+    of_blocks: (Tensor<4>, Tensor<4>),
+    attention: &BlockAttentionConfig,
+    chunks: std::ops::Range<usize>,
+) -> Option<Tensor<4>> {
+    let shape = means.dims();
+    let (means, block_means, radii) = (Memory::new(means)?, Memory::new(&of_blocks.0)?, Memory::new(&of_blocks.1)?);
+    let (block, sinks) = (attention.block_size, attention.sink_tokens);
+    let of_blocks = (block_means.heads(), radii.heads());
+    let per_chunk = attention.chunk_size / block;
+    let radii = bsbr_kernels::attention::chunk_radii(means.heads(), of_blocks, block, per_chunk, sinks, chunks);
+    Some(tensor(radii, shape))
 }

@@ -4,8 +4,8 @@
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, block_means,
-        causal_attention, causal_attention_backward,
+        BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, block_means, block_radii,
+        causal_attention, causal_attention_backward, chunk_radii,
     },
 };
 use burn::{
@@ -113,23 +113,28 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     (output, log_mass)
 }
 
-/// The mean rows that a problem needs, kept while views of them are used.
+/// The mean rows that a problem needs, and the radii of the keys, kept while views of them are used.
 struct MeanRows {
     count: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
+    radii: Option<Vec<f32>>,
 }
 
 impl MeanRows {
     fn new(keys: Heads<'_>, values: Heads<'_>, size: usize, sinks: usize) -> Self {
         let count = keys.dims()[2] / size;
         let means = |rows| block_means(rows, 0, size, sinks, 0..count);
-        Self { count, keys: means(keys), values: means(values) }
+        Self { count, keys: means(keys), values: means(values), radii: None }
     }
 
     fn views(&self, [batch, heads, _, width]: [usize; 4]) -> (Heads<'_>, Heads<'_>) {
         let of = |rows| Heads::contiguous(rows, [batch, heads, self.count, width]);
         (of(&self.keys), of(&self.values))
+    }
+
+    fn radii(&self, [batch, heads, _, width]: [usize; 4]) -> Option<Heads<'_>> {
+        self.radii.as_ref().map(|radii| Heads::contiguous(radii, [batch, heads, self.count, width]))
     }
 }
 
@@ -137,7 +142,16 @@ impl MeanRows {
 fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Option<(MeanRows, MeanRows)> {
     let attention = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks)?;
     let of = |size| MeanRows::new(keys, values, size, attention.sink_tokens);
-    Some((of(attention.block_size), of(attention.chunk_size)))
+    let (mut blocks, mut chunks) = (of(attention.block_size), of(attention.chunk_size));
+    if attention.needs_radii() {
+        let (block, sinks, dims) = (attention.block_size, attention.sink_tokens, keys.dims());
+        blocks.radii = Some(block_radii(keys, blocks.views(dims).0, 0, block, sinks, 0..blocks.count));
+        if let Some(radii) = blocks.radii(dims) {
+            let (of_blocks, per_chunk) = ((blocks.views(dims).0, radii), attention.chunk_size / block);
+            chunks.radii = Some(chunk_radii(chunks.views(dims).0, of_blocks, block, per_chunk, sinks, 0..chunks.count));
+        }
+    }
+    Some((blocks, chunks))
 }
 
 fn input<'a>(
@@ -155,6 +169,8 @@ fn input<'a>(
         sinks: None,
         means: means.map(|(blocks, _)| blocks.views(dims)),
         chunk_means: means.map(|(_, chunks)| chunks.views(dims)),
+        radii: means.and_then(|(blocks, _)| blocks.radii(dims)),
+        chunk_radii: means.and_then(|(_, chunks)| chunks.radii(dims)),
     }
 }
 

@@ -2,18 +2,27 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-use super::{MASKED, float_tensor};
+use super::{MASKED, Tile, float_tensor};
 
 /// The `top_k` blocks of each token and KV head, `[batch, kv_heads, tokens, top_k]`, numbered from 0 in `mass`.
 ///
-/// `mass` is the estimated log-mass of each block, `[batch, kv_heads, group, tokens, blocks]`, masked where the token may
-/// not read the block; `total` the log-mass of all that the token could read, `[batch, kv_heads, group, tokens, 1]`.
-/// The heads of a group share a choice: a block counts by the sum of the shares of attention it has in each of them.
-/// Needs more than `top_k` blocks.
-pub(crate) fn choose_per_token(mass: Tensor<5>, total: Tensor<5>, top_k: usize) -> Tensor<4, Int> {
-    let [batch, kv_heads, group, tokens, blocks] = mass.dims();
-    let score = if group == 1 { mass } else { (mass - total).exp().sum_dim(2) };
+/// `scores` are those of each block, `[batch, kv_heads, group, tokens, blocks]`, masked where the token may not read the
+/// block; `exact` the log-mass of what it reads exactly, `[batch, kv_heads, group, tokens, 1]`. The heads of a group share a
+/// choice: a block counts by the highest of its scores, each relative to what the head reads exactly. Needs more than
+/// `top_k` blocks.
+pub(crate) fn choose_per_token(scores: Tensor<5>, exact: Tensor<5>, top_k: usize) -> Tensor<4, Int> {
+    let [batch, kv_heads, _, tokens, blocks] = scores.dims();
+    let score = (scores - exact).max_dim(2);
     score.detach().reshape([batch, kv_heads, tokens, blocks]).argtopk(top_k, 3)
+}
+
+/// What the radii of blocks add to their scores, `reach scale sum_c |q_c| r_c`, `[batch, kv_heads, group, tokens, blocks]`.
+/// (With a reach of 1 no key of a block scores more than its mean key and this: Quest, Tang et al. 2024, about the mean.)
+pub(crate) fn reach(tile: &Tile, radius: Tensor<4>, factor: f64) -> Tensor<5> {
+    let [batch, kv_heads, group, tokens, _] = tile.query.dims();
+    let blocks = radius.dims()[2];
+    let reach = tile.flat().abs().matmul(radius.swap_dims(2, 3)) * factor;
+    reach.reshape([batch, kv_heads, group, tokens, blocks])
 }
 
 /// How much more a block counts than the one before it where a whole chunk chooses: less than any real difference, more

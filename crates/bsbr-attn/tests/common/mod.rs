@@ -257,6 +257,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             fine_tokens: [0, 4, 8, 1000][(seed / 20 % 4) as usize],
             top_chunks: [1, 2, 3][(seed / 80 % 3) as usize],
             selector,
+            reach: [0.0, 0.75, 1.0][(seed / 240 % 3) as usize],
             far,
             covariance_weight,
             compression_factor: 1,

@@ -99,6 +99,26 @@ impl Case {
         blocks
     }
 
+    /// How far the keys of a run of tokens lie from its mean key, in each channel; of several blocks, how far that can be by
+    /// the means and the radii of the blocks.
+    fn radius(&self, inputs: &Inputs, b: usize, kv: usize, run: &Block) -> Vector {
+        let size = self.config.block_size;
+        let mut radius = vec![0.0f64; self.head_dim];
+        for block in run.positions.start / size..run.positions.end.div_ceil(size) {
+            let positions = (block * size).max(run.positions.start)..(block + 1) * size;
+            let keys: Vec<Vector> = positions.map(|i| inputs.keys.row(b, kv, i)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let centre = mean(&keys, self.head_dim);
+            for x in 0..self.head_dim {
+                let within = keys.iter().map(|key| (key[x] - centre[x]).abs()).fold(0.0, f64::max);
+                radius[x] = radius[x].max(within + (centre[x] - run.mean_key[x]).abs());
+            }
+        }
+        radius
+    }
+
     /// Score of a key that stands at `position` for the token at `t`.
     fn score(&self, h: usize, t: usize, q: &[f64], (k, position): (&[f64], f64)) -> f64 {
         let score = self.options.scale * dot(q, k);
@@ -186,20 +206,20 @@ impl Case {
                         chunks.push(self.naive_block(inputs, b, kv, positions));
                     }
                 }
-                // The share of a head's attention that a run of tokens would have.
-                let share = |head: usize, run: &Block| {
+                // The score of a block, or of a chunk, relative to the log-mass of what a head reads exactly.
+                let relative = |head: usize, run: &Block| {
                     let q = inputs.query.row(b, head, t);
-                    let scored = blocks.iter().filter(|x| !is_distant(x)).chain(&chunks).filter(|x| visible(x));
-                    let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i));
-                    let total: f64 =
-                        scored.map(|x| self.log_mass((head, t), &q, x, weight)).chain(near).map(f64::exp).sum();
-                    self.log_mass((head, t), &q, run, weight).exp() / total
+                    let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i).exp());
+                    let radius = self.radius(inputs, b, kv, run);
+                    let reach: f64 = q.iter().zip(&radius).map(|(q, r)| q.abs() * r).sum();
+                    let reach = config.reach * self.options.scale * reach;
+                    self.log_mass((head, t), &q, run, weight) + reach - near.sum::<f64>().ln()
                 };
                 let best = |runs: &[&Block], count: usize| -> Vec<usize> {
                     let score = |run: &Block| -> f64 {
                         let heads = kv * group..(kv + 1) * group;
                         if !config.needs_meta() {
-                            return heads.map(|h| share(h, run)).sum();
+                            return heads.map(|h| relative(h, run)).fold(f64::MIN, f64::max);
                         }
                         // Of blocks that score alike the most recent.
                         let number = (run.positions.end / config.block_size) as f64;

@@ -58,7 +58,17 @@ pub fn causal_attention_backward(
     forward: &Forward<'_>,
     options: &CausalOptions,
 ) -> Gradients {
-    let input = BlockInput { query, keys, values, first: 0, sinks: None, means: None, chunk_means: None };
+    let input = BlockInput {
+        query,
+        keys,
+        values,
+        first: 0,
+        sinks: None,
+        means: None,
+        chunk_means: None,
+        radii: None,
+        chunk_radii: None,
+    };
     backward(&input, forward, None, options)
 }
 
@@ -168,6 +178,8 @@ impl WithSimd for PairBackward<'_> {
                 blocks: head_of(blocks, batch, kv_head),
                 chunks: input.chunk_means.map(|chunks| head_of(chunks, batch, kv_head)),
             }),
+            radii: input.radii.map(|radii| radii.head(batch, kv_head)),
+            chunk_radii: input.chunk_radii.map(|radii| radii.head(batch, kv_head)),
         };
         let mut of_blocks = RowGradients::of(head.means.map(|means| means.blocks));
         let mut of_chunks = RowGradients::of(head.means.and_then(|means| means.chunks));

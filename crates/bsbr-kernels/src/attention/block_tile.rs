@@ -20,6 +20,9 @@ pub(super) struct Head<'a> {
     pub(super) first: usize,
     pub(super) sinks: Option<(Rows<'a>, Rows<'a>)>,
     pub(super) means: Option<Means<'a>>,
+    /// Radii of the keys of blocks and of chunks.
+    pub(super) radii: Option<Rows<'a>>,
+    pub(super) chunk_radii: Option<Rows<'a>>,
 }
 
 #[derive(Default)]
@@ -114,7 +117,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
     read_exactly(simd, tile, options, &runs, exact, &mut sums);
     if let (Some(retrieval), Some(means)) = (&retrieval, &head.means) {
-        retrieval.choose(simd, tile, means, candidates, &mut sums);
+        retrieval.choose(simd, tile, means, (head.radii, head.chunk_radii), candidates, &mut sums);
         let rows = (head.keys, head.values);
         retrieval.read_chosen(simd, tile, rows, &mut candidates.chosen, chosen_scores, &mut sums);
     }

@@ -45,6 +45,9 @@ pub struct Blocks {
     pub fine_tokens: usize,
     /// Of these chunks, those of which each token scores the blocks, per KV head.
     pub top_chunks: usize,
+    /// What a token expects beyond the mean key of a block, as a share of the most that any key of it could score: see
+    /// [`block_attention`].
+    pub reach: f32,
     /// Whether the other blocks count by their mean key and mean value in the same softmax.
     pub far: bool,
 }
@@ -83,14 +86,20 @@ pub struct BlockInput<'a> {
     pub means: Option<(Heads<'a>, Heads<'a>)>,
     /// The same of whole chunks.
     pub chunk_means: Option<(Heads<'a>, Heads<'a>)>,
+    /// Radii of the keys of the blocks, where there is a `reach`. (See [`block_radii`](super::block_radii).)
+    pub radii: Option<Heads<'a>>,
+    /// The same of whole chunks.
+    pub chunk_radii: Option<Heads<'a>>,
 }
 
-/// Attention over sinks, the local region, the `top_k` blocks of the highest estimated mass, and the means of the others, in
-/// one softmax. Returns `[batch, heads, tokens, head_dim]`, and for each row the logarithm of the softmax's denominator,
+/// Attention over sinks, the local region, the `top_k` blocks of the highest score, and the means of the others, in one
+/// softmax. Returns `[batch, heads, tokens, head_dim]`, and for each row the logarithm of the softmax's denominator,
 /// `[batch, heads, tokens]`.
 ///
-/// The mass of a block of `n` tokens is estimated by its mean key: `log n + scale q . mu`. Heads that share a KV head share a
-/// choice: a block counts by the sum of the shares of attention it would have in each of them.
+/// The mass of a block of `n` tokens is estimated by its mean key: `log n + scale q . mu`. Its score adds what its keys may
+/// hold beyond their mean, `reach scale sum_c |q_c| r_c` with the radii `r`: with a reach of 1 that bounds the score of every
+/// key. Heads that share a KV head share a choice: a block counts by the highest of its scores, each relative to the log-mass
+/// of what the head reads exactly.
 ///
 /// No more than one tile of queries has scores at a time.
 ///
@@ -159,6 +168,8 @@ pub fn block_attention_into(
             first: input.first,
             sinks: input.sinks.map(|sinks| pair((sinks.keys, sinks.values))),
             means: input.means.map(|blocks| Means { blocks: pair(blocks), chunks: input.chunk_means.map(pair) }),
+            radii: input.radii.map(|radii| radii.head(batch, kv_head)),
+            chunk_radii: input.chunk_radii.map(|radii| radii.head(batch, kv_head)),
         };
         Arch::new().dispatch(BlockTile {
             tile: &tile,

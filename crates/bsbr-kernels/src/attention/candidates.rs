@@ -1,4 +1,5 @@
-//! The candidates for retrieval of one tile: which of them there are, what each token chooses, and how the others count.
+//! The candidates for retrieval of one tile: which of them there are, how those count that are not chosen, and what is read
+//! of those that are.
 //!
 //! There are two levels. Blocks among the last `fine_tokens` before the local region are scored one by one. What lies
 //! further back is scored by whole chunks; each token opens the best of these, whose blocks it then scores like the near
@@ -12,9 +13,9 @@ use super::{
     BlockOptions, Blocks, CausalOptions,
     readers::{Readers, Runs},
     sums::Sums,
-    tile::{HIDDEN, LOWEST_SCORE, QueryTile, read, score},
+    tile::{HIDDEN, QueryTile},
 };
-use crate::{heads::Rows, select, vector};
+use crate::{heads::Rows, vector};
 
 /// The candidates of the tokens of one chunk.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,12 +52,18 @@ pub(super) struct CandidateScratch {
     pub(super) blocks: Vec<f32>,
     /// For each row: the same for the distant chunks.
     pub(super) distant: Vec<f32>,
-    shares: Vec<f32>,
-    distant_shares: Vec<f32>,
-    /// For each row: highest log-mass and sum of the weights relative to it, of everything it could read.
-    totals: Vec<(f32, f32)>,
+    /// For each row: what the radii add to the scores of the columns of `blocks`.
+    pub(super) reach: Vec<f32>,
+    /// The same for the columns of `distant`.
+    pub(super) distant_reach: Vec<f32>,
+    /// Absolute values of the queries, times the reach.
+    pub(super) magnitudes: Vec<f32>,
+    /// Scores of one token.
+    pub(super) scores: Vec<f32>,
+    /// What is added to the scores of each row: minus the log-mass of what it reads exactly.
+    pub(super) shifts: Vec<f32>,
     pub(super) opened: Readers,
-    choice: Vec<u32>,
+    pub(super) choice: Vec<u32>,
     /// Chosen blocks, numbered from the first token.
     pub(super) chosen: Readers,
 }
@@ -86,193 +93,14 @@ impl Retrieval<'_> {
 
     /// Positions of the run `index` of `size` tokens, sinks left out.
     #[inline(always)]
-    fn positions(&self, index: usize, size: usize) -> Range<usize> {
+    pub(super) fn positions(&self, index: usize, size: usize) -> Range<usize> {
         (index * size).max(self.settings.sink_tokens)..(index + 1) * size
-    }
-
-    /// The block in a column of the block masses of a token that opened the distant chunks `opened`.
-    #[inline(always)]
-    fn block(&self, column: usize, opened: &[u32]) -> usize {
-        let fine = self.candidates.fine.len();
-        if column < fine {
-            return self.candidates.fine.start + column;
-        }
-        let (slot, within) = ((column - fine) / self.per_chunk(), (column - fine) % self.per_chunk());
-        (self.candidates.distant.start + opened[slot] as usize) * self.per_chunk() + within
-    }
-
-    /// Chooses blocks for each token, leaves them in `scratch.chosen` and brings what is not chosen into the sums.
-    #[inline(always)]
-    pub(super) fn choose<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        means: &Means<'_>,
-        scratch: &mut CandidateScratch,
-        sums: &mut Sums<'_>,
-    ) {
-        let (rows, far) = (tile.count(), self.blocks.far);
-        let Candidates { distant, fine } = self.candidates.clone();
-        let most_opened = if distant.is_empty() { 0 } else { self.blocks.top_chunks };
-        let columns = fine.len() + most_opened * self.per_chunk();
-        scratch.blocks.resize(rows * columns, 0.0);
-        let fine_keys = means.blocks.0.range(fine.clone());
-        score(simd, tile, fine_keys, &mut scratch.blocks, columns, 0, self.options.softcap);
-        let size = self.blocks.size;
-        self.finish_masses(tile, &mut scratch.blocks, columns, fine.clone(), size);
-        if let (Some((chunk_keys, _)), false) = (means.chunks, distant.is_empty()) {
-            let keys = chunk_keys.range(distant.clone());
-            scratch.distant.resize(rows * distant.len(), 0.0);
-            score(simd, tile, keys, &mut scratch.distant, distant.len(), 0, self.options.softcap);
-            self.finish_masses(tile, &mut scratch.distant, distant.len(), distant.clone(), self.settings.chunk_size);
-        }
-        self.open(simd, tile, means, columns, scratch, sums);
-        scratch.chosen.clear();
-        scratch.shares.resize(columns, 0.0);
-        for token in 0..tile.tokens {
-            self.choose_for(simd, tile, token, columns, scratch);
-            if far {
-                self.weigh(simd, tile, token, columns, scratch, sums);
-            }
-        }
-        if !far {
-            return;
-        }
-        let output = &mut *sums.output;
-        read(simd, &scratch.blocks, columns, 0, rows, means.blocks.1.range(fine.clone()), output);
-        if let (Some((_, chunk_values)), false) = (means.chunks, distant.is_empty()) {
-            let values = chunk_values.range(distant.clone());
-            read(simd, &scratch.distant, distant.len(), 0, rows, values, output);
-            let CandidateScratch { opened, blocks, .. } = scratch;
-            opened.read(simd, tile, &self.opened_runs(means.blocks.1, tile.tokens, columns), blocks, output);
-        }
-    }
-
-    /// The blocks of opened chunks as runs of means, scored behind the fine blocks of each row.
-    fn opened_runs<'b>(
-        &self,
-        rows: Rows<'b>,
-        tokens: usize,
-        columns: usize,
-    ) -> Runs<'b, impl Fn(u32) -> usize + use<>, impl Fn(&Readers, usize, usize, usize) -> usize + use<>> {
-        let (per_chunk, fine, first) = (self.per_chunk(), self.candidates.fine.len(), self.candidates.distant.start);
-        Runs {
-            rows,
-            size: per_chunk,
-            first: move |chunk| (first + chunk as usize) * per_chunk,
-            place: move |opened: &Readers, g, token, place: usize| {
-                (g * tokens + token) * columns + fine + (place - opened.places(token).start) * per_chunk
-            },
-        }
-    }
-
-    /// The total of each row, and the chunks each token opens with the masses of their blocks.
-    #[inline(always)]
-    fn open<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        means: &Means<'_>,
-        columns: usize,
-        scratch: &mut CandidateScratch,
-        sums: &Sums<'_>,
-    ) {
-        let Candidates { distant, fine } = &self.candidates;
-        scratch.totals.clear();
-        scratch.opened.clear();
-        if tile.group > 1 {
-            for row in 0..tile.count() {
-                let fine = &scratch.blocks[row * columns..][..fine.len()];
-                let distant = &scratch.distant[row * distant.len()..][..distant.len()];
-                let highest = vector::max(simd, fine).max(vector::max(simd, distant)).max(sums.highest[row]);
-                let exact = sums.sum[row] * (sums.highest[row] - highest).exp();
-                let far = vector::sum_of_exp(simd, fine, highest) + vector::sum_of_exp(simd, distant, highest);
-                scratch.totals.push((highest, 1.0 / (exact + far)));
-            }
-        }
-        if distant.is_empty() {
-            return;
-        }
-        for token in 0..tile.tokens {
-            let (shares, choice) = (&mut scratch.distant_shares, &mut scratch.choice);
-            if tile.group == 1 {
-                let masses = &scratch.distant[token * distant.len()..][..distant.len()];
-                select::largest(simd, masses, self.blocks.top_chunks, LOWEST_SCORE, choice);
-            } else {
-                shares.clear();
-                shares.resize(distant.len(), 0.0);
-                for row in (0..tile.group).map(|g| g * tile.tokens + token) {
-                    let (highest, factor) = scratch.totals[row];
-                    let masses = &scratch.distant[row * distant.len()..][..distant.len()];
-                    vector::add_exp(simd, masses, highest, factor, shares);
-                }
-                let left = self.left_behind(tile.start + token, distant, self.settings.chunk_size);
-                shares[..left].fill(-1.0);
-                select::largest(simd, shares, self.blocks.top_chunks, -0.5, choice);
-            }
-            scratch.opened.push_all(choice.iter().copied());
-        }
-        scratch.opened.sort(distant.len());
-        let CandidateScratch { opened, blocks, .. } = scratch;
-        opened.score(simd, tile, &self.opened_runs(means.blocks.0, tile.tokens, columns), blocks);
-        let per_chunk = self.per_chunk();
-        for row in 0..tile.count() {
-            let token = row % tile.tokens;
-            let masses = &mut blocks[row * columns + fine.len()..(row + 1) * columns];
-            let used = opened.of(token).len() * per_chunk;
-            masses[used..].fill(HIDDEN);
-            if let Some(cap) = self.options.softcap {
-                vector::softcap(simd, &mut masses[..used], cap);
-            }
-            for (&chunk, masses) in opened.of(token).iter().zip(masses.chunks_exact_mut(per_chunk)) {
-                let first = (distant.start + chunk as usize) * per_chunk;
-                self.finish_row(tile, row, masses, first..first + per_chunk, self.blocks.size);
-            }
-        }
-    }
-
-    /// What one token reads exactly, into `scratch.chosen`, and the columns of it in `scratch.choice`.
-    #[inline(always)]
-    fn choose_for<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        token: usize,
-        columns: usize,
-        scratch: &mut CandidateScratch,
-    ) {
-        let choice = &mut scratch.choice;
-        if tile.group == 1 {
-            let masses = &scratch.blocks[token * columns..][..columns];
-            select::largest(simd, masses, self.blocks.top_k, LOWEST_SCORE, choice);
-        } else {
-            scratch.shares.fill(0.0);
-            for row in (0..tile.group).map(|g| g * tile.tokens + token) {
-                let (highest, factor) = scratch.totals[row];
-                vector::add_exp(
-                    simd,
-                    &scratch.blocks[row * columns..][..columns],
-                    highest,
-                    factor,
-                    &mut scratch.shares,
-                );
-            }
-            // Hidden for one head, hidden for all.
-            for (share, &mass) in scratch.shares.iter_mut().zip(&scratch.blocks[token * columns..]) {
-                if mass <= LOWEST_SCORE {
-                    *share = -1.0;
-                }
-            }
-            select::largest(simd, &scratch.shares, self.blocks.top_k, -0.5, choice);
-        }
-        let opened: &[u32] = if self.candidates.distant.is_empty() { &[] } else { scratch.opened.of(token) };
-        scratch.chosen.push_all(choice.iter().map(|&column| self.block(column as usize, opened) as u32));
     }
 
     /// Turns the log-masses of one token into weights in the softmax: nothing for what it reads exactly, has opened, or
     /// sees in part.
     #[inline(always)]
-    fn weigh<S: Simd>(
+    pub(super) fn weigh<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
@@ -313,7 +141,7 @@ impl Retrieval<'_> {
     }
 
     /// Scores of mean keys become log-masses; what lies behind the window of a token is hidden.
-    fn finish_masses(
+    pub(super) fn finish_masses(
         &self,
         tile: &QueryTile<'_>,
         masses: &mut [f32],
@@ -328,7 +156,14 @@ impl Retrieval<'_> {
 
     /// [`Retrieval::finish_masses`] of one row: `masses` of the runs `indices` of `size` tokens.
     #[inline(always)]
-    fn finish_row(&self, tile: &QueryTile<'_>, row: usize, masses: &mut [f32], indices: Range<usize>, size: usize) {
+    pub(super) fn finish_row(
+        &self,
+        tile: &QueryTile<'_>,
+        row: usize,
+        masses: &mut [f32],
+        indices: Range<usize>,
+        size: usize,
+    ) {
         let whole = (size as f32).ln();
         for mass in masses.iter_mut() {
             *mass += whole;

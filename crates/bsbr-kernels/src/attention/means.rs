@@ -1,4 +1,4 @@
-//! Mean rows of blocks.
+//! Mean rows of blocks, and how far their rows lie from them.
 
 use std::ops::Range;
 
@@ -39,4 +39,78 @@ pub fn block_means(rows: Heads<'_>, first: usize, block: usize, sinks: usize, bl
         }
     });
     means
+}
+
+/// Radii of the blocks `blocks`: in each channel the largest distance of a row from the mean, `[batch, heads, blocks, width]`.
+/// `means` are theirs, as [`block_means`] gives them; the other arguments are its.
+///
+/// # Panics
+///
+/// If a block reaches beyond the rows, or there is another number of means.
+pub fn block_radii(
+    rows: Heads<'_>,
+    means: Heads<'_>,
+    first: usize,
+    block: usize,
+    sinks: usize,
+    blocks: Range<usize>,
+) -> Vec<f32> {
+    let [batch, heads, _, width] = rows.dims();
+    assert_eq!(means.dims(), [batch, heads, blocks.len(), width]);
+    let mut radii = vec![0.0; batch * heads * blocks.len() * width];
+    if radii.is_empty() {
+        return radii;
+    }
+    radii.par_chunks_mut(blocks.len() * width).enumerate().for_each(|(pair, radii)| {
+        let rows = rows.head(pair / heads, pair % heads);
+        let means = means.head(pair / heads, pair % heads);
+        for ((at, index), radius) in blocks.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
+            for position in (index * block).max(sinks)..(index + 1) * block {
+                let distances = rows.row(position - first).iter().zip(means.row(at)).map(|(x, mean)| (x - mean).abs());
+                for (radius, distance) in radius.iter_mut().zip(distances) {
+                    *radius = radius.max(distance);
+                }
+            }
+        }
+    });
+    radii
+}
+
+/// Radii of the chunks `chunks` of `per_chunk` blocks each, from those of their blocks: the largest
+/// `|block mean - chunk mean| + block radius` in each channel, which no row lies beyond. `chunk_means` are those of these
+/// chunks, `block_means` and `block_radii` those of all blocks from the first row on; a block that ends before `sinks` holds no
+/// row.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn chunk_radii(
+    chunk_means: Heads<'_>,
+    (block_means, block_radii): (Heads<'_>, Heads<'_>),
+    block: usize,
+    per_chunk: usize,
+    sinks: usize,
+    chunks: Range<usize>,
+) -> Vec<f32> {
+    let [batch, heads, count, width] = chunk_means.dims();
+    assert_eq!(count, chunks.len());
+    assert_eq!(block_means.dims(), block_radii.dims());
+    let mut radii = vec![0.0; batch * heads * count * width];
+    if radii.is_empty() {
+        return radii;
+    }
+    radii.par_chunks_mut(count * width).enumerate().for_each(|(pair, radii)| {
+        let (batch, head) = (pair / heads, pair % heads);
+        let centres = chunk_means.head(batch, head);
+        let (means, spreads) = (block_means.head(batch, head), block_radii.head(batch, head));
+        for ((at, chunk), radius) in chunks.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
+            for index in (chunk * per_chunk..(chunk + 1) * per_chunk).filter(|index| (index + 1) * block > sinks) {
+                let row = means.row(index).iter().zip(spreads.row(index)).zip(centres.row(at));
+                for (radius, ((mean, spread), centre)) in radius.iter_mut().zip(row) {
+                    *radius = radius.max((mean - centre).abs() + spread);
+                }
+            }
+        }
+    });
+    radii
 }

@@ -4,6 +4,7 @@ mod backward;
 mod block_tile;
 mod blocks;
 mod candidates;
+mod choice;
 mod dense;
 mod means;
 mod readers;
@@ -14,7 +15,7 @@ mod tile;
 pub use backward::{Forward, Gradients, block_attention_backward, causal_attention_backward};
 pub use blocks::{BlockInput, BlockOptions, Blocks, Sinks, block_attention, block_attention_into};
 pub use dense::causal_attention;
-pub use means::block_means;
+pub use means::{block_means, block_radii, chunk_radii};
 
 /// What a model prescribes for its attention.
 #[derive(Debug, Clone, PartialEq)]
