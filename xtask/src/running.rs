@@ -89,7 +89,8 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let original = decoder.with_config(|config| config.attention = None)?;
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
-    let control = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
+    let control =
+        BlockAttentionConfig { retrieval: Retrieval::None, kept_tokens: 0, max_chunks: None, ..attention.clone() };
     let control = decoder.with_config(|config| config.attention = Some(control))?;
     let mut variants = vec![("converted", &converted)];
     if attention.retrieval != Retrieval::None {

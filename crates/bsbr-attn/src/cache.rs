@@ -14,9 +14,14 @@ use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
     full::full_causal,
+    kept::{KeptTokens, Watched},
+    plain::contiguous_part,
     statistics::{Kept, Sizes, Statistics},
     tile::{TileInput, attend_tile},
 };
+
+/// Blocks beyond which room is not made in advance.
+const MOST_ROOM: usize = 256;
 
 /// Shape and settings of an [`AttentionCache`].
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +80,8 @@ pub struct Meta {
 /// Keys, values and block statistics of one layer for a batch of sequences of equal length.
 ///
 /// What is kept depends on the kind: everything for full attention and `blocks`; sinks and the local region for `none`;
-/// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set.
+/// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set; with
+/// `kept_tokens` also so many tokens, and statistics of the rest only.
 #[derive(Debug, Clone)]
 pub struct AttentionCache {
     config: CacheConfig,
@@ -87,6 +93,7 @@ pub struct AttentionCache {
     /// Sinks, once the local region has moved past them and `keys` no longer holds them.
     sinks: Option<(Tensor<4>, Tensor<4>)>,
     statistics: Option<Statistics>,
+    kept: Option<KeptTokens>,
     /// Mean keys and mean values of whole chunks, for the fused kernel.
     chunk_means: Option<(RowBuffer, RowBuffer)>,
     /// Blocks handed to `statistics` so far.
@@ -110,14 +117,21 @@ impl AttentionCache {
         // Blocks are gathered out of the buffers as a whole.
         let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.block_size } else { 1 });
         let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype);
+        let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
+        let kept = attention.filter(|attention| attention.kept_tokens > 0);
+        let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
+        let places = kept.is_some() && (config.options.window.is_some() || config.options.alibi.is_some());
         let statistics = attention.filter(|attention| attention.retrieval != Retrieval::None).map(|attention| {
             let kept = Kept {
                 state: attention.needs_states(),
                 covariance: attention.needs_covariance(),
                 meta_key: attention.needs_meta(),
+                places,
+                // One more than are kept, until they are merged.
+                room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),
                 compression: attention.compression_factor,
             };
-            Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device)
+            Statistics::new(sizes, kept, device)
         });
         let (keys, values) = (rows(), rows());
         Ok(Self {
@@ -128,6 +142,7 @@ impl AttentionCache {
             values,
             sinks: None,
             statistics,
+            kept,
             chunk_means: None,
             summarised: 0,
             chunk_query: None,
@@ -157,6 +172,7 @@ impl AttentionCache {
             + self.values.bytes()
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
+            + self.kept.as_ref().map_or(0, KeptTokens::bytes)
             + self.chunk_means.as_ref().map_or(0, |(keys, values)| keys.bytes() + values.bytes())
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
@@ -210,6 +226,11 @@ impl AttentionCache {
             if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
                 cache.chunk_query = Some(copied(query.clone().narrow(2, piece.start, 1)));
             }
+            if let Some(kept) = &mut cache.kept {
+                let place = start % attention.chunk_size;
+                let query = query.clone().narrow(2, piece.start, piece.len());
+                kept.watch(&query, place..place + piece.len(), attention.chunk_size);
+            }
             #[cfg(feature = "flex")]
             if cache.config.kernel == Kernel::Fastest && fused::covers(&attention) {
                 let rows = fused::Rows {
@@ -235,6 +256,7 @@ impl AttentionCache {
                 values: &cache.values,
                 rows_start: cache.start,
                 sinks: cache.sinks.as_ref(),
+                kept: cache.kept.as_ref(),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
             };
@@ -337,7 +359,9 @@ impl AttentionCache {
         let local_start = attention.local_start(chunk);
         let block = attention.statistics_block();
         let sinks = attention.sink_tokens;
-        if let Some(statistics) = &mut self.statistics {
+        if self.kept.is_some() {
+            self.choose_kept(attention, local_start);
+        } else if let Some(statistics) = &mut self.statistics {
             while (self.summarised + 1) * block <= local_start {
                 let end = (self.summarised + 1) * block;
                 let begin = (self.summarised * block).max(sinks).min(end);
@@ -364,6 +388,38 @@ impl AttentionCache {
             self.keys.drop_front(local_start - self.start);
             self.values.drop_front(local_start - self.start);
             self.start = local_start;
+        }
+    }
+
+    /// Tokens from the start of the rows up to `local_start` are kept, or enter statistics.
+    fn choose_kept(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
+        let leaving = self.start.max(attention.sink_tokens).min(local_start)..local_start;
+        let (Some(kept), Some(statistics)) = (&mut self.kept, &mut self.statistics) else { return };
+        if leaving.is_empty() {
+            return;
+        }
+        let options = &self.config.options;
+        let tile = kept.watchers(self.config.kv_heads, self.length);
+        let of = |rows: &RowBuffer, range: Range<usize>| rows.range(range.start - self.start, range.end - self.start);
+        let part = |range: Range<usize>| {
+            contiguous_part(&tile, of(&self.keys, range.clone()), of(&self.values, range.clone()), range, options)
+        };
+        let mut others = Vec::with_capacity(2);
+        if let Some((keys, values)) = &self.sinks {
+            others.push(contiguous_part(&tile, keys.clone(), values.clone(), 0..keys.dims()[2], options));
+        }
+        if self.start < leaving.start {
+            others.push(part(self.start..leaving.start));
+        }
+        let watched = Watched {
+            others,
+            rows: part(leaving.start..self.length),
+            leaving: (of(&self.keys, leaving.clone()), of(&self.values, leaving.clone()), leaving),
+        };
+        if let Some(gone) = kept.choose(&tile, watched, self.length, options)
+            && attention.max_chunks != Some(0)
+        {
+            statistics.push_tokens(&gone, attention.block_size, attention.max_chunks);
         }
     }
 

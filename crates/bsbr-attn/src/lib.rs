@@ -59,6 +59,7 @@ mod error;
 mod full;
 #[cfg(feature = "flex")]
 mod fused;
+mod kept;
 mod kernel;
 mod options;
 mod padding;

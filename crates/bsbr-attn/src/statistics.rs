@@ -11,8 +11,9 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::buffer::RowBuffer;
-use crate::compress::truncate;
-use crate::plain::float_tensor;
+use crate::compress::{Compression, Form};
+use crate::kept::Tokens;
+use crate::plain::{MASKED, float_tensor};
 
 /// Statistics of consecutive blocks. Every tensor is `[batch, heads, blocks, width]`.
 #[derive(Debug, Clone)]
@@ -21,13 +22,15 @@ pub(crate) struct Statistics {
     blocks: Vec<Range<usize>>,
     mean_key: RowBuffer,
     mean_value: RowBuffer,
-    /// `C`, rows by columns flattened: width `head_dim * head_dim`.
+    /// `C`, stored as [`Compression`] says.
     state: Option<RowBuffer>,
-    /// `S`, flattened like `C`.
+    /// `S`, likewise.
     covariance: Option<RowBuffer>,
     /// Meta keys, one per query head.
     meta_key: Option<RowBuffer>,
-    compression: usize,
+    /// Of blocks whose tokens stand elsewhere in every KV head, where that matters: their mean and their first position.
+    places: Option<(RowBuffer, RowBuffer)>,
+    compression: Compression,
 }
 
 /// What to keep of a block.
@@ -36,6 +39,10 @@ pub(crate) struct Kept {
     pub(crate) state: bool,
     pub(crate) covariance: bool,
     pub(crate) meta_key: bool,
+    /// Blocks are [made of any tokens](Statistics::push_tokens), and where these stand matters.
+    pub(crate) places: bool,
+    /// Room is made for so many blocks at a time.
+    pub(crate) room: usize,
     /// Numbers of a state are divided by this; 1 keeps all.
     pub(crate) compression: usize,
 }
@@ -52,16 +59,18 @@ pub(crate) struct Sizes {
 
 impl Statistics {
     pub(crate) fn new(sizes: Sizes, kept: Kept, device: &Device) -> Self {
-        let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, 1, device, sizes.dtype);
-        let square = sizes.head_dim * sizes.head_dim;
+        let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, kept.room, device, sizes.dtype);
+        let compression = Compression::new(kept.compression);
+        let matrix = |form| buffer(sizes.kv_heads, compression.numbers(sizes.head_dim, form));
         Self {
             blocks: Vec::new(),
             mean_key: buffer(sizes.kv_heads, sizes.head_dim),
             mean_value: buffer(sizes.kv_heads, sizes.head_dim),
-            state: kept.state.then(|| buffer(sizes.kv_heads, square)),
-            covariance: kept.covariance.then(|| buffer(sizes.kv_heads, square)),
+            state: kept.state.then(|| matrix(Form::General)),
+            covariance: kept.covariance.then(|| matrix(Form::Symmetric)),
             meta_key: kept.meta_key.then(|| buffer(sizes.heads, sizes.head_dim)),
-            compression: kept.compression,
+            places: kept.places.then(|| (buffer(sizes.kv_heads, 1), buffer(sizes.kv_heads, 1))),
+            compression,
         }
     }
 
@@ -74,7 +83,7 @@ impl Statistics {
         values: Tensor<4>,
         meta_key: Option<Tensor<4>>,
     ) {
-        let [batch, heads, count, width] = keys.dims();
+        let count = keys.dims()[2];
         debug_assert_eq!(count, positions.len());
         self.blocks.push(positions);
         if let (Some(buffer), Some(key)) = (&mut self.meta_key, meta_key) {
@@ -85,17 +94,36 @@ impl Statistics {
         if self.state.is_some() || self.covariance.is_some() {
             let centred = keys - mean_key.clone();
             let scaled = centred.clone().swap_dims(2, 3) / count as f64;
-            let square = [batch, heads, 1, width * width];
             if let Some(buffer) = &mut self.state {
                 let state = scaled.clone().matmul(values - mean_value.clone());
-                buffer.push(truncate(state, self.compression).reshape(square));
+                buffer.push(self.compression.store(state, Form::General));
             }
             if let Some(buffer) = &mut self.covariance {
-                buffer.push(truncate(scaled.matmul(centred), self.compression).reshape(square));
+                buffer.push(self.compression.store(scaled.matmul(centred), Form::Symmetric));
             }
         }
         self.mean_key.push(mean_key);
         self.mean_value.push(mean_value);
+    }
+
+    /// Adds tokens that stand anywhere, in order of position, as blocks of `block` tokens, merging down to `limit`. What these blocks have for
+    /// positions counts tokens, those summarised so far.
+    pub(crate) fn push_tokens(&mut self, tokens: &Tokens, block: usize, limit: Option<usize>) {
+        let [batch, heads, count, _] = tokens.keys.dims();
+        for start in (0..count).step_by(block) {
+            let piece = tokens.range(start..count.min(start + block));
+            let length = piece.keys.dims()[2];
+            if let Some((mean, first)) = &mut self.places {
+                let positions = piece.positions.float().cast(piece.keys.dtype()).reshape([batch, heads, length, 1]);
+                first.push(positions.clone().narrow(2, 0, 1));
+                mean.push(positions.mean_dim(2));
+            }
+            let begin = self.blocks.last().map_or(0, |block| block.end);
+            self.push_block(begin..begin + length, piece.keys, piece.values, None);
+            if let Some(limit) = limit {
+                self.merge_to(limit);
+            }
+        }
     }
 
     /// Adds blocks at `positions` of which only the means are kept, `[batch, kv_heads, blocks, head_dim]` each.
@@ -145,24 +173,28 @@ impl Statistics {
         let at = |buffer: &RowBuffer, i: usize| buffer.range(i, i + 1);
         let delta = |buffer: &RowBuffer| at(buffer, first + 1) - at(buffer, first);
         let (delta_key, delta_value) = (delta(&self.mean_key), delta(&self.mean_value));
-        let compression = self.compression;
-        let spread = |buffer: &mut RowBuffer, right: Tensor<4>| {
+        let compression = &self.compression;
+        let spread = |buffer: &mut RowBuffer, right: Tensor<4>, form| {
             let [batch, heads, _, width] = delta_key.dims();
             let between = delta_key.clone().swap_dims(2, 3).matmul(right) * (w1 * w2);
             let square = [batch, heads, width, width];
-            let within = at(buffer, first).reshape(square) * w1 + at(buffer, first + 1).reshape(square) * w2;
-            let merged = truncate(within + between, compression);
-            replace_pair(buffer, first, merged.reshape([batch, heads, 1, width * width]));
+            let of = |buffer: &RowBuffer, i| compression.load(at(buffer, i), width, form).reshape(square);
+            let within = of(buffer, first) * w1 + of(buffer, first + 1) * w2;
+            replace_pair(buffer, first, compression.store(within + between, form));
         };
         if let Some(buffer) = &mut self.state {
-            spread(buffer, delta_value);
+            spread(buffer, delta_value, Form::General);
         }
         if let Some(buffer) = &mut self.covariance {
-            spread(buffer, delta_key.clone());
+            spread(buffer, delta_key.clone(), Form::Symmetric);
         }
-        for buffer in
-            [Some(&mut self.mean_key), Some(&mut self.mean_value), self.meta_key.as_mut()].into_iter().flatten()
-        {
+        let (mean_place, first_place) = self.places.as_mut().map(|(mean, first)| (mean, first)).unzip();
+        if let Some(buffer) = first_place {
+            let merged = at(buffer, first).min_pair(at(buffer, first + 1));
+            replace_pair(buffer, first, merged);
+        }
+        let means = [Some(&mut self.mean_key), Some(&mut self.mean_value), self.meta_key.as_mut(), mean_place];
+        for buffer in means.into_iter().flatten() {
             let merged = at(buffer, first) * w1 + at(buffer, first + 1) * w2;
             replace_pair(buffer, first, merged);
         }
@@ -184,14 +216,30 @@ impl Statistics {
     /// Blocks `range` of every statistic.
     pub(crate) fn view(&self, range: std::ops::Range<usize>) -> StatisticsView {
         let of = |buffer: &RowBuffer| buffer.range(range.start, range.end);
+        let width = self.mean_key.all().dims()[3];
+        let matrices = |buffer: &RowBuffer, form| self.compression.load(of(buffer), width, form);
         StatisticsView {
             blocks: self.blocks[range.clone()].to_vec(),
             mean_key: of(&self.mean_key),
             mean_value: of(&self.mean_value),
-            state: self.state.as_ref().map(of),
-            covariance: self.covariance.as_ref().map(of),
+            state: self.state.as_ref().map(|buffer| matrices(buffer, Form::General)),
+            covariance: self.covariance.as_ref().map(|buffer| matrices(buffer, Form::Symmetric)),
             meta_key: self.meta_key.as_ref().map(of),
+            mean_place: None,
+            hidden: None,
         }
+    }
+
+    /// Every block [made of tokens](Statistics::push_tokens) that stand anywhere; those with one before `visible` are hidden.
+    pub(crate) fn view_of_tokens(&self, visible: usize) -> StatisticsView {
+        let mut view = self.view(0..self.len());
+        if let Some((mean, first)) = &self.places {
+            let [batch, heads, blocks, _] = first.all().dims();
+            let hidden = first.all().lower_elem(visible as f64).float().cast(first.all().dtype()) * MASKED;
+            view.hidden = Some(hidden.reshape([batch, heads, 1, 1, blocks]));
+            view.mean_place = Some(mean.all().reshape([batch, heads, 1, 1, blocks]));
+        }
+        view
     }
 
     /// The means of whole chunks of `per_chunk` blocks each.
@@ -221,12 +269,15 @@ impl Statistics {
             state: None,
             covariance: None,
             meta_key: None,
+            mean_place: None,
+            hidden: None,
         }
     }
 
     /// Bytes of every buffer.
     pub(crate) fn bytes(&self) -> usize {
-        let optional = [&self.state, &self.covariance, &self.meta_key];
+        let (mean_place, first_place) = self.places.as_ref().map(|(mean, first)| (mean, first)).unzip();
+        let optional = [self.state.as_ref(), self.covariance.as_ref(), self.meta_key.as_ref(), mean_place, first_place];
         let optional = optional.into_iter().flatten().map(RowBuffer::bytes).sum::<usize>();
         self.mean_key.bytes() + self.mean_value.bytes() + optional + self.blocks.len() * size_of::<Range<usize>>()
     }
@@ -252,6 +303,10 @@ pub(crate) struct StatisticsView {
     pub(crate) covariance: Option<Tensor<4>>,
     /// `[batch, heads, blocks, head_dim]`.
     pub(crate) meta_key: Option<Tensor<4>>,
+    /// Mean positions where every KV head has its own, `[batch, kv_heads, 1, 1, blocks]`.
+    pub(crate) mean_place: Option<Tensor<5>>,
+    /// [`MASKED`] where a block may not be read, likewise.
+    pub(crate) hidden: Option<Tensor<5>>,
 }
 
 /// Puts `merged` in the place of rows `first` and `first + 1`.
@@ -274,7 +329,7 @@ mod tests {
     use super::*;
 
     const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
-    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, compression: 1 };
+    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, places: false, room: 1, compression: 1 };
 
     /// Rows that differ in everything, `[2, heads, tokens, 3]`.
     fn rows(heads: usize, tokens: usize, salt: f32) -> Tensor<4> {

@@ -1,6 +1,6 @@
 //! Bounded when asked: the bytes of a cache do not depend on the length of the text.
 
-use bsbr_attn::{BlockAttentionConfig, Retrieval};
+use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use proptest::prelude::*;
 
 use crate::common::{Case, cases, devices, settings};
@@ -29,15 +29,22 @@ proptest! {
     #[test]
     fn a_bounded_state_and_no_retrieval_have_constant_bytes(case in cases(), limit in 1usize..=4) {
         let chunk = case.config.chunk_size;
-        for (retrieval, max_chunks) in [(Retrieval::State, Some(limit)), (Retrieval::None, None)] {
-            let config = BlockAttentionConfig { retrieval, max_chunks, ..case.config.clone() };
+        let kept = BlockAttentionConfig { selector: Selector::MeanKey, kept_tokens: 10, ..case.config.clone() };
+        let base = BlockAttentionConfig { kept_tokens: 0, ..case.config.clone() };
+        let state = |max_chunks, base| BlockAttentionConfig { retrieval: Retrieval::State, max_chunks, ..base };
+        for config in [
+            state(Some(limit), base.clone()),
+            state(Some(limit), kept.clone()),
+            state(Some(0), kept),
+            BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..base },
+        ] {
             let case = long(case.clone(), config);
             for device in devices() {
                 let bytes = bytes(&case, &device);
                 // By the tenth chunk the sinks lie behind the local region and blocks have begun to merge.
                 let (warm, later) = bytes[9 * chunk..].split_at(chunk);
                 for (at, chunk) in later.chunks(chunk).enumerate() {
-                    prop_assert_eq!(chunk, warm, "{:?}, chunk {}", retrieval, 10 + at);
+                    prop_assert_eq!(chunk, warm, "{:?}, chunk {}", case.config, 10 + at);
                 }
             }
         }
@@ -46,7 +53,7 @@ proptest! {
     #[test]
     fn other_kinds_grow_with_the_text_and_no_faster(case in cases()) {
         for retrieval in [Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
-            let config = BlockAttentionConfig { retrieval, max_chunks: None, ..case.config.clone() };
+            let config = BlockAttentionConfig { retrieval, kept_tokens: 0, max_chunks: None, ..case.config.clone() };
             let case = long(case.clone(), config);
             for device in devices() {
                 let bytes = bytes(&case, &device);
