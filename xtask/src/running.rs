@@ -10,6 +10,7 @@ use bsbr_model::{
     weight_specs,
 };
 use burn::tensor::Device;
+use sha2::{Digest, Sha256};
 
 use crate::{
     model::LocalModel,
@@ -71,6 +72,12 @@ pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<
         bail!("{}: the text is empty", path.display());
     }
     Ok(tokenizer.encode(&text)?)
+}
+
+/// SHA-256 of a file, in lower-case hexadecimal.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What to measure with a window of `window` tokens.

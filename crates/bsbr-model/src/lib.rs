@@ -47,6 +47,7 @@
 //! ```
 
 mod cache;
+mod calibrate_meta;
 mod config;
 mod decoder;
 mod error;
@@ -62,6 +63,7 @@ mod text;
 mod weights;
 
 pub use cache::DecoderCache;
+pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use config::{
     Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
     Norm, PositionPolicy, Positions, RotaryScaling,
