@@ -50,7 +50,7 @@ pub(crate) struct AttentionArgs {
     /// Weight of the covariance in a block's estimated mass [default: 0.8]
     #[arg(long, value_name = "W")]
     covariance_weight: Option<f64>,
-    /// Cut states to the rank that 1/N of their numbers hold [default: 1]
+    /// Store states as 1/N of their numbers [default: 1]
     #[arg(long, value_name = "N")]
     compression_factor: Option<usize>,
     /// Tokens that keep their own keys and values under --retrieval state [default: 0]

@@ -13,6 +13,7 @@ use crate::fused;
 use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
+    compress::Compression,
     full::full_causal,
     kept::{KeptTokens, Watched},
     plain::contiguous_part,
@@ -94,6 +95,7 @@ pub struct AttentionCache {
     sinks: Option<(Tensor<4>, Tensor<4>)>,
     statistics: Option<Statistics>,
     kept: Option<KeptTokens>,
+    has_basis: bool,
     /// Mean keys and mean values of whole chunks, for the fused kernel.
     chunk_means: Option<(RowBuffer, RowBuffer)>,
     /// Blocks handed to `statistics` so far.
@@ -120,19 +122,7 @@ impl AttentionCache {
         let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
         let kept = attention.filter(|attention| attention.kept_tokens > 0);
         let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
-        let places = kept.is_some() && (config.options.window.is_some() || config.options.alibi.is_some());
-        let statistics = attention.filter(|attention| attention.retrieval != Retrieval::None).map(|attention| {
-            let kept = Kept {
-                state: attention.needs_states(),
-                covariance: attention.needs_covariance(),
-                meta_key: attention.needs_meta(),
-                places,
-                // One more than are kept, until they are merged.
-                room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),
-                compression: attention.compression_factor,
-            };
-            Statistics::new(sizes, kept, device)
-        });
+        let statistics = new_statistics(&config, None, device);
         let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
@@ -143,11 +133,36 @@ impl AttentionCache {
             sinks: None,
             statistics,
             kept,
+            has_basis: false,
             chunk_means: None,
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
         })
+    }
+
+    /// The empty cache with a basis for its states: `[kv_heads, head_dim, head_dim]`, orthonormal columns, those that hold
+    /// most of the states first.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Shape`] if the basis does not fit, [`AttentionError::Input`] if the cache is not empty or its
+    /// settings [use none](BlockAttentionConfig::needs_state_basis).
+    pub fn with_state_basis(mut self, basis: Tensor<3>) -> Result<Self, AttentionError> {
+        let CacheConfig { kv_heads, head_dim, .. } = self.config;
+        let expected = [kv_heads, head_dim, head_dim];
+        if basis.dims() != expected {
+            let (expected, found) = (format!("{expected:?}"), basis.dims().to_vec());
+            return Err(AttentionError::Shape { tensor: "state basis", expected, found });
+        }
+        let used = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
+        if !self.is_empty() || !used {
+            let problem = if used { "a basis must be given before the first token" } else { "no state uses a basis" };
+            return Err(AttentionError::Input(problem.into()));
+        }
+        self.statistics = new_statistics(&self.config, Some(basis.clone()), &basis.device());
+        self.has_basis = true;
+        Ok(self)
     }
 
     /// Tokens seen so far.
@@ -466,6 +481,10 @@ impl AttentionCache {
         }
         check_shape("keys", keys, [batch, kv_heads, tokens, head_dim])?;
         check_shape("values", values, [batch, kv_heads, tokens, head_dim])?;
+        if !self.has_basis && self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis) {
+            let problem = "calibrated_states needs a basis for the states, none was given: see with_state_basis";
+            return Err(AttentionError::Input(problem.into()));
+        }
         let wanted = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta);
         match meta {
             Some(meta) if wanted => {
@@ -484,6 +503,26 @@ impl AttentionCache {
             None => Err(AttentionError::Input("selector = meta needs meta queries and keys, none were given".into())),
         }
     }
+}
+
+/// Empty statistics where the settings keep any, compressed along `basis` where there is one.
+fn new_statistics(config: &CacheConfig, basis: Option<Tensor<3>>, device: &Device) -> Option<Statistics> {
+    let attention = config.attention.as_ref().filter(|attention| attention.retrieval != Retrieval::None)?;
+    let CacheConfig { batch, heads, kv_heads, head_dim, dtype, options, .. } = *config;
+    let compression = Compression::new(attention.compression_factor);
+    let kept = Kept {
+        state: attention.needs_states(),
+        covariance: attention.needs_covariance(),
+        meta_key: attention.needs_meta(),
+        places: attention.kept_tokens > 0 && (options.window.is_some() || options.alibi.is_some()),
+        // One more than are kept, until they are merged.
+        room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),
+        compression: match basis {
+            Some(basis) => compression.along(basis),
+            None => compression,
+        },
+    };
+    Some(Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device))
 }
 
 /// Whether states are mixed by the chunk's first own query (there being no meta query).

@@ -85,10 +85,11 @@ pub struct BlockAttentionConfig {
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
     /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
     pub covariance_weight: f64,
-    /// Cut each `head_dim x head_dim` state to the rank that `1/compression_factor` of its numbers can hold, by truncated
-    /// SVD. The cut states are still stored whole: this sets what compression loses, not yet the memory it saves.
-    /// 1 is exact.
+    /// Store each `head_dim x head_dim` state as this share of its numbers: along the basis found by calibration where there is
+    /// [one](BlockAttentionConfig::calibrated_states), otherwise by truncated SVD; at least one direction is kept. 1 is exact.
     pub compression_factor: usize,
+    /// Compress states along the basis of each KV head that calibration found, an extra weight of the model.
+    pub calibrated_states: bool,
     /// Tokens behind the local region that keep their own keys and values under `retrieval = state`, per KV head: those
     /// that the last queries of each chunk attend to most. Tokens that are kept no longer enter block statistics. 0 keeps
     /// none: then every block does as soon as it leaves the local region. With the `mean-key` selector.
@@ -116,6 +117,7 @@ impl Default for BlockAttentionConfig {
             far: Far::Mean,
             covariance_weight: 0.8,
             compression_factor: 1,
+            calibrated_states: false,
             kept_tokens: 0,
             max_chunks: None,
             additive_gate: 1.0,
@@ -213,8 +215,13 @@ impl BlockAttentionConfig {
         self.selector == Selector::Meta && self.retrieval != Retrieval::None
     }
 
+    /// Whether states are compressed along a calibrated basis, and with it that extra weight.
+    pub fn needs_state_basis(&self) -> bool {
+        self.calibrated_states && self.needs_states()
+    }
+
     /// Whether centred states and covariances are read, and so must be kept.
-    pub(crate) fn needs_states(&self) -> bool {
+    pub fn needs_states(&self) -> bool {
         match self.retrieval {
             Retrieval::None => false,
             Retrieval::Blocks => self.far == Far::State,

@@ -34,7 +34,7 @@ pub(crate) struct Statistics {
 }
 
 /// What to keep of a block.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) state: bool,
     pub(crate) covariance: bool,
@@ -43,8 +43,8 @@ pub(crate) struct Kept {
     pub(crate) places: bool,
     /// Room is made for so many blocks at a time.
     pub(crate) room: usize,
-    /// Numbers of a state are divided by this; 1 keeps all.
-    pub(crate) compression: usize,
+    /// How states are stored.
+    pub(crate) compression: Compression,
 }
 
 /// Sizes shared by every buffer.
@@ -60,7 +60,7 @@ pub(crate) struct Sizes {
 impl Statistics {
     pub(crate) fn new(sizes: Sizes, kept: Kept, device: &Device) -> Self {
         let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, kept.room, device, sizes.dtype);
-        let compression = Compression::new(kept.compression);
+        let compression = kept.compression;
         let matrix = |form| buffer(sizes.kv_heads, compression.numbers(sizes.head_dim, form));
         Self {
             blocks: Vec::new(),
@@ -329,7 +329,9 @@ mod tests {
     use super::*;
 
     const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
-    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, places: false, room: 1, compression: 1 };
+    fn kept() -> Kept {
+        Kept { state: true, covariance: true, meta_key: true, places: false, room: 1, compression: Compression::new(1) }
+    }
 
     /// Rows that differ in everything, `[2, heads, tokens, 3]`.
     fn rows(heads: usize, tokens: usize, salt: f32) -> Tensor<4> {
@@ -339,7 +341,7 @@ mod tests {
 
     /// One block for each of the consecutive ranges that `ends` cut `tokens` tokens into.
     fn blocks(ends: &[usize], keys: &Tensor<4>, values: &Tensor<4>, meta_key: &Tensor<4>) -> Statistics {
-        let mut statistics = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut statistics = Statistics::new(SIZES, kept(), &Device::flex());
         let mut start = 0;
         for &end in ends {
             let of = |rows: &Tensor<4>| rows.clone().narrow(2, start, end - start);
@@ -396,12 +398,12 @@ mod tests {
     #[test]
     fn blocks_without_tokens_weigh_nothing_in_a_merge() {
         let (keys, values, meta_key) = (rows(2, 4, 0.0), rows(2, 4, 5.0), rows(4, 1, 9.0));
-        let mut merged = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut merged = Statistics::new(SIZES, kept(), &Device::flex());
         merged.push_empty(4);
         merged.push_empty(8);
         merged.push_block(8..12, keys.clone(), values.clone(), Some(meta_key.clone()));
         merged.merge_to(1);
-        let mut alone = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut alone = Statistics::new(SIZES, kept(), &Device::flex());
         alone.push_block(8..12, keys, values, Some(meta_key));
         assert_close(merged.view(0..1), alone.view(0..1));
     }

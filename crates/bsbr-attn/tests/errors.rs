@@ -243,6 +243,25 @@ fn appending_is_refused_where_the_first_query_of_a_chunk_is_read() {
 }
 
 #[test]
+fn bases_that_do_not_fit_are_refused() {
+    let basis = |width: usize| Tensor::<3>::ones([KV_HEADS, width, width], &device());
+    let calibrated =
+        BlockAttentionConfig { retrieval: Retrieval::State, calibrated_states: true, kept_tokens: 2, ..base() };
+    let new = |attention: &BlockAttentionConfig| {
+        AttentionCache::new(cache_config(Some(attention.clone())), &device()).unwrap()
+    };
+    let wrong = new(&calibrated).with_state_basis(basis(WIDTH + 1)).unwrap_err();
+    assert_says(&wrong, &["`state basis`", "shape [2, 9, 9]", "expected [2, 8, 8]"]);
+    let unused = new(&BlockAttentionConfig { calibrated_states: false, ..calibrated.clone() });
+    assert_says(&unused.with_state_basis(basis(WIDTH)).unwrap_err(), &["no state uses a basis"]);
+    let run = |cache: &mut AttentionCache| cache.prefill(ones(HEADS, 2), ones(KV_HEADS, 2), ones(KV_HEADS, 2), None);
+    assert_refuses(&mut new(&calibrated), &["calibrated_states", "none was given"], run);
+    let mut right = new(&calibrated).with_state_basis(basis(WIDTH)).unwrap();
+    run(&mut right).unwrap();
+    assert_says(&right.with_state_basis(basis(WIDTH)).unwrap_err(), &["before the first token"]);
+}
+
+#[test]
 fn masks_without_sense_are_refused() {
     let uneven = Padding::new(&[vec![true; 3], vec![true; 2]]);
     assert_says(&uneven.unwrap_err(), &["mask row 1", "2 entries", "row 0 has 3"]);

@@ -91,16 +91,22 @@ pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String 
     let mut text = if before.is_empty() { model_card(record, &[], &[]) } else { before.to_owned() };
     if let Some(calibration) = &record.calibration {
         let accepted = calibration.meta.iter().filter(|layer| layer.accepted).count();
+        let _ = writeln!(text, "{CALIBRATION}");
+        if !calibration.meta.is_empty() {
+            let layers = calibration.meta.len();
+            let _ = writeln!(
+                text,
+                "Meta projections: fitted in {accepted} of {layers} layers, the others keep their start values."
+            );
+        }
+        if !calibration.states.is_empty() {
+            let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
+        }
         let _ = write!(
             text,
-            "{CALIBRATION}\nMeta projections: fitted in {accepted} of {} layers, the others keep their start values; {} tokens \
-             in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original was \
-             changed. Anything measured above was measured before.\n",
-            calibration.meta.len(),
-            calibration.tokens,
-            calibration.window,
-            calibration.held_out,
-            calibration.text_sha256,
+            "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original \
+             was changed. Anything measured above was measured before.\n",
+            calibration.tokens, calibration.window, calibration.held_out, calibration.text_sha256,
         );
     }
     text.push_str(after);

@@ -79,6 +79,14 @@ impl Decoder {
                 return Err(ModelError::Config { setting: "selector", problem });
             }
         }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let needs = config.layer_attention(layer).is_some_and(|a| a.needs_state_basis());
+            if needs && block.attention.state_basis.is_none() {
+                let problem =
+                    format!("needs a basis for the states of each layer, layer {layer} has none: calibrate the model");
+                return Err(ModelError::Config { setting: "calibrated_states", problem });
+            }
+        }
         Ok(Self { config, ..self.clone() })
     }
 
@@ -93,7 +101,8 @@ impl Decoder {
     ///
     /// As [`DecoderCache::new`].
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
-        DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())
+        let cache = DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())?;
+        cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))
     }
 
     /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,

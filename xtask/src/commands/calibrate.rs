@@ -3,8 +3,11 @@
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, bail};
+use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
-use bsbr_model::{MetaCalibrationConfig, MetaLayer, calibrate_meta};
+use bsbr_model::{
+    MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_meta, calibrate_states,
+};
 
 use crate::{
     args::{DeviceArgs, check_output_dir},
@@ -62,33 +65,49 @@ pub(crate) fn run(args: Args) -> Result<()> {
         );
     }
     let config = source.model_config().clone();
-    if !(0..config.decoder.layers).any(|layer| config.layer_attention(layer).is_some_and(|a| a.needs_meta())) {
+    let any = |needs: fn(&BlockAttentionConfig) -> bool| {
+        (0..config.decoder.layers).any(|layer| config.layer_attention(layer).is_some_and(needs))
+    };
+    let (has_meta, has_states) = (any(BlockAttentionConfig::needs_meta), any(BlockAttentionConfig::needs_states));
+    if !has_meta && !has_states {
         bail!(
             "{shown} has nothing to calibrate: under its settings every weight is one of the original model, and they are \
-             meant to be used as they are. What can be calibrated are meta projections (convert with --selector meta)"
+             meant to be used as they are. What can be calibrated are meta projections (convert with --selector meta) and the \
+             compression of states (--retrieval state)"
         );
     }
     let tokenizer = tokenizer(&source, &args.model)?;
     let tokens = read_tokens(&tokenizer, &args.text)?;
     let window = args.window.unwrap_or_else(|| config.decoder.max_positions.min(LONGEST_WINDOW));
-    let settings = MetaCalibrationConfig { window, windows: args.tokens / window.max(1) };
+    let windows = args.tokens / window.max(1);
 
     let started = Instant::now();
     let decoder = load(source, &args.device.resolve()?)?;
     let mut progress = Progress::new("calibrating");
-    let calibration =
-        calibrate_meta(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64))?;
+    let settings = MetaCalibrationConfig { window, windows };
+    let meta = has_meta
+        .then(|| calibrate_meta(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64)))
+        .transpose()?;
+    let settings = StateCalibrationConfig { window, windows };
+    let states = has_states
+        .then(|| calibrate_states(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64)))
+        .transpose()?;
     drop(progress);
+    let fitted = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows)).unwrap_or(0);
+    let held_out = meta.as_ref().map_or(0, |meta| meta.held_out);
     let seconds = started.elapsed().as_secs_f64();
     let recorded = RecordedCalibration {
         text_sha256: sha256(&args.text)?,
-        tokens: (calibration.windows + calibration.held_out) * window,
+        tokens: (fitted + held_out) * window,
         window,
-        held_out: calibration.held_out,
-        meta: calibration.layers.clone(),
+        held_out,
+        meta: meta.as_ref().map_or_else(Vec::new, |meta| meta.layers.clone()),
+        states: states.as_ref().map_or_else(Vec::new, |states| states.layers.clone()),
     };
-    let weights = calibration.weights()?;
-    let calibrated = Calibrated { config: None, weights: &weights, calibration: recorded.clone() };
+    let mut weights = meta.as_ref().map_or_else(|| Ok(Vec::new()), |meta| meta.weights())?;
+    weights.extend(states.iter().flat_map(|states| states.weights()));
+    let configured = states.as_ref().map(|states| states.configured(&config));
+    let calibrated = Calibrated { config: configured.as_ref(), weights: &weights, calibration: recorded.clone() };
     let output_dir = args.output_dir.unwrap_or_else(|| args.model.clone());
     let mut bar = Progress::new("writing");
     write_calibrated(&args.model, &output_dir, &calibrated, args.force, &mut |progress| {
@@ -98,12 +117,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.format {
         Format::Table => {
             let head = format!(
-                "calibrated to {} in {seconds:.1} s, on {} windows of {window} tokens; {} more to choose by\n",
+                "calibrated to {} in {seconds:.1} s, on {fitted} windows of {window} tokens; {held_out} more to choose by\n",
                 output_dir.display(),
-                calibration.windows,
-                calibration.held_out
             );
-            output::result(&format!("{head}\n{}", meta_table(&recorded.meta)))
+            let mut tables = Vec::with_capacity(2);
+            if !recorded.meta.is_empty() {
+                tables.push(meta_table(&recorded.meta));
+            }
+            if !recorded.states.is_empty() {
+                tables.push(state_table(&recorded.states));
+            }
+            output::result(&format!("{head}\n{}", tables.join("\n")))
         }
         Format::Json => {
             let json = serde_json::json!({
@@ -112,6 +136,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::result(&serde_json::to_string_pretty(&json)?)
         }
     }
+}
+
+/// A line for each layer, and one for all.
+fn state_table(layers: &[StateLayer]) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mean = layers.iter().map(|layer| layer.held_by_a_quarter).sum::<f64>() / layers.len().max(1) as f64;
+    let row = |layer: &StateLayer| vec![layer.layer.to_string(), percent(layer.held_by_a_quarter)];
+    let mut rows: Vec<Vec<String>> = layers.iter().map(row).collect();
+    rows.push(vec!["mean".to_owned(), percent(mean)]);
+    output::table(&["layer", "of the states in a quarter of the directions"], &rows)
 }
 
 /// A line for each layer, and one for all.

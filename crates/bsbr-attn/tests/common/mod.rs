@@ -264,6 +264,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             far,
             covariance_weight,
             compression_factor: 1,
+            calibrated_states: false,
             kept_tokens,
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
             additive_gate: 1.0,
