@@ -1,8 +1,10 @@
 //! The state of one layer's attention over a growing sequence, and attention itself: every way of running it, at once,
 //! in pieces or token by token, goes through [`AttentionCache::prefill`].
 
+mod kept;
 #[cfg(feature = "flex")]
 mod prefill;
+mod states;
 
 use std::ops::Range;
 
@@ -13,16 +15,11 @@ use crate::fused;
 use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
-    compress::Compression,
     full::full_causal,
-    kept::{KeptTokens, Watched},
-    plain::contiguous_part,
-    statistics::{Kept, Sizes, Statistics},
+    kept::KeptTokens,
+    statistics::{Sizes, Statistics},
     tile::{TileInput, attend_tile},
 };
-
-/// Blocks beyond which room is not made in advance.
-const MOST_ROOM: usize = 256;
 
 /// Shape and settings of an [`AttentionCache`].
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +119,7 @@ impl AttentionCache {
         let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
         let kept = attention.filter(|attention| attention.kept_tokens > 0);
         let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
-        let statistics = new_statistics(&config, None, device);
+        let statistics = states::new_statistics(&config, None, device);
         let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
@@ -139,30 +136,6 @@ impl AttentionCache {
             chunk_query: None,
             pending_meta_keys: Vec::new(),
         })
-    }
-
-    /// The empty cache with a basis for its states: `[kv_heads, head_dim, head_dim]`, orthonormal columns, those that hold
-    /// most of the states first.
-    ///
-    /// # Errors
-    ///
-    /// [`AttentionError::Shape`] if the basis does not fit, [`AttentionError::Input`] if the cache is not empty or its
-    /// settings [use none](BlockAttentionConfig::needs_state_basis).
-    pub fn with_state_basis(mut self, basis: Tensor<3>) -> Result<Self, AttentionError> {
-        let CacheConfig { kv_heads, head_dim, .. } = self.config;
-        let expected = [kv_heads, head_dim, head_dim];
-        if basis.dims() != expected {
-            let (expected, found) = (format!("{expected:?}"), basis.dims().to_vec());
-            return Err(AttentionError::Shape { tensor: "state basis", expected, found });
-        }
-        let used = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
-        if !self.is_empty() || !used {
-            let problem = if used { "a basis must be given before the first token" } else { "no state uses a basis" };
-            return Err(AttentionError::Input(problem.into()));
-        }
-        self.statistics = new_statistics(&self.config, Some(basis.clone()), &basis.device());
-        self.has_basis = true;
-        Ok(self)
     }
 
     /// Tokens seen so far.
@@ -406,38 +379,6 @@ impl AttentionCache {
         }
     }
 
-    /// Tokens from the start of the rows up to `local_start` are kept, or enter statistics.
-    fn choose_kept(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
-        let leaving = self.start.max(attention.sink_tokens).min(local_start)..local_start;
-        let (Some(kept), Some(statistics)) = (&mut self.kept, &mut self.statistics) else { return };
-        if leaving.is_empty() {
-            return;
-        }
-        let options = &self.config.options;
-        let tile = kept.watchers(self.config.kv_heads, self.length);
-        let of = |rows: &RowBuffer, range: Range<usize>| rows.range(range.start - self.start, range.end - self.start);
-        let part = |range: Range<usize>| {
-            contiguous_part(&tile, of(&self.keys, range.clone()), of(&self.values, range.clone()), range, options)
-        };
-        let mut others = Vec::with_capacity(2);
-        if let Some((keys, values)) = &self.sinks {
-            others.push(contiguous_part(&tile, keys.clone(), values.clone(), 0..keys.dims()[2], options));
-        }
-        if self.start < leaving.start {
-            others.push(part(self.start..leaving.start));
-        }
-        let watched = Watched {
-            others,
-            rows: part(leaving.start..self.length),
-            leaving: (of(&self.keys, leaving.clone()), of(&self.values, leaving.clone()), leaving),
-        };
-        if let Some(gone) = kept.choose(&tile, watched, self.length, options)
-            && attention.max_chunks != Some(0)
-        {
-            statistics.push_tokens(&gone, attention.block_size, attention.max_chunks);
-        }
-    }
-
     /// Sinks up to `end`, where there are more of them than one local region holds.
     fn more_sinks(&self, keys: Tensor<4>, values: Tensor<4>, end: usize) -> (Tensor<4>, Tensor<4>) {
         let have = keys.dims()[2];
@@ -503,26 +444,6 @@ impl AttentionCache {
             None => Err(AttentionError::Input("selector = meta needs meta queries and keys, none were given".into())),
         }
     }
-}
-
-/// Empty statistics where the settings keep any, compressed along `basis` where there is one.
-fn new_statistics(config: &CacheConfig, basis: Option<Tensor<3>>, device: &Device) -> Option<Statistics> {
-    let attention = config.attention.as_ref().filter(|attention| attention.retrieval != Retrieval::None)?;
-    let CacheConfig { batch, heads, kv_heads, head_dim, dtype, options, .. } = *config;
-    let compression = Compression::new(attention.compression_factor);
-    let kept = Kept {
-        state: attention.needs_states(),
-        covariance: attention.needs_covariance(),
-        meta_key: attention.needs_meta(),
-        places: attention.kept_tokens > 0 && (options.window.is_some() || options.alibi.is_some()),
-        // One more than are kept, until they are merged.
-        room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),
-        compression: match basis {
-            Some(basis) => compression.along(basis),
-            None => compression,
-        },
-    };
-    Some(Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device))
 }
 
 /// Whether states are mixed by the chunk's first own query (there being no meta query).

@@ -11,7 +11,7 @@ use burn::tensor::{Device, Int, Tensor, activation::softmax};
 
 use crate::{
     AttentionOptions,
-    buffer::RowBuffer,
+    buffer::{RowBuffer, copied},
     plain::{MASKED, Part, Tile, Values, biased_at, float_tensor, int_tensor, scores},
     statistics::Sizes,
 };
@@ -151,6 +151,7 @@ impl KeptTokens {
 
         let device = keys.device();
         let positions = int_tensor(positions, &device).reshape([1, 1, leaving]).expand([batch, kv_heads, leaving]);
+        let (keys, values) = if self.tokens.is_none() { (copied(keys), copied(values)) } else { (keys, values) };
         let mut new = Tokens { keys, values, positions, scores: shares.clone().narrow(2, before, leaving) };
         if let Some(old) = self.tokens.take() {
             let remembered = old.scores * MEMORY + shares.narrow(2, 0, before) * (1.0 - MEMORY);

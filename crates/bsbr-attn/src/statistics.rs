@@ -106,8 +106,8 @@ impl Statistics {
         self.mean_value.push(mean_value);
     }
 
-    /// Adds tokens that stand anywhere, in order of position, as blocks of `block` tokens, merging down to `limit`. What these blocks have for
-    /// positions counts tokens, those summarised so far.
+    /// Adds tokens that stand anywhere, in order of position, as blocks of `block` tokens, and merges them down to `limit`.
+    /// What these blocks have for positions counts tokens: those summarised so far.
     pub(crate) fn push_tokens(&mut self, tokens: &Tokens, block: usize, limit: Option<usize>) {
         let [batch, heads, count, _] = tokens.keys.dims();
         for start in (0..count).step_by(block) {
