@@ -53,9 +53,12 @@ pub(crate) struct AttentionArgs {
     /// Weight of the covariance in a block's estimated mass [default: 0.8]
     #[arg(long, value_name = "W")]
     covariance_weight: Option<f64>,
-    /// Cut states to the rank that 1/N of their numbers hold [default: 1]
+    /// Store states as 1/N of their numbers [default: 1]
     #[arg(long, value_name = "N")]
     compression_factor: Option<usize>,
+    /// Tokens that keep their own keys and values under --retrieval state [default: 0]
+    #[arg(long, value_name = "N")]
+    kept_tokens: Option<usize>,
     /// Most block statistics kept under --retrieval state; bounds the memory
     #[arg(long, value_name = "N")]
     max_chunks: Option<usize>,
@@ -78,7 +81,16 @@ impl AttentionArgs {
             ($($field:ident),*) => { $(if let Some(value) = self.$field.clone() { config.$field = value; set(true); })* };
         }
         overlay!(chunk_size, local_chunks, sink_tokens, retrieval, block_size, top_k, selector, far);
-        overlay!(exact_tokens, fine_tokens, top_chunks, reach, covariance_weight, compression_factor, additive_gate);
+        overlay!(
+            exact_tokens,
+            fine_tokens,
+            top_chunks,
+            reach,
+            covariance_weight,
+            compression_factor,
+            kept_tokens,
+            additive_gate
+        );
         if self.max_chunks.is_some() {
             config.max_chunks = self.max_chunks;
             set(true);

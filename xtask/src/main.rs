@@ -33,6 +33,8 @@ struct Cli {
 enum Command {
     /// Convert a Hugging Face checkpoint; without --model the built-in one, with a full report.
     Convert(commands::convert::Args),
+    /// Fit the weights a conversion added to a text, in closed form.
+    Calibrate(commands::calibrate::Args),
     /// Write a converted model back as the Hugging Face checkpoint it was made of.
     Export(commands::export::Args),
     /// Measure perplexity and agreement with the original attention.
@@ -62,6 +64,7 @@ impl std::error::Error for CheckFailed {}
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Convert(args) => commands::convert::run(args),
+        Command::Calibrate(args) => commands::calibrate::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),

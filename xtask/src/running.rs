@@ -10,6 +10,7 @@ use bsbr_model::{
     weight_specs,
 };
 use burn::tensor::Device;
+use sha2::{Digest, Sha256};
 
 use crate::{
     model::LocalModel,
@@ -73,6 +74,12 @@ pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<
     Ok(tokenizer.encode(&text)?)
 }
 
+/// SHA-256 of a file, in lower-case hexadecimal.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// What to measure with a window of `window` tokens.
 fn windows_of(attention: &BlockAttentionConfig, window: usize, windows: usize) -> EvaluateConfig {
     EvaluateConfig { window, windows, skip: attention.chunk_size.min(window.saturating_sub(2)) }
@@ -89,7 +96,8 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let original = decoder.with_config(|config| config.attention = None)?;
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
-    let control = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
+    let control =
+        BlockAttentionConfig { retrieval: Retrieval::None, kept_tokens: 0, max_chunks: None, ..attention.clone() };
     let control = decoder.with_config(|config| config.attention = Some(control))?;
     let mut variants = vec![("converted", &converted)];
     if attention.retrieval != Retrieval::None {

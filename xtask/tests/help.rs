@@ -12,7 +12,7 @@ fn the_program_lists_its_commands() {
 
 #[test]
 fn every_command_explains_its_flags() {
-    for command in ["convert", "export", "eval", "generate", "verify", "inspect", "bench"] {
+    for command in ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench"] {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
     }
 }

@@ -103,6 +103,11 @@ impl RowBuffer {
         self.length = length;
     }
 
+    /// Forgets every row; the room stays as it is.
+    pub(crate) fn clear(&mut self) {
+        self.length = 0;
+    }
+
     /// Replaces the content.
     pub(crate) fn set(&mut self, rows: Tensor<4>) {
         self.length = 0;

@@ -1,8 +1,10 @@
 //! The state of one layer's attention over a growing sequence, and attention itself: every way of running it, at once,
 //! in pieces or token by token, goes through [`AttentionCache::prefill`].
 
+mod kept;
 #[cfg(feature = "flex")]
 mod prefill;
+mod states;
 
 use std::ops::Range;
 
@@ -14,7 +16,8 @@ use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
     full::full_causal,
-    statistics::{Kept, Sizes, Statistics},
+    kept::KeptTokens,
+    statistics::{Sizes, Statistics},
     tile::{TileInput, attend_tile},
 };
 
@@ -75,7 +78,8 @@ pub struct Meta {
 /// Keys, values and block statistics of one layer for a batch of sequences of equal length.
 ///
 /// What is kept depends on the kind: everything for full attention and `blocks`; sinks and the local region for `none`;
-/// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set.
+/// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set; with
+/// `kept_tokens` also so many tokens, and statistics of the rest only.
 #[derive(Debug, Clone)]
 pub struct AttentionCache {
     config: CacheConfig,
@@ -87,6 +91,8 @@ pub struct AttentionCache {
     /// Sinks, once the local region has moved past them and `keys` no longer holds them.
     sinks: Option<(Tensor<4>, Tensor<4>)>,
     statistics: Option<Statistics>,
+    kept: Option<KeptTokens>,
+    has_basis: bool,
     /// Mean keys and mean values of whole chunks and radii of their keys, for the fused kernel.
     chunk_means: Option<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
     /// Blocks handed to `statistics` so far.
@@ -110,16 +116,10 @@ impl AttentionCache {
         // Blocks are gathered out of the buffers as a whole.
         let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.block_size } else { 1 });
         let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype);
-        let statistics = attention.filter(|attention| attention.retrieval != Retrieval::None).map(|attention| {
-            let kept = Kept {
-                state: attention.needs_states(),
-                covariance: attention.needs_covariance(),
-                meta_key: attention.needs_meta(),
-                radius: attention.needs_radii(),
-                compression: attention.compression_factor,
-            };
-            Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device)
-        });
+        let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
+        let kept = attention.filter(|attention| attention.kept_tokens > 0);
+        let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
+        let statistics = states::new_statistics(&config, None, device);
         let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
@@ -129,6 +129,8 @@ impl AttentionCache {
             values,
             sinks: None,
             statistics,
+            kept,
+            has_basis: false,
             chunk_means: None,
             summarised: 0,
             chunk_query: None,
@@ -158,6 +160,7 @@ impl AttentionCache {
             + self.values.bytes()
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
+            + self.kept.as_ref().map_or(0, KeptTokens::bytes)
             + self.chunk_means.as_ref().map_or(0, |(keys, values, radii)| {
                 keys.bytes() + values.bytes() + radii.as_ref().map_or(0, RowBuffer::bytes)
             })
@@ -213,6 +216,11 @@ impl AttentionCache {
             if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
                 cache.chunk_query = Some(copied(query.clone().narrow(2, piece.start, 1)));
             }
+            if let Some(kept) = &mut cache.kept {
+                let place = start % attention.chunk_size;
+                let query = query.clone().narrow(2, piece.start, piece.len());
+                kept.watch(&query, place..place + piece.len(), attention.chunk_size);
+            }
             #[cfg(feature = "flex")]
             if cache.config.kernel == Kernel::Fastest && fused::covers(&attention) {
                 let rows = fused::Rows {
@@ -240,6 +248,7 @@ impl AttentionCache {
                 values: &cache.values,
                 rows_start: cache.start,
                 sinks: cache.sinks.as_ref(),
+                kept: cache.kept.as_ref(),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
             };
@@ -342,7 +351,9 @@ impl AttentionCache {
         let local_start = attention.local_start(chunk);
         let block = attention.statistics_block();
         let sinks = attention.sink_tokens;
-        if let Some(statistics) = &mut self.statistics {
+        if self.kept.is_some() {
+            self.choose_kept(attention, local_start);
+        } else if let Some(statistics) = &mut self.statistics {
             while (self.summarised + 1) * block <= local_start {
                 let end = (self.summarised + 1) * block;
                 let begin = (self.summarised * block).max(sinks).min(end);
@@ -415,6 +426,10 @@ impl AttentionCache {
         }
         check_shape("keys", keys, [batch, kv_heads, tokens, head_dim])?;
         check_shape("values", values, [batch, kv_heads, tokens, head_dim])?;
+        if !self.has_basis && self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis) {
+            let problem = "calibrated_states needs a basis for the states, none was given: see with_state_basis";
+            return Err(AttentionError::Input(problem.into()));
+        }
         let wanted = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta);
         match meta {
             Some(meta) if wanted => {

@@ -1,4 +1,4 @@
-//! Truncated singular value decomposition of small square matrices, in tensor operations.
+//! Small square matrices stored as fewer numbers: along a basis, or by truncated singular value decomposition.
 
 use burn::tensor::Tensor;
 
@@ -6,24 +6,113 @@ use burn::tensor::Tensor;
 /// to the power of twice this.
 const ITERATIONS: usize = 6;
 
-/// The best approximation of `[batch, heads, d, d]` matrices by `d * d / factor` numbers each: rank `d / (2 factor)`
-/// (two factors of `d x rank`), at least 1. `factor = 1` returns the matrices unchanged.
+/// How a matrix of a block is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Any matrix.
+    General,
+    /// A symmetric one.
+    Symmetric,
+}
+
+/// How `head_dim x head_dim` matrices are stored: as `1 / factor` of their numbers.
+///
+/// Along a calibrated basis `B` of `head_dim / factor` orthonormal columns a matrix `C` is `B^T C`, a symmetric one `S` is
+/// `B^T S B`; sums and means of stored matrices are those of the matrices. Without a basis each matrix is two factors of
+/// rank `head_dim / (2 factor)`. At least one direction is kept; `factor = 1` stores matrices as they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Compression {
+    factor: usize,
+    /// `[1, kv_heads, head_dim, rank]`.
+    basis: Option<Tensor<4>>,
+}
+
+impl Compression {
+    pub(crate) fn new(factor: usize) -> Self {
+        Self { factor, basis: None }
+    }
+
+    /// With the first columns of `basis`, `[kv_heads, head_dim, head_dim]`.
+    pub(crate) fn along(self, basis: Tensor<3>) -> Self {
+        let width = basis.dims()[1];
+        let rank = (width / self.factor).max(1);
+        let basis = (self.factor > 1).then(|| basis.narrow(2, 0, rank).unsqueeze::<4>());
+        Self { basis, ..self }
+    }
+
+    /// Numbers of a stored matrix.
+    pub(crate) fn numbers(&self, width: usize, form: Form) -> usize {
+        match (&self.basis, form) {
+            _ if self.factor == 1 => width * width,
+            (Some(basis), Form::General) => basis.dims()[3] * width,
+            (Some(basis), Form::Symmetric) => basis.dims()[3] * basis.dims()[3],
+            (None, _) => 2 * self.rank(width) * width,
+        }
+    }
+
+    /// Of the two factors.
+    fn rank(&self, width: usize) -> usize {
+        (width / (2 * self.factor)).max(1)
+    }
+
+    /// `[batch, kv_heads, d, d]` as rows `[batch, kv_heads, 1, numbers]`.
+    pub(crate) fn store(&self, matrices: Tensor<4>, form: Form) -> Tensor<4> {
+        let [batch, heads, width, _] = matrices.dims();
+        let stored = match &self.basis {
+            _ if self.factor == 1 => matrices,
+            Some(basis) => {
+                let basis = basis.clone().expand([batch, heads, width, basis.dims()[3]]);
+                let along = basis.clone().swap_dims(2, 3).matmul(matrices);
+                if form == Form::Symmetric { along.matmul(basis) } else { along }
+            }
+            None => {
+                let (left, right) = factors(matrices, self.rank(width));
+                Tensor::cat(vec![left.swap_dims(2, 3), right], 2)
+            }
+        };
+        stored.reshape([batch, heads, 1, self.numbers(width, form)])
+    }
+
+    /// Stored matrices `[batch, kv_heads, n, numbers]` whole again, `[batch, kv_heads, n, d * d]`.
+    pub(crate) fn load(&self, rows: Tensor<4>, width: usize, form: Form) -> Tensor<4> {
+        let [batch, heads, count, _] = rows.dims();
+        let whole = match &self.basis {
+            _ if self.factor == 1 => return rows,
+            Some(basis) => {
+                let rank = basis.dims()[3];
+                let basis = basis.clone().unsqueeze_dim::<5>(2).expand([batch, heads, count, width, rank]);
+                let along = match form {
+                    Form::General => rows.reshape([batch, heads, count, rank, width]),
+                    Form::Symmetric => {
+                        rows.reshape([batch, heads, count, rank, rank]).matmul(basis.clone().swap_dims(3, 4))
+                    }
+                };
+                basis.matmul(along)
+            }
+            None => {
+                let rank = self.rank(width);
+                let both = rows.reshape([batch, heads, count, 2 * rank, width]);
+                both.clone().narrow(3, 0, rank).swap_dims(3, 4).matmul(both.narrow(3, rank, rank))
+            }
+        };
+        whole.reshape([batch, heads, count, width * width])
+    }
+}
+
+/// Orthonormal columns `U` `[batch, heads, d, rank]` and `U^T C` for matrices `C` `[batch, heads, d, d]`: `U U^T C` is their
+/// best approximation of that rank.
 ///
 /// Subspace iteration (Halko, Martinsson, Tropp 2011, algorithm 4.4), started from pivoted columns instead of random
 /// ones.
-pub(crate) fn truncate(matrices: Tensor<4>, factor: usize) -> Tensor<4> {
-    if factor == 1 {
-        return matrices;
-    }
-    let [_, _, width, _] = matrices.dims();
-    let rank = (width / (2 * factor)).max(1);
+fn factors(matrices: Tensor<4>, rank: usize) -> (Tensor<4>, Tensor<4>) {
     let transposed = matrices.clone().swap_dims(2, 3);
     let mut basis = leading_columns(matrices.clone(), rank);
     for _ in 0..ITERATIONS {
         // One factor after the other: in `C C^T` directions weaker than the root of the rounding error are lost.
         basis = orthonormal(matrices.clone().matmul(transposed.clone().matmul(basis)));
     }
-    basis.clone().matmul(basis.swap_dims(2, 3).matmul(matrices))
+    let along = basis.clone().swap_dims(2, 3).matmul(matrices);
+    (basis, along)
 }
 
 /// A start for the iteration: `rank` columns of `[batch, heads, d, d]`, each the longest beside those before it.
@@ -115,11 +204,14 @@ mod tests {
         (0..width * width).map(entry).collect()
     }
 
-    /// The matrices, `[1, matrices, width, width]`, after [`truncate`].
+    /// The matrices, `[1, matrices, width, width]`, stored and loaded.
     fn truncated(matrices: &[Vec<f64>], width: usize, factor: usize) -> Vec<Vec<f64>> {
         let data: Vec<f32> = matrices.iter().flatten().map(|&x| x as f32).collect();
         let data = TensorData::new(data, [1, matrices.len(), width, width]);
-        let result = truncate(Tensor::from_data(data, &Device::flex()), factor).try_into_vec_as::<f64>().unwrap();
+        let compression = Compression::new(factor);
+        let stored = compression.store(Tensor::from_data(data, &Device::flex()), Form::General);
+        assert_eq!(stored.dims(), [1, matrices.len(), 1, compression.numbers(width, Form::General)]);
+        let result = compression.load(stored, width, Form::General).try_into_vec_as::<f64>().unwrap();
         result.chunks(width * width).map(<[f64]>::to_vec).collect()
     }
 
@@ -185,6 +277,38 @@ mod tests {
             for (at, (matrix, result)) in matrices.iter().zip(truncated(&matrices, width, 2)).enumerate() {
                 let error = distance(&result, matrix) / norm(matrix);
                 assert!(error < 1e-5, "matrix {at} of width {width}: {error}");
+            }
+        }
+    }
+
+    /// The first columns of an orthonormal basis, and matrices that live in their span.
+    #[test]
+    fn a_matrix_in_the_span_of_the_basis_is_kept_whole_in_its_share_of_numbers() {
+        let width = 16;
+        let columns = orthonormal_columns(width, 3);
+        let entries = |at: usize| columns[at % width][at / width] as f32;
+        let basis = TensorData::new((0..width * width).map(entries).collect(), [1, width, width]);
+        let basis = Tensor::<3>::from_data(basis, &Device::flex());
+        for factor in [2, 4, 16] {
+            let compression = Compression::new(factor).along(basis.clone());
+            let rank = width / factor;
+            for (form, numbers) in [(Form::General, width * width / factor), (Form::Symmetric, rank * rank)] {
+                let entry = |at: usize| -> f64 {
+                    let (row, column) = (at / width, at % width);
+                    let right = |k: usize| match form {
+                        Form::Symmetric => columns[k][column],
+                        Form::General => noise(k * width + column),
+                    };
+                    (0..rank).map(|k| (1.0 + k as f64) * columns[k][row] * right(k)).sum()
+                };
+                let matrix: Vec<f64> = (0..width * width).map(entry).collect();
+                let data: Vec<f32> = matrix.iter().map(|&x| x as f32).collect();
+                let data = Tensor::from_data(TensorData::new(data, [1, 1, width, width]), &Device::flex());
+                let stored = compression.store(data, form);
+                assert_eq!(stored.dims(), [1, 1, 1, numbers]);
+                let found = compression.load(stored, width, form).try_into_vec_as::<f64>().unwrap();
+                let error = distance(&found, &matrix) / norm(&matrix);
+                assert!(error < 1e-5, "factor {factor}, {form:?}: {error}");
             }
         }
     }

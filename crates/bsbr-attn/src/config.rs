@@ -90,12 +90,17 @@ pub struct BlockAttentionConfig {
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
     /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
     pub covariance_weight: f64,
-    /// Cut each `head_dim x head_dim` state to the rank that `1/compression_factor` of its numbers can hold, by truncated
-    /// SVD. The cut states are still stored whole: this sets what compression loses, not yet the memory it saves.
-    /// 1 is exact.
+    /// Store each `head_dim x head_dim` state as this share of its numbers: along the basis found by calibration where there is
+    /// [one](BlockAttentionConfig::calibrated_states), otherwise by truncated SVD; at least one direction is kept. 1 is exact.
     pub compression_factor: usize,
+    /// Compress states along the basis of each KV head that calibration found, an extra weight of the model.
+    pub calibrated_states: bool,
+    /// Tokens behind the local region that keep their own keys and values under `retrieval = state`, per KV head: those
+    /// that the last queries of each chunk attend to most. Tokens that are kept no longer enter block statistics. 0 keeps
+    /// none: then every block does as soon as it leaves the local region. With the `mean-key` selector.
+    pub kept_tokens: usize,
     /// Most block statistics kept under `retrieval = state`: beyond it neighbours are merged, so that the
-    /// memory no longer grows with the text.
+    /// memory no longer grows with the text. With `kept_tokens`, 0 drops what is not kept.
     pub max_chunks: Option<usize>,
     /// Gate `g` on the retrieved part of `retrieval = additive`; 1 as published.
     pub additive_gate: f64,
@@ -118,6 +123,8 @@ impl Default for BlockAttentionConfig {
             far: Far::Mean,
             covariance_weight: 0.8,
             compression_factor: 1,
+            calibrated_states: false,
+            kept_tokens: 0,
             max_chunks: None,
             additive_gate: 1.0,
         }
@@ -148,8 +155,16 @@ impl BlockAttentionConfig {
         if self.compression_factor == 0 {
             return fail("compression_factor", "0".into(), "at least 1 (1 keeps whole states)");
         }
-        if self.max_chunks == Some(0) {
-            return fail("max_chunks", "0".into(), "at least 1 (retrieval = none keeps no state)");
+        if self.kept_tokens > 0 && self.retrieval != Retrieval::State {
+            let expected = "0 unless retrieval = state: the other kinds keep every token or none";
+            return fail("kept_tokens", self.kept_tokens.to_string(), expected);
+        }
+        if self.kept_tokens > 0 && self.selector == Selector::Meta {
+            let expected = "0 with selector = meta: meta keys belong to whole blocks, and kept tokens break these up";
+            return fail("kept_tokens", self.kept_tokens.to_string(), expected);
+        }
+        if self.max_chunks == Some(0) && self.kept_tokens == 0 {
+            return fail("max_chunks", "0".into(), "at least 1 without kept_tokens (retrieval = none keeps no state)");
         }
         if self.max_chunks.is_some() && self.retrieval != Retrieval::State {
             let value = format!("{:?}", self.max_chunks.unwrap_or_default());
@@ -174,6 +189,11 @@ impl BlockAttentionConfig {
     /// Tokens of the blocks that carry statistics: `block_size`, or whole chunks under `additive`.
     pub fn statistics_block(&self) -> usize {
         if self.retrieval == Retrieval::Additive { self.chunk_size } else { self.block_size }
+    }
+
+    /// Queries at the end of each chunk that decide which tokens are kept: a quarter of the chunk.
+    pub(crate) fn watchers(&self) -> usize {
+        (self.chunk_size / 4).max(1)
     }
 
     /// First token of the local region of a token of chunk `chunk`.
@@ -209,8 +229,13 @@ impl BlockAttentionConfig {
         self.selector == Selector::Meta && self.retrieval != Retrieval::None
     }
 
+    /// Whether states are compressed along a calibrated basis, and with it that extra weight.
+    pub fn needs_state_basis(&self) -> bool {
+        self.calibrated_states && self.needs_states()
+    }
+
     /// Whether centred states and covariances are read, and so must be kept.
-    pub(crate) fn needs_states(&self) -> bool {
+    pub fn needs_states(&self) -> bool {
         match self.retrieval {
             Retrieval::None => false,
             Retrieval::Blocks => self.far == Far::State,

@@ -44,6 +44,13 @@
 //! - **No positions.** Keys that carry none are chosen by content alone: the order of far blocks does not matter.
 //! - **Softcaps** apply to the scores of keys and of blocks alike.
 //!
+//! # Constant memory
+//!
+//! Under `retrieval = state` with `kept_tokens` and `max_chunks` a cache stops growing. At every chunk border the last
+//! queries of the chunk before tell which tokens behind the local region keep their own keys and values, per KV head; the
+//! others are summarised in statistics, neighbours of which merge. A token that is not kept is gone as itself: what no one
+//! asked for in time is not found later.
+//!
 //! # Causality
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
@@ -59,6 +66,7 @@ mod error;
 mod full;
 #[cfg(feature = "flex")]
 mod fused;
+mod kept;
 mod kernel;
 mod options;
 mod padding;

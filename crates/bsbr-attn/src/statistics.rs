@@ -11,8 +11,9 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::buffer::RowBuffer;
-use crate::compress::truncate;
-use crate::plain::float_tensor;
+use crate::compress::{Compression, Form};
+use crate::kept::Tokens;
+use crate::plain::{MASKED, float_tensor};
 
 /// Statistics of consecutive blocks. Every tensor is `[batch, heads, blocks, width]`.
 #[derive(Debug, Clone)]
@@ -21,27 +22,33 @@ pub(crate) struct Statistics {
     blocks: Vec<Range<usize>>,
     mean_key: RowBuffer,
     mean_value: RowBuffer,
-    /// `C`, rows by columns flattened: width `head_dim * head_dim`.
+    /// `C`, stored as [`Compression`] says.
     state: Option<RowBuffer>,
-    /// `S`, flattened like `C`.
+    /// `S`, likewise.
     covariance: Option<RowBuffer>,
     /// Meta keys, one per query head.
     meta_key: Option<RowBuffer>,
     /// Largest distance of a key from the mean in each channel.
     radius: Option<RowBuffer>,
-    compression: usize,
+    /// Of blocks whose tokens stand elsewhere in every KV head, where that matters: their mean and their first position.
+    places: Option<(RowBuffer, RowBuffer)>,
+    compression: Compression,
 }
 
 /// What to keep of a block.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) state: bool,
     pub(crate) covariance: bool,
     pub(crate) meta_key: bool,
     /// Not of blocks that are merged.
     pub(crate) radius: bool,
-    /// Numbers of a state are divided by this; 1 keeps all.
-    pub(crate) compression: usize,
+    /// Blocks are [made of any tokens](Statistics::push_tokens), and where these stand matters.
+    pub(crate) places: bool,
+    /// Room is made for so many blocks at a time.
+    pub(crate) room: usize,
+    /// How states are stored.
+    pub(crate) compression: Compression,
 }
 
 /// Sizes shared by every buffer.
@@ -56,17 +63,19 @@ pub(crate) struct Sizes {
 
 impl Statistics {
     pub(crate) fn new(sizes: Sizes, kept: Kept, device: &Device) -> Self {
-        let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, 1, device, sizes.dtype);
-        let square = sizes.head_dim * sizes.head_dim;
+        let buffer = |heads, width| RowBuffer::new(sizes.batch, heads, width, kept.room, device, sizes.dtype);
+        let compression = kept.compression;
+        let matrix = |form| buffer(sizes.kv_heads, compression.numbers(sizes.head_dim, form));
         Self {
             blocks: Vec::new(),
             mean_key: buffer(sizes.kv_heads, sizes.head_dim),
             mean_value: buffer(sizes.kv_heads, sizes.head_dim),
-            state: kept.state.then(|| buffer(sizes.kv_heads, square)),
-            covariance: kept.covariance.then(|| buffer(sizes.kv_heads, square)),
+            state: kept.state.then(|| matrix(Form::General)),
+            covariance: kept.covariance.then(|| matrix(Form::Symmetric)),
             meta_key: kept.meta_key.then(|| buffer(sizes.heads, sizes.head_dim)),
             radius: kept.radius.then(|| buffer(sizes.kv_heads, sizes.head_dim)),
-            compression: kept.compression,
+            places: kept.places.then(|| (buffer(sizes.kv_heads, 1), buffer(sizes.kv_heads, 1))),
+            compression,
         }
     }
 
@@ -79,7 +88,7 @@ impl Statistics {
         values: Tensor<4>,
         meta_key: Option<Tensor<4>>,
     ) {
-        let [batch, heads, count, width] = keys.dims();
+        let count = keys.dims()[2];
         debug_assert_eq!(count, positions.len());
         self.blocks.push(positions);
         if let (Some(buffer), Some(key)) = (&mut self.meta_key, meta_key) {
@@ -93,17 +102,36 @@ impl Statistics {
         if self.state.is_some() || self.covariance.is_some() {
             let centred = keys - mean_key.clone();
             let scaled = centred.clone().swap_dims(2, 3) / count as f64;
-            let square = [batch, heads, 1, width * width];
             if let Some(buffer) = &mut self.state {
                 let state = scaled.clone().matmul(values - mean_value.clone());
-                buffer.push(truncate(state, self.compression).reshape(square));
+                buffer.push(self.compression.store(state, Form::General));
             }
             if let Some(buffer) = &mut self.covariance {
-                buffer.push(truncate(scaled.matmul(centred), self.compression).reshape(square));
+                buffer.push(self.compression.store(scaled.matmul(centred), Form::Symmetric));
             }
         }
         self.mean_key.push(mean_key);
         self.mean_value.push(mean_value);
+    }
+
+    /// Adds tokens that stand anywhere, in order of position, as blocks of `block` tokens, and merges them down to `limit`.
+    /// What these blocks have for positions counts tokens: those summarised so far.
+    pub(crate) fn push_tokens(&mut self, tokens: &Tokens, block: usize, limit: Option<usize>) {
+        let [batch, heads, count, _] = tokens.keys.dims();
+        for start in (0..count).step_by(block) {
+            let piece = tokens.range(start..count.min(start + block));
+            let length = piece.keys.dims()[2];
+            if let Some((mean, first)) = &mut self.places {
+                let positions = piece.positions.float().cast(piece.keys.dtype()).reshape([batch, heads, length, 1]);
+                first.push(positions.clone().narrow(2, 0, 1));
+                mean.push(positions.mean_dim(2));
+            }
+            let begin = self.blocks.last().map_or(0, |block| block.end);
+            self.push_block(begin..begin + length, piece.keys, piece.values, None);
+            if let Some(limit) = limit {
+                self.merge_to(limit);
+            }
+        }
     }
 
     /// Adds blocks at `positions` of which only means and radii are kept, `[batch, kv_heads, blocks, head_dim]` each.
@@ -163,24 +191,28 @@ impl Statistics {
         let at = |buffer: &RowBuffer, i: usize| buffer.range(i, i + 1);
         let delta = |buffer: &RowBuffer| at(buffer, first + 1) - at(buffer, first);
         let (delta_key, delta_value) = (delta(&self.mean_key), delta(&self.mean_value));
-        let compression = self.compression;
-        let spread = |buffer: &mut RowBuffer, right: Tensor<4>| {
+        let compression = &self.compression;
+        let spread = |buffer: &mut RowBuffer, right: Tensor<4>, form| {
             let [batch, heads, _, width] = delta_key.dims();
             let between = delta_key.clone().swap_dims(2, 3).matmul(right) * (w1 * w2);
             let square = [batch, heads, width, width];
-            let within = at(buffer, first).reshape(square) * w1 + at(buffer, first + 1).reshape(square) * w2;
-            let merged = truncate(within + between, compression);
-            replace_pair(buffer, first, merged.reshape([batch, heads, 1, width * width]));
+            let of = |buffer: &RowBuffer, i| compression.load(at(buffer, i), width, form).reshape(square);
+            let within = of(buffer, first) * w1 + of(buffer, first + 1) * w2;
+            replace_pair(buffer, first, compression.store(within + between, form));
         };
         if let Some(buffer) = &mut self.state {
-            spread(buffer, delta_value);
+            spread(buffer, delta_value, Form::General);
         }
         if let Some(buffer) = &mut self.covariance {
-            spread(buffer, delta_key.clone());
+            spread(buffer, delta_key.clone(), Form::Symmetric);
         }
-        for buffer in
-            [Some(&mut self.mean_key), Some(&mut self.mean_value), self.meta_key.as_mut()].into_iter().flatten()
-        {
+        let (mean_place, first_place) = self.places.as_mut().map(|(mean, first)| (mean, first)).unzip();
+        if let Some(buffer) = first_place {
+            let merged = at(buffer, first).min_pair(at(buffer, first + 1));
+            replace_pair(buffer, first, merged);
+        }
+        let means = [Some(&mut self.mean_key), Some(&mut self.mean_value), self.meta_key.as_mut(), mean_place];
+        for buffer in means.into_iter().flatten() {
             let merged = at(buffer, first) * w1 + at(buffer, first + 1) * w2;
             replace_pair(buffer, first, merged);
         }
@@ -202,15 +234,31 @@ impl Statistics {
     /// Blocks `range` of every statistic.
     pub(crate) fn view(&self, range: std::ops::Range<usize>) -> StatisticsView {
         let of = |buffer: &RowBuffer| buffer.range(range.start, range.end);
+        let width = self.mean_key.all().dims()[3];
+        let matrices = |buffer: &RowBuffer, form| self.compression.load(of(buffer), width, form);
         StatisticsView {
             blocks: self.blocks[range.clone()].to_vec(),
             mean_key: of(&self.mean_key),
             mean_value: of(&self.mean_value),
-            state: self.state.as_ref().map(of),
-            covariance: self.covariance.as_ref().map(of),
+            state: self.state.as_ref().map(|buffer| matrices(buffer, Form::General)),
+            covariance: self.covariance.as_ref().map(|buffer| matrices(buffer, Form::Symmetric)),
             meta_key: self.meta_key.as_ref().map(of),
             radius: self.radius.as_ref().map(of),
+            mean_place: None,
+            hidden: None,
         }
+    }
+
+    /// Every block [made of tokens](Statistics::push_tokens) that stand anywhere; those with one before `visible` are hidden.
+    pub(crate) fn view_of_tokens(&self, visible: usize) -> StatisticsView {
+        let mut view = self.view(0..self.len());
+        if let Some((mean, first)) = &self.places {
+            let [batch, heads, blocks, _] = first.all().dims();
+            let hidden = first.all().lower_elem(visible as f64).float().cast(first.all().dtype()) * MASKED;
+            view.hidden = Some(hidden.reshape([batch, heads, 1, 1, blocks]));
+            view.mean_place = Some(mean.all().reshape([batch, heads, 1, 1, blocks]));
+        }
+        view
     }
 
     /// The means of whole chunks of `per_chunk` blocks each, and radii that no key of them lies beyond: the largest
@@ -253,12 +301,16 @@ impl Statistics {
             covariance: None,
             meta_key: None,
             radius,
+            mean_place: None,
+            hidden: None,
         }
     }
 
     /// Bytes of every buffer.
     pub(crate) fn bytes(&self) -> usize {
-        let optional = [&self.state, &self.covariance, &self.meta_key, &self.radius];
+        let (mean_place, first_place) = self.places.as_ref().map(|(mean, first)| (mean, first)).unzip();
+        let optional = [&self.state, &self.covariance, &self.meta_key, &self.radius].map(Option::as_ref);
+        let optional = optional.into_iter().chain([mean_place, first_place]);
         let optional = optional.into_iter().flatten().map(RowBuffer::bytes).sum::<usize>();
         self.mean_key.bytes() + self.mean_value.bytes() + optional + self.blocks.len() * size_of::<Range<usize>>()
     }
@@ -286,6 +338,10 @@ pub(crate) struct StatisticsView {
     pub(crate) meta_key: Option<Tensor<4>>,
     /// `[batch, kv_heads, blocks, head_dim]`.
     pub(crate) radius: Option<Tensor<4>>,
+    /// Mean positions where every KV head has its own, `[batch, kv_heads, 1, 1, blocks]`.
+    pub(crate) mean_place: Option<Tensor<5>>,
+    /// [`MASKED`] where a block may not be read, likewise.
+    pub(crate) hidden: Option<Tensor<5>>,
 }
 
 /// Puts `merged` in the place of rows `first` and `first + 1`.
@@ -308,7 +364,10 @@ mod tests {
     use super::*;
 
     const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
-    const KEPT: Kept = Kept { state: true, covariance: true, meta_key: true, radius: false, compression: 1 };
+    fn kept() -> Kept {
+        let compression = Compression::new(1);
+        Kept { state: true, covariance: true, meta_key: true, radius: false, places: false, room: 1, compression }
+    }
 
     /// Rows that differ in everything, `[2, heads, tokens, 3]`.
     fn rows(heads: usize, tokens: usize, salt: f32) -> Tensor<4> {
@@ -318,7 +377,7 @@ mod tests {
 
     /// One block for each of the consecutive ranges that `ends` cut `tokens` tokens into.
     fn blocks(ends: &[usize], keys: &Tensor<4>, values: &Tensor<4>, meta_key: &Tensor<4>) -> Statistics {
-        let mut statistics = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut statistics = Statistics::new(SIZES, kept(), &Device::flex());
         let mut start = 0;
         for &end in ends {
             let of = |rows: &Tensor<4>| rows.clone().narrow(2, start, end - start);
@@ -375,12 +434,12 @@ mod tests {
     #[test]
     fn blocks_without_tokens_weigh_nothing_in_a_merge() {
         let (keys, values, meta_key) = (rows(2, 4, 0.0), rows(2, 4, 5.0), rows(4, 1, 9.0));
-        let mut merged = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut merged = Statistics::new(SIZES, kept(), &Device::flex());
         merged.push_empty(4);
         merged.push_empty(8);
         merged.push_block(8..12, keys.clone(), values.clone(), Some(meta_key.clone()));
         merged.merge_to(1);
-        let mut alone = Statistics::new(SIZES, KEPT, &Device::flex());
+        let mut alone = Statistics::new(SIZES, kept(), &Device::flex());
         alone.push_block(8..12, keys, values, Some(meta_key));
         assert_close(merged.view(0..1), alone.view(0..1));
     }

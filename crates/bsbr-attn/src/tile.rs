@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor};
 use crate::{
     AttentionOptions, BlockAttentionConfig, Far, Retrieval,
     buffer::RowBuffer,
+    kept::KeptTokens,
     plain::{
         Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
         hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, reach, read_mixed_state,
@@ -34,6 +35,8 @@ pub(crate) struct TileInput<'a> {
     pub(crate) rows_start: usize,
     /// Keys and values of the sinks where the rows do not reach back to them.
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
+    /// Tokens kept behind the local region.
+    pub(crate) kept: Option<&'a KeptTokens>,
     /// Blocks that end before the local region.
     pub(crate) statistics: Option<&'a Statistics>,
     /// Meta query or first query of the chunk, `[batch, heads, 1, head_dim]`.
@@ -92,7 +95,14 @@ pub(crate) fn attend_tile(
             let last = (chunk + 1) * attention.chunk_size - 1;
             let bound = options.first_visible(last).max(attention.sink_tokens);
             let visible = statistics.first_from(bound)..statistics.len();
-            if visible.is_empty() {
+            if let Some(kept) = input.kept {
+                let parts = parts().into_iter().chain(kept.part(&tile, options)).collect();
+                if statistics.len() == 0 {
+                    combine(parts, None).0
+                } else {
+                    read_state(&input, &tile, parts, statistics.view_of_tokens(bound), attention, options)
+                }
+            } else if visible.is_empty() {
                 combine(parts(), None).0
             } else if attention.retrieval == Retrieval::State {
                 read_state(&input, &tile, parts(), statistics.view(visible), attention, options)
@@ -269,7 +279,7 @@ fn read_state(
     let (query, keys) = meta_pair(input, &view);
     match (view.state, weights) {
         (Some(state), Some(weights)) => {
-            let mixture = mixed_state(query, keys, state, &view.blocks, options.scale);
+            let mixture = mixed_state(query, keys, state, (&view.blocks, view.hidden.as_ref()), options.scale);
             output + read_mixed_state(tile, mixture, weights.sum_dim(4), options.scale)
         }
         _ => output,

@@ -63,7 +63,7 @@ fn settings_out_of_range_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(BlockAttentionConfig, [&str; 3]); 14] = [
+    let cases: [(BlockAttentionConfig, [&str; 3]); 16] = [
         (set(|c| c.chunk_size = 0), ["chunk_size", "is 0", "1 to 65536"]),
         (set(|c| (c.chunk_size, c.block_size) = (65540, 4)), ["chunk_size", "is 65540", "1 to 65536"]),
         (set(|c| c.block_size = 0), ["block_size", "is 0", "divisor of chunk_size = 8"]),
@@ -80,6 +80,11 @@ fn settings_out_of_range_are_refused() {
         (
             set(|c| (c.retrieval, c.max_chunks) = (Retrieval::Additive, Some(3))),
             ["max_chunks", "is 3", "unset unless retrieval = state"],
+        ),
+        (set(|c| c.kept_tokens = 3), ["kept_tokens", "is 3", "0 unless retrieval = state"]),
+        (
+            set(|c| (c.retrieval, c.selector, c.kept_tokens) = (Retrieval::State, Selector::Meta, 5)),
+            ["kept_tokens", "is 5", "0 with selector = meta"],
         ),
         (set(|c| c.covariance_weight = -0.1), ["covariance_weight", "is -0.1", "0 or more"]),
         (set(|c| c.covariance_weight = f64::NAN), ["covariance_weight", "is NaN", "finite"]),
@@ -105,6 +110,9 @@ fn settings_that_fit_are_accepted() {
         BlockAttentionConfig { retrieval, top_k: 0, ..base() }.validate().unwrap();
     }
     BlockAttentionConfig { retrieval: Retrieval::State, max_chunks: Some(1), ..base() }.validate().unwrap();
+    BlockAttentionConfig { retrieval: Retrieval::State, kept_tokens: 9, max_chunks: Some(0), ..base() }
+        .validate()
+        .unwrap();
     BlockAttentionConfig { local_chunks: 0, sink_tokens: 0, covariance_weight: 0.0, ..base() }.validate().unwrap();
 }
 
@@ -232,6 +240,25 @@ fn appending_is_refused_where_the_first_query_of_a_chunk_is_read() {
             cache.append(ones(KV_HEADS, 2), ones(KV_HEADS, 2), None)
         });
     }
+}
+
+#[test]
+fn bases_that_do_not_fit_are_refused() {
+    let basis = |width: usize| Tensor::<3>::ones([KV_HEADS, width, width], &device());
+    let calibrated =
+        BlockAttentionConfig { retrieval: Retrieval::State, calibrated_states: true, kept_tokens: 2, ..base() };
+    let new = |attention: &BlockAttentionConfig| {
+        AttentionCache::new(cache_config(Some(attention.clone())), &device()).unwrap()
+    };
+    let wrong = new(&calibrated).with_state_basis(basis(WIDTH + 1)).unwrap_err();
+    assert_says(&wrong, &["`state basis`", "shape [2, 9, 9]", "expected [2, 8, 8]"]);
+    let unused = new(&BlockAttentionConfig { calibrated_states: false, ..calibrated.clone() });
+    assert_says(&unused.with_state_basis(basis(WIDTH)).unwrap_err(), &["no state uses a basis"]);
+    let run = |cache: &mut AttentionCache| cache.prefill(ones(HEADS, 2), ones(KV_HEADS, 2), ones(KV_HEADS, 2), None);
+    assert_refuses(&mut new(&calibrated), &["calibrated_states", "none was given"], run);
+    let mut right = new(&calibrated).with_state_basis(basis(WIDTH)).unwrap();
+    run(&mut right).unwrap();
+    assert_says(&right.with_state_basis(basis(WIDTH)).unwrap_err(), &["before the first token"]);
 }
 
 #[test]

@@ -156,6 +156,10 @@ fn gradients_of_states_are_right() {
             assert_gradients(Some(state));
         }
     }
+    for max_chunks in [None, Some(0), Some(2)] {
+        let kept = BlockAttentionConfig { retrieval: Retrieval::State, kept_tokens: 3, max_chunks, ..base() };
+        assert_gradients(Some(kept));
+    }
 }
 
 #[test]
@@ -208,7 +212,7 @@ mod fused {
             if matches!(case.config.retrieval, Retrieval::State | Retrieval::Additive) {
                 case.config.retrieval = Retrieval::Blocks;
             }
-            case.config.max_chunks = None;
+            (case.config.max_chunks, case.config.kept_tokens) = (None, 0);
             if case.config.far == Far::State {
                 case.config.far = Far::Mean;
             }

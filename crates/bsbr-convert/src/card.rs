@@ -77,3 +77,38 @@ fn reversibility(record: &ConversionRecord) -> &'static str {
         "No original weight was changed; exporting gives the original tensors back bit for bit, in safetensors files."
     }
 }
+
+/// Heading of the section on calibration.
+const CALIBRATION: &str = "\n## Calibration\n";
+
+/// A model card with a section on calibration in place of any that it had.
+pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String {
+    let (before, after) = match card.split_once(CALIBRATION) {
+        // Up to the next section.
+        Some((before, old)) => (before, old.find("\n## ").map_or("", |next| &old[next..])),
+        None => (card, ""),
+    };
+    let mut text = if before.is_empty() { model_card(record, &[], &[]) } else { before.to_owned() };
+    if let Some(calibration) = &record.calibration {
+        let accepted = calibration.meta.iter().filter(|layer| layer.accepted).count();
+        let _ = writeln!(text, "{CALIBRATION}");
+        if !calibration.meta.is_empty() {
+            let layers = calibration.meta.len();
+            let _ = writeln!(
+                text,
+                "Meta projections: fitted in {accepted} of {layers} layers, the others keep their start values."
+            );
+        }
+        if !calibration.states.is_empty() {
+            let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
+        }
+        let _ = write!(
+            text,
+            "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original \
+             was changed. Anything measured above was measured before.\n",
+            calibration.tokens, calibration.window, calibration.held_out, calibration.text_sha256,
+        );
+    }
+    text.push_str(after);
+    text
+}

@@ -17,6 +17,7 @@
 //!
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
 //! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
+//! - [`write_calibrated`] gives a converted model other numbers in the weights BSBR added;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
 //! - [`hub`] finds a model by its name;
 //! - [`rules`] is the language of the tables in [`ARCHITECTURES`].
@@ -67,6 +68,7 @@
 //! ```
 
 mod arch;
+mod calibrated;
 mod card;
 mod checkpoint;
 mod convert;
@@ -98,6 +100,7 @@ mod tie;
 mod weights;
 
 pub use arch::{ARCHITECTURES, architecture, architecture_by_name};
+pub use calibrated::{Calibrated, RecordedCalibration, write_calibrated};
 pub use checkpoint::Checkpoint;
 pub use convert::{ConversionReport, ConvertOptions, Progress, convert};
 pub use dtype::{DtypePolicy, RecordedCast};

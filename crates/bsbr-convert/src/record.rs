@@ -3,6 +3,7 @@
 use bsbr_attn::BlockAttentionConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::calibrated::RecordedCalibration;
 use crate::dtype::{DtypePolicy, RecordedCast};
 use crate::tensors::FileFormat;
 use crate::tie::HeadForm;
@@ -41,6 +42,9 @@ pub struct ConversionRecord {
     pub parameters_before: usize,
     /// Numbers in the weights of the converted model.
     pub parameters_after: usize,
+    /// What the added weights were calibrated on, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<RecordedCalibration>,
     /// Every tensor of the source.
     pub tensors: Vec<RecordedTensor>,
     /// The weight files of the source.

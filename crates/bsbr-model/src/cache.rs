@@ -1,7 +1,7 @@
 //! What a decoder remembers of the texts it is reading.
 
 use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, Kernel};
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::{ModelConfig, ModelError, Positions, rotary::rotary_sets};
 
@@ -71,6 +71,19 @@ impl DecoderCache {
             Ok(TextCache { layers: layers.collect::<Result<_, _>>()?, length: 0, expected, frequencies })
         };
         Ok(Self { texts: expected_lengths.iter().map(text).collect::<Result<_, ModelError>>()? })
+    }
+
+    /// The empty caches with the basis of each layer that uses one.
+    pub(crate) fn with_state_bases(mut self, basis: impl Fn(usize) -> Option<Tensor<3>>) -> Result<Self, ModelError> {
+        for text in &mut self.texts {
+            for (layer, cache) in text.layers.iter_mut().enumerate() {
+                let uses = cache.config().attention.as_ref().is_some_and(|attention| attention.needs_state_basis());
+                if let Some(basis) = basis(layer).filter(|_| uses) {
+                    *cache = cache.clone().with_state_basis(basis)?;
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Number of texts.

@@ -79,6 +79,14 @@ impl Decoder {
                 return Err(ModelError::Config { setting: "selector", problem });
             }
         }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let needs = config.layer_attention(layer).is_some_and(|a| a.needs_state_basis());
+            if needs && block.attention.state_basis.is_none() {
+                let problem =
+                    format!("needs a basis for the states of each layer, layer {layer} has none: calibrate the model");
+                return Err(ModelError::Config { setting: "calibrated_states", problem });
+            }
+        }
         Ok(Self { config, ..self.clone() })
     }
 
@@ -93,7 +101,8 @@ impl Decoder {
     ///
     /// As [`DecoderCache::new`].
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
-        DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())
+        let cache = DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())?;
+        cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))
     }
 
     /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,
@@ -352,14 +361,20 @@ fn attend(
             heads.each_ref().map(|heads| heads.clone().narrow(2, range.start, range.len()))
         };
         let cache = &mut cache.texts[*text].layers[layer];
-        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, range, cache));
+        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, rotation, range, cache));
         outputs.push(cache.prefill(query, key, value, meta)?);
     }
     Ok((heads, if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
 }
 
-/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block.
-fn meta_inputs(projections: &Projections, normed: &Tensor<2>, range: &Range<usize>, cache: &AttentionCache) -> Meta {
+/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block, rotated as queries and keys are.
+fn meta_inputs(
+    projections: &Projections,
+    normed: &Tensor<2>,
+    rotation: Option<&Rotation>,
+    range: &Range<usize>,
+    cache: &AttentionCache,
+) -> Meta {
     let (heads, width) = (cache.config().heads, cache.config().head_dim);
     let project = |linear: &Option<Linear>, at: Vec<usize>| {
         let linear = linear.as_ref()?;
@@ -369,8 +384,9 @@ fn meta_inputs(projections: &Projections, normed: &Tensor<2>, range: &Range<usiz
         let count = at.len();
         let index: Vec<i32> = at.into_iter().map(|at| (range.start + at) as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &normed.device());
-        let rows = linear.forward(normed.clone().select(0, index));
-        Some(rows.reshape([1, count, heads, width]).swap_dims(1, 2))
+        let rows = linear.forward(normed.clone().select(0, index.clone())).reshape([count, heads, width]);
+        let rows = rotation.map_or_else(|| rows.clone(), |rotation| rotation.at(index).apply(rows.clone()));
+        Some(rows.unsqueeze::<4>().swap_dims(1, 2))
     };
     let count = range.len();
     Meta {

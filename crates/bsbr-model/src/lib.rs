@@ -47,6 +47,8 @@
 //! ```
 
 mod cache;
+mod calibrate_meta;
+mod calibrate_state;
 mod config;
 mod decoder;
 mod error;
@@ -62,6 +64,8 @@ mod text;
 mod weights;
 
 pub use cache::DecoderCache;
+pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
+pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
     Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
     Norm, PositionPolicy, Positions, RotaryScaling,

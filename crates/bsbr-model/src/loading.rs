@@ -121,6 +121,7 @@ impl Loader<'_> {
                 key_norm: self.head_norm(&at("attention.key_norm"), decoder)?,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
+                state_basis: self.optional(&extra("state_basis"))?,
             },
             attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,

@@ -99,6 +99,8 @@ pub struct Projections {
     pub meta_query: Option<Linear>,
     /// `[hidden_size]` to `[heads * head_dim]`.
     pub meta_key: Option<Linear>,
+    /// `[kv_heads, head_dim, head_dim]`: orthonormal columns along which states are compressed, the leading ones first.
+    pub state_basis: Option<Param<Tensor<3>>>,
 }
 
 /// `down(act(up x))`, or `down(act(gate x) * up x)`.

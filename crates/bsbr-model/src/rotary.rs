@@ -2,7 +2,7 @@
 //!
 //! Su et al. 2021; scalings as Hugging Face transformers' `modeling_rope_utils` defines them.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::{DecoderConfig, LayerRotary, Positions, RotaryScaling};
 
@@ -135,6 +135,12 @@ impl Rotation {
         let half = cos.len() / count.max(1);
         let tensor = |data| Tensor::from_data(TensorData::new(data, [count, 1, half]), (device, dtype));
         Self { cos: tensor(cos), sin: tensor(sin) }
+    }
+
+    /// Of some of the tokens.
+    pub(crate) fn at(&self, tokens: Tensor<1, Int>) -> Self {
+        let select = |rows: &Tensor<3>| rows.clone().select(0, tokens.clone());
+        Self { cos: select(&self.cos), sin: select(&self.sin) }
     }
 
     /// Rotates the first `rotary_dim` dimensions of `[tokens, heads, head_dim]`.

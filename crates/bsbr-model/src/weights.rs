@@ -22,7 +22,8 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
-/// `head.{weight,bias}`, and for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`. Which of
+/// `head.{weight,bias}`, and for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for
+/// calibrated states `bsbr.layers.{i}.state_basis`. Which of
 /// them there are follows from the configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
@@ -39,7 +40,12 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
         list.linear("project_in".into(), d.hidden_size, width, false);
     }
     for layer in 0..d.layers {
-        list.layer(layer, config.layer_attention(layer).is_some_and(|a| a.needs_meta()));
+        let attention = config.layer_attention(layer);
+        list.layer(layer, attention.is_some_and(|a| a.needs_meta()));
+        if attention.is_some_and(|a| a.needs_state_basis()) {
+            let name = format!("{EXTRA_PREFIX}layers.{layer}.state_basis");
+            list.add(name, &[d.kv_heads, d.head_dim, d.head_dim]);
+        }
     }
     if d.block.form.final_norm() {
         list.norm("final_norm".into());

@@ -10,8 +10,9 @@
 //!   for its radius where there is a `reach`, and with `far = mean` another `2 d` for its mean value. Where blocks are scored
 //!   by chunks first, candidates are the blocks of the last `fine_tokens`, the chunks before them, and the blocks of the
 //!   opened ones; with `far = state` `2 d^2` more for its state, and as many for the covariance where it has a weight.
-//! - `state`: the same without blocks read exactly; states are mixed once for a chunk, `2 d^2` each, and read with
-//!   `2 d^2` by each token.
+//! - `state`: the same without blocks read exactly, but with the kept tokens; states are mixed once for a chunk, `2 d^2`
+//!   each, and read with `2 d^2` by each token. The last quarter of a chunk scores every key once more to choose what is
+//!   kept.
 //! - `additive`: a score and `2 d^2` for each block and chunk, `2 d^2` for each token.
 
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
@@ -61,10 +62,14 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
             }
         }
         Retrieval::State => {
-            let blocks = complete.min(a.max_chunks.unwrap_or(usize::MAX));
+            let kept = a.kept_tokens.min(local_start - sinks);
+            let rest = if kept > 0 { (local_start - sinks - kept).div_ceil(block) } else { complete };
+            let blocks = rest.min(a.max_chunks.unwrap_or(usize::MAX));
+            let scored = if kept > 0 { sinks + kept + (a.local_chunks + 1) * a.chunk_size } else { 0 };
             let covariance = if a.covariance_weight > 0.0 { state } else { 0.0 };
             let reads = if blocks > 0 { state } else { 0.0 };
-            (0, blocks as f64 * (4.0 * d + covariance) + per_chunk(blocks) * (2.0 * d + state) + reads)
+            let choice = scored as f64 * 2.0 * d / 4.0;
+            (kept, blocks as f64 * (4.0 * d + covariance) + per_chunk(blocks) * (2.0 * d + state) + reads + choice)
         }
         Retrieval::Additive => {
             let reads = if complete > 0 { state } else { 0.0 };
@@ -127,5 +132,9 @@ mod tests {
         let of = |chunk: usize| operations(Some(&bounded), 64, chunk * 128, 128);
         assert_eq!(of(50), of(500));
         assert!(of(50) < operations(None, 64, 50 * 128, 128));
+        // A hundred keys more to read, and once in four tokens 260 + 100 to score.
+        let kept = BlockAttentionConfig { kept_tokens: 100, ..bounded.clone() };
+        let more = 128.0 * 64.0 * (4.0 * 100.0 + 2.0 * (4.0 + 100.0 + 256.0) / 4.0);
+        assert_eq!(operations(Some(&kept), 64, 50 * 128, 128) - of(50), more);
     }
 }

@@ -23,6 +23,6 @@ pub(crate) fn retrieved_state(
     }
     let counts: Vec<f32> = statistics.blocks.iter().map(|block| block.len() as f32).collect();
     let counts = super::float_tensor(counts, &raw.device(), raw.dtype()).reshape([1, 1, blocks, 1]);
-    let mixture = mixed_state(meta_query, meta_keys, raw * counts, &statistics.blocks, scale);
+    let mixture = mixed_state(meta_query, meta_keys, raw * counts, (&statistics.blocks, None), scale);
     tile.query.clone().matmul(mixture)
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor};
 
-use super::{MASKED, Part, Tile, Values, biased, choose::chosen_mask, exact::masked, float_tensor, scores};
+use super::{MASKED, Part, Tile, Values, biased, biased_at, choose::chosen_mask, exact::masked, float_tensor, scores};
 use crate::{AttentionOptions, statistics::StatisticsView};
 
 /// The covariance term may add at most this to a log-mass: keys that are rotated through a block are not normally
@@ -28,7 +28,11 @@ pub(crate) fn far_logits(
     let log_counts = float_tensor(log_counts, &tile.query.device(), tile.query.dtype()).reshape([1, 1, 1, 1, blocks]);
     let mean_position = |block: &Range<usize>| (block.start + block.end.max(1) - 1) as f64 / 2.0;
     let scores = scores(tile, statistics.mean_key.clone(), options);
-    let logits = biased(tile, scores, statistics.blocks.iter().map(mean_position), options) + log_counts;
+    let biased = match &statistics.mean_place {
+        Some(places) => biased_at(tile, scores, places.clone(), options),
+        None => biased(tile, scores, statistics.blocks.iter().map(mean_position), options),
+    };
+    let logits = biased + log_counts;
     match &statistics.covariance {
         Some(covariance) if covariance_weight > 0.0 => {
             let spread = quadratic_forms(tile, covariance);
@@ -48,7 +52,10 @@ pub(crate) fn far_part(
     choice: Option<Tensor<4, Int>>,
     options: &AttentionOptions,
 ) -> Part {
-    let mut logits = hide_cut_blocks(tile, logits, &statistics.blocks, options);
+    let mut logits = match &statistics.hidden {
+        Some(hidden) => logits + hidden.clone(),
+        None => hide_cut_blocks(tile, logits, &statistics.blocks, options),
+    };
     if let Some(choice) = choice {
         let mask = chosen_mask(choice, statistics.blocks.len(), &logits);
         logits = logits + mask;
@@ -130,12 +137,12 @@ pub(crate) fn read_states(
 /// `[batch, kv_heads, group, head_dim, head_dim]`.
 ///
 /// `meta_query` is `[batch, heads, 1, head_dim]`; `meta_keys` `[batch, heads or kv_heads, blocks, head_dim]`; `matrices`
-/// `[batch, kv_heads, blocks, head_dim^2]`. Blocks without tokens take no part.
+/// `[batch, kv_heads, blocks, head_dim^2]`. Blocks without tokens and those `hidden` take no part.
 pub(crate) fn mixed_state(
     meta_query: Tensor<4>,
     meta_keys: Tensor<4>,
     matrices: Tensor<4>,
-    blocks: &[Range<usize>],
+    (blocks, hidden): (&[Range<usize>], Option<&Tensor<5>>),
     scale: f64,
 ) -> Tensor<5> {
     let [batch, heads, _, width] = meta_query.dims();
@@ -145,6 +152,10 @@ pub(crate) fn mixed_state(
     let empty: Vec<f32> = blocks.iter().map(|block| if block.is_empty() { MASKED as f32 } else { 0.0 }).collect();
     let scores =
         scores.clone() + float_tensor(empty, &scores.device(), scores.dtype()).reshape([1, 1, 1, blocks.len()]);
+    let scores = match hidden {
+        Some(hidden) => scores + hidden.clone().reshape([batch, kv_heads, 1, blocks.len()]),
+        None => scores,
+    };
     let weights = burn::tensor::activation::softmax(scores, 3);
     weights.matmul(matrices).reshape([batch, kv_heads, group, width, width])
 }

@@ -80,6 +80,18 @@ pub(crate) fn biased(
     logits + distance.reshape([1, 1, 1, tokens, columns]) * slopes
 }
 
+/// [`biased`] where each KV head has its own columns: `positions` is `[batch, kv_heads, 1, 1, columns]`.
+pub(crate) fn biased_at(tile: &Tile, logits: Tensor<5>, positions: Tensor<5>, options: &AttentionOptions) -> Tensor<5> {
+    let shape = logits.dims();
+    let [batch, kv_heads, group, tokens, columns] = shape;
+    let Some(slopes) = options.slopes(kv_heads, group, &logits) else { return logits };
+    let from_start = positions.cast(logits.dtype()) - tile.start as f64;
+    let token = (0..tokens).map(|token| token as f32).collect();
+    let token = float_tensor(token, &logits.device(), logits.dtype()).reshape([1, 1, 1, tokens, 1]);
+    let each = [batch, kv_heads, 1, tokens, columns];
+    logits + (from_start.expand(each) - token.expand(each)) * slopes
+}
+
 /// Something a tile reads.
 pub(crate) struct Part {
     /// `[batch, kv_heads, group, tokens, columns]`.

@@ -1,6 +1,7 @@
 //! Random cases, devices, and the definitions written out token by token in f64: the independent reference.
 #![allow(dead_code)]
 
+mod kept;
 pub(crate) mod naive;
 
 use std::ops::Range;
@@ -246,6 +247,9 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
         let ((chunk_size, block_size), local_chunks, sink_tokens) = sizes;
         let (retrieval, selector, far, top_k, covariance_weight, max_chunks) = kind;
         let (window, softcap, seed, length) = model;
+        let keeps = retrieval == Retrieval::State && selector == Selector::MeanKey;
+        let kept_tokens = if keeps { [0, 1, 3, 7, 20, 40][(seed / 240 % 6) as usize] } else { 0 };
+        let max_chunks = if kept_tokens == 7 { Some(0) } else { max_chunks };
         let config = BlockAttentionConfig {
             chunk_size,
             local_chunks,
@@ -261,6 +265,8 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             far,
             covariance_weight,
             compression_factor: 1,
+            calibrated_states: false,
+            kept_tokens,
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
             additive_gate: 1.0,
         };

@@ -7,18 +7,18 @@ use bsbr_attn::{Far, Retrieval};
 
 use super::{Case, Inputs};
 
-type Vector = Vec<f64>;
-type Matrix = Vec<Vec<f64>>;
+pub(super) type Vector = Vec<f64>;
+pub(super) type Matrix = Vec<Vec<f64>>;
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn mean(rows: &[Vector], width: usize) -> Vector {
+pub(super) fn mean(rows: &[Vector], width: usize) -> Vector {
     (0..width).map(|x| rows.iter().map(|row| row[x]).sum::<f64>() / rows.len() as f64).collect()
 }
 
-fn softmax(logits: &[f64]) -> Vec<f64> {
+pub(super) fn softmax(logits: &[f64]) -> Vec<f64> {
     let highest = logits.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = logits.iter().map(|x| (x - highest).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -41,7 +41,7 @@ struct Block {
     meta_key: Vec<Vector>,
 }
 
-fn centred(left: &[Vector], right: &[Vector], left_mean: &[f64], right_mean: &[f64]) -> Matrix {
+pub(super) fn centred(left: &[Vector], right: &[Vector], left_mean: &[f64], right_mean: &[f64]) -> Matrix {
     let width = left_mean.len();
     let mut sum = vec![vec![0.0; width]; width];
     for (l, r) in left.iter().zip(right) {
@@ -120,7 +120,7 @@ impl Case {
     }
 
     /// Score of a key that stands at `position` for the token at `t`.
-    fn score(&self, h: usize, t: usize, q: &[f64], (k, position): (&[f64], f64)) -> f64 {
+    pub(super) fn score(&self, h: usize, t: usize, q: &[f64], (k, position): (&[f64], f64)) -> f64 {
         let score = self.options.scale * dot(q, k);
         let score = self.options.softcap.map_or(score, |cap| cap * (score / cap).tanh());
         // The paper's slopes: a geometric sequence from the power of two below, the rest from the one above.
@@ -133,7 +133,7 @@ impl Case {
         score - self.options.alibi.unwrap_or(0.0) * slope * (t as f64 - position)
     }
 
-    fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize) -> f64 {
+    pub(super) fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize) -> f64 {
         let kv = h / (self.heads / self.kv_heads);
         self.score(h, t, &inputs.query.row(b, h, t), (&inputs.keys.row(b, kv, i), i as f64))
     }
@@ -148,6 +148,9 @@ impl Case {
     /// What token `t` of query head `h` reads.
     pub(crate) fn naive(&self, inputs: &Inputs, b: usize, h: usize, t: usize) -> Vector {
         let config = &self.config;
+        if config.kept_tokens > 0 {
+            return self.naive_with_kept(inputs, b, h, t);
+        }
         let group = self.heads / self.kv_heads;
         let kv = h / group;
         let c = t / config.chunk_size;

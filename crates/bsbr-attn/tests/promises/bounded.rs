@@ -1,6 +1,7 @@
 //! Bounded when asked: the bytes of a cache do not depend on the length of the text.
 
-use bsbr_attn::{BlockAttentionConfig, Retrieval};
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, Selector};
+use burn::tensor::Tensor;
 use proptest::prelude::*;
 
 use crate::common::{Case, cases, devices, settings};
@@ -29,15 +30,22 @@ proptest! {
     #[test]
     fn a_bounded_state_and_no_retrieval_have_constant_bytes(case in cases(), limit in 1usize..=4) {
         let chunk = case.config.chunk_size;
-        for (retrieval, max_chunks) in [(Retrieval::State, Some(limit)), (Retrieval::None, None)] {
-            let config = BlockAttentionConfig { retrieval, max_chunks, ..case.config.clone() };
+        let kept = BlockAttentionConfig { selector: Selector::MeanKey, kept_tokens: 10, ..case.config.clone() };
+        let base = BlockAttentionConfig { kept_tokens: 0, ..case.config.clone() };
+        let state = |max_chunks, base| BlockAttentionConfig { retrieval: Retrieval::State, max_chunks, ..base };
+        for config in [
+            state(Some(limit), base.clone()),
+            state(Some(limit), kept.clone()),
+            state(Some(0), kept),
+            BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..base },
+        ] {
             let case = long(case.clone(), config);
             for device in devices() {
                 let bytes = bytes(&case, &device);
                 // By the tenth chunk the sinks lie behind the local region and blocks have begun to merge.
                 let (warm, later) = bytes[9 * chunk..].split_at(chunk);
                 for (at, chunk) in later.chunks(chunk).enumerate() {
-                    prop_assert_eq!(chunk, warm, "{:?}, chunk {}", retrieval, 10 + at);
+                    prop_assert_eq!(chunk, warm, "{:?}, chunk {}", case.config, 10 + at);
                 }
             }
         }
@@ -46,7 +54,7 @@ proptest! {
     #[test]
     fn other_kinds_grow_with_the_text_and_no_faster(case in cases()) {
         for retrieval in [Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
-            let config = BlockAttentionConfig { retrieval, max_chunks: None, ..case.config.clone() };
+            let config = BlockAttentionConfig { retrieval, kept_tokens: 0, max_chunks: None, ..case.config.clone() };
             let case = long(case.clone(), config);
             for device in devices() {
                 let bytes = bytes(&case, &device);
@@ -56,5 +64,70 @@ proptest! {
                 prop_assert!((2.0..=8.0).contains(&growth), "{retrieval:?} grows by {growth}");
             }
         }
+    }
+}
+
+#[test]
+fn compressed_states_take_their_share_of_the_bytes() {
+    for device in devices() {
+        for retrieval in [Retrieval::State, Retrieval::Additive] {
+            let bytes = |factor: usize, calibrated_states: bool| {
+                let config = BlockAttentionConfig {
+                    chunk_size: 8,
+                    block_size: 8,
+                    retrieval,
+                    covariance_weight: 0.0,
+                    compression_factor: factor,
+                    calibrated_states,
+                    ..Default::default()
+                };
+                let options = AttentionOptions::new(16);
+                let case =
+                    Case { batch: 1, heads: 2, kv_heads: 1, head_dim: 16, tokens: 160, config, options, seed: 3 };
+                let mut cache = case.cache(&device);
+                if calibrated_states {
+                    cache = cache.with_state_basis(Tensor::eye(16, &device).unsqueeze::<3>()).unwrap();
+                }
+                case.feed(&mut cache, &case.inputs(), 0..case.tokens, &device);
+                cache.bytes()
+            };
+            for calibrated in [false, true] {
+                let [whole, half, quarter, eighth] = [1, 2, 4, 8].map(|factor| bytes(factor, calibrated));
+                // Halves what is left each time; nothing else changes.
+                assert_eq!(whole - half, 2 * (half - quarter), "{retrieval:?}");
+                assert_eq!(half - quarter, 2 * (quarter - eighth), "{retrieval:?}");
+                // 19 blocks of 8 tokens or a few more with the room to grow, 16 * 16 numbers each.
+                let blocks = (whole - half) / (16 * 16 * 4 / 2);
+                assert!((18..=36).contains(&blocks), "{retrieval:?}: {blocks} blocks");
+            }
+        }
+    }
+}
+
+/// The settings of `configs/bounded.toml`, for heads as SmolLM2-135M has them.
+#[test]
+fn kept_tokens_and_statistics_fit_into_an_eighth_of_the_cache_of_8192_tokens() {
+    let config = BlockAttentionConfig {
+        retrieval: Retrieval::State,
+        kept_tokens: 608,
+        block_size: 16,
+        max_chunks: Some(8),
+        covariance_weight: 0.0,
+        compression_factor: 4,
+        ..Default::default()
+    };
+    let options = AttentionOptions::new(64);
+    let case = Case { batch: 1, heads: 3, kv_heads: 1, head_dim: 64, tokens: 1408, config, options, seed: 7 };
+    let inputs = case.inputs();
+    for device in devices() {
+        let mut cache = case.cache(&device);
+        let mut bytes = Vec::new();
+        for chunk in 0..11 {
+            case.feed(&mut cache, &inputs, chunk * 128..(chunk + 1) * 128, &device);
+            bytes.push(cache.bytes());
+        }
+        assert_eq!(bytes[9], bytes[10], "no longer constant");
+        let full = 8192 * 64 * 2 * 4;
+        assert!(8 * bytes[10] <= full, "{} bytes of {full}", bytes[10]);
     }
 }

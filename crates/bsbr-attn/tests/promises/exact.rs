@@ -1,6 +1,6 @@
 //! Exact when short: where every key a token may see is in its exact set, attention is that of the original model.
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, attend};
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, Selector, attend};
 use proptest::{prelude::*, sample::Index};
 
 use crate::common::{Case, Rows, cases, devices, difference, settings};
@@ -27,8 +27,15 @@ proptest! {
     fn retrieving_every_block_is_full_attention(mut case in cases()) {
         let last_chunk = (case.tokens - 1) / case.config.chunk_size;
         case.config.retrieval = Retrieval::Blocks;
-        case.config.max_chunks = None;
+        (case.config.max_chunks, case.config.kept_tokens) = (None, 0);
         case.config.top_k = (case.config.local_start(last_chunk) / case.config.block_size).max(1);
+        assert_full(&case)?;
+    }
+
+    #[test]
+    fn keeping_every_token_is_full_attention(mut case in cases()) {
+        (case.config.retrieval, case.config.selector) = (Retrieval::State, Selector::MeanKey);
+        case.config.kept_tokens = case.tokens;
         assert_full(&case)?;
     }
 

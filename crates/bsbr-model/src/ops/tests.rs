@@ -75,6 +75,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         key_norm: norm,
         meta_query: None,
         meta_key: None,
+        state_basis: None,
     }
 }
 

@@ -1,0 +1,60 @@
+//! Making the statistics of a cache, with a calibrated basis or without.
+
+use burn::tensor::{Device, Tensor};
+
+use super::{AttentionCache, CacheConfig};
+use crate::{
+    AttentionError, BlockAttentionConfig, Retrieval,
+    compress::Compression,
+    statistics::{Kept, Sizes, Statistics},
+};
+
+/// Blocks beyond which room is not made in advance.
+const MOST_ROOM: usize = 256;
+
+impl AttentionCache {
+    /// The empty cache with a basis for its states: `[kv_heads, head_dim, head_dim]`, orthonormal columns, those that hold
+    /// most of the states first.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Shape`] if the basis does not fit, [`AttentionError::Input`] if the cache is not empty or its
+    /// settings [use none](BlockAttentionConfig::needs_state_basis).
+    pub fn with_state_basis(mut self, basis: Tensor<3>) -> Result<Self, AttentionError> {
+        let CacheConfig { kv_heads, head_dim, .. } = self.config;
+        let expected = [kv_heads, head_dim, head_dim];
+        if basis.dims() != expected {
+            let (expected, found) = (format!("{expected:?}"), basis.dims().to_vec());
+            return Err(AttentionError::Shape { tensor: "state basis", expected, found });
+        }
+        let used = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
+        if !self.is_empty() || !used {
+            let problem = if used { "a basis must be given before the first token" } else { "no state uses a basis" };
+            return Err(AttentionError::Input(problem.into()));
+        }
+        self.statistics = new_statistics(&self.config, Some(basis.clone()), &basis.device());
+        self.has_basis = true;
+        Ok(self)
+    }
+}
+
+/// Empty statistics where the settings keep any, compressed along `basis` where there is one.
+pub(super) fn new_statistics(config: &CacheConfig, basis: Option<Tensor<3>>, device: &Device) -> Option<Statistics> {
+    let attention = config.attention.as_ref().filter(|attention| attention.retrieval != Retrieval::None)?;
+    let CacheConfig { batch, heads, kv_heads, head_dim, dtype, options, .. } = *config;
+    let compression = Compression::new(attention.compression_factor);
+    let kept = Kept {
+        state: attention.needs_states(),
+        covariance: attention.needs_covariance(),
+        meta_key: attention.needs_meta(),
+        radius: attention.needs_radii(),
+        places: attention.kept_tokens > 0 && (options.window.is_some() || options.alibi.is_some()),
+        // One more than are kept, until they are merged.
+        room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),
+        compression: match basis {
+            Some(basis) => compression.along(basis),
+            None => compression,
+        },
+    };
+    Some(Statistics::new(Sizes { batch, heads, kv_heads, head_dim, dtype }, kept, device))
+}

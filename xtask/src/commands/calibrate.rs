@@ -1,0 +1,179 @@
+//! `cargo xtask calibrate`.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Result, bail};
+use bsbr_attn::BlockAttentionConfig;
+use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
+use bsbr_model::{
+    MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_meta, calibrate_states,
+};
+
+use crate::{
+    args::{DeviceArgs, check_output_dir},
+    model::LocalModel,
+    output::{self, Progress},
+    running::{load, open, read_tokens, sha256, tokenizer},
+};
+
+/// Windows are no longer than this unless asked for: what is far from a chunk is plenty there.
+const LONGEST_WINDOW: usize = 2048;
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Converted model
+    #[arg(short, long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text to calibrate on; not one to measure on later
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Most tokens of the text to read
+    #[arg(long, value_name = "N", default_value_t = 16384)]
+    tokens: usize,
+    /// Tokens of a window [default: 2048, or what the model was trained on if that is less]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Where to write the calibrated model; it replaces the model when absent
+    #[arg(short, long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Replace an earlier model there
+    #[arg(long)]
+    force: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(output_dir) = &args.output_dir {
+        check_output_dir(output_dir, args.force)?;
+    }
+    let source = open(&LocalModel::at(&args.model))?;
+    let shown = args.model.display();
+    if !source.is_converted() {
+        bail!(
+            "{shown} is not a converted model: convert it first, with settings that have something to calibrate, for example \
+             `convert --model {shown} --selector meta --output-dir DIR`"
+        );
+    }
+    let config = source.model_config().clone();
+    let any = |needs: fn(&BlockAttentionConfig) -> bool| {
+        (0..config.decoder.layers).any(|layer| config.layer_attention(layer).is_some_and(needs))
+    };
+    let (has_meta, has_states) = (any(BlockAttentionConfig::needs_meta), any(BlockAttentionConfig::needs_states));
+    if !has_meta && !has_states {
+        bail!(
+            "{shown} has nothing to calibrate: under its settings every weight is one of the original model, and they are \
+             meant to be used as they are. What can be calibrated are meta projections (convert with --selector meta) and the \
+             compression of states (--retrieval state)"
+        );
+    }
+    let tokenizer = tokenizer(&source, &args.model)?;
+    let tokens = read_tokens(&tokenizer, &args.text)?;
+    let window = args.window.unwrap_or_else(|| config.decoder.max_positions.min(LONGEST_WINDOW));
+    let windows = args.tokens / window.max(1);
+
+    let started = Instant::now();
+    let decoder = load(source, &args.device.resolve()?)?;
+    let mut progress = Progress::new("calibrating");
+    let settings = MetaCalibrationConfig { window, windows };
+    let meta = has_meta
+        .then(|| calibrate_meta(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64)))
+        .transpose()?;
+    let settings = StateCalibrationConfig { window, windows };
+    let states = has_states
+        .then(|| calibrate_states(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64)))
+        .transpose()?;
+    drop(progress);
+    let fitted = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows)).unwrap_or(0);
+    let held_out = meta.as_ref().map_or(0, |meta| meta.held_out);
+    let seconds = started.elapsed().as_secs_f64();
+    let recorded = RecordedCalibration {
+        text_sha256: sha256(&args.text)?,
+        tokens: (fitted + held_out) * window,
+        window,
+        held_out,
+        meta: meta.as_ref().map_or_else(Vec::new, |meta| meta.layers.clone()),
+        states: states.as_ref().map_or_else(Vec::new, |states| states.layers.clone()),
+    };
+    let mut weights = meta.as_ref().map_or_else(|| Ok(Vec::new()), |meta| meta.weights())?;
+    weights.extend(states.iter().flat_map(|states| states.weights()));
+    let configured = states.as_ref().map(|states| states.configured(&config));
+    let calibrated = Calibrated { config: configured.as_ref(), weights: &weights, calibration: recorded.clone() };
+    let output_dir = args.output_dir.unwrap_or_else(|| args.model.clone());
+    let mut bar = Progress::new("writing");
+    write_calibrated(&args.model, &output_dir, &calibrated, args.force, &mut |progress| {
+        bar.set(progress.done, progress.total);
+    })?;
+    drop(bar);
+    match args.format {
+        Format::Table => {
+            let head = format!(
+                "calibrated to {} in {seconds:.1} s, on {fitted} windows of {window} tokens; {held_out} more to choose by\n",
+                output_dir.display(),
+            );
+            let mut tables = Vec::with_capacity(2);
+            if !recorded.meta.is_empty() {
+                tables.push(meta_table(&recorded.meta));
+            }
+            if !recorded.states.is_empty() {
+                tables.push(state_table(&recorded.states));
+            }
+            output::result(&format!("{head}\n{}", tables.join("\n")))
+        }
+        Format::Json => {
+            let json = serde_json::json!({
+                "schema": "bsbr-calibrate/1", "output": output_dir, "seconds": seconds, "calibration": recorded,
+            });
+            output::result(&serde_json::to_string_pretty(&json)?)
+        }
+    }
+}
+
+/// A line for each layer, and one for all.
+fn state_table(layers: &[StateLayer]) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mean = layers.iter().map(|layer| layer.held_by_a_quarter).sum::<f64>() / layers.len().max(1) as f64;
+    let row = |layer: &StateLayer| vec![layer.layer.to_string(), percent(layer.held_by_a_quarter)];
+    let mut rows: Vec<Vec<String>> = layers.iter().map(row).collect();
+    rows.push(vec!["mean".to_owned(), percent(mean)]);
+    output::table(&["layer", "of the states in a quarter of the directions"], &rows)
+}
+
+/// A line for each layer, and one for all.
+fn meta_table(layers: &[MetaLayer]) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mean = |of: fn(&MetaLayer) -> f64| layers.iter().map(of).sum::<f64>() / layers.len().max(1) as f64;
+    let kept = |layer: &MetaLayer| if layer.accepted { layer.after } else { layer.before };
+    let mut rows: Vec<Vec<String>> = layers
+        .iter()
+        .map(|layer| {
+            let taken = if layer.accepted { "fitted" } else { "start values" };
+            vec![
+                layer.layer.to_string(),
+                percent(layer.before),
+                percent(layer.after),
+                format!("{}", layer.key_ridge),
+                taken.to_owned(),
+            ]
+        })
+        .collect();
+    let accepted = layers.iter().filter(|layer| layer.accepted).count();
+    let kept = layers.iter().map(kept).sum::<f64>() / layers.len().max(1) as f64;
+    rows.push(vec![
+        "mean".to_owned(),
+        percent(mean(|layer| layer.before)),
+        percent(kept),
+        "-".to_owned(),
+        format!("{accepted} of {} fitted", layers.len()),
+    ]);
+    output::table(&["layer", "far attention caught before", "after", "ridge", "kept"], &rows)
+}

@@ -1,0 +1,77 @@
+//! `calibrate`: from a converted model and a text to a model that is read with.
+
+mod common;
+
+use std::fs;
+
+use common::{Place, checkpoint_dir, files};
+use serde_json::Value;
+
+/// The built-in checkpoint converted with meta projections under `converted`, and its held-out text in two halves.
+fn place() -> Place {
+    let place = Place::with("builtin");
+    place.done(
+        "convert -m model -o converted --selector meta --chunk-size 32 --block-size 8 --top-k 8 --exact-tokens 0",
+    );
+    let text = fs::read_to_string(checkpoint_dir("builtin").join("heldout.txt")).expect("a text");
+    let middle = text.char_indices().map(|(at, _)| at).find(|&at| at >= text.len() / 2).expect("a middle");
+    place.write("first.txt", &text[..middle]);
+    place.write("second.txt", &text[middle..]);
+    place
+}
+
+fn json(stdout: &str) -> Value {
+    serde_json::from_str(stdout).expect("JSON")
+}
+
+const FLAGS: &str = "calibrate -m converted --text first.txt --tokens 2048 --window 512";
+
+#[test]
+fn a_calibrated_model_is_nearer_to_the_original_on_other_text_and_exports_the_same_bytes() {
+    let place = place();
+    let report = json(&place.done(&format!("{FLAGS} -o calibrated --format json")));
+    assert_eq!(report["schema"], "bsbr-calibrate/1");
+    let calibration = &report["calibration"];
+    assert_eq!((calibration["tokens"].as_u64(), calibration["held_out"].as_u64()), (Some(2048), Some(1)));
+    assert_eq!(place.json("calibrated/conversion.json")["calibration"], *calibration);
+    let layers = calibration["meta"].as_array().expect("layers");
+    assert!(layers.iter().any(|layer| layer["accepted"] == true), "{layers:?}");
+
+    let kl = |model: &str| {
+        let report =
+            json(&place.done(&format!("eval -m {model} --text second.txt --seq-len 512 --windows 4 --format json")));
+        report["lengths"][0]["variants"][0]["agreement"]["kl"].as_f64().expect("a number")
+    };
+    let (before, after) = (kl("converted"), kl("calibrated"));
+    assert!(after < 0.95 * before, "{before} became {after}");
+
+    place.done("export -m converted -o first");
+    assert!(place.done("export -m calibrated -o second").contains("the original, byte for byte"));
+    assert!(files(&place.path("first")) == files(&place.path("second")));
+}
+
+#[test]
+fn calibrating_twice_or_in_place_gives_the_same_bytes() {
+    let place = place();
+    let table = place.done(&format!("{FLAGS} -o first"));
+    assert!(table.contains("calibrated to first in ") && table.contains(" of 4 fitted"), "{table}");
+    place.done(&format!("{FLAGS} -o second"));
+    let calibrated = files(&place.path("first"));
+    assert!(calibrated == files(&place.path("second")));
+    place.done(FLAGS);
+    assert!(calibrated == files(&place.path("converted")));
+    assert!(place.read("converted/README.md").contains("## Calibration"));
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
+    let place = place();
+    place.done("convert -m model -o plain");
+    place.refused("calibrate -m plain --text first.txt", 2, &["nothing to calibrate", "--selector meta"]);
+    place.refused("calibrate -m model --text first.txt", 2, &["not a converted model", "convert it first"]);
+    place.refused("calibrate -m converted --text nowhere.txt", 2, &["cannot read", "nowhere.txt"]);
+    place.refused("calibrate -m converted --text first.txt --window 64", 2, &["leaves no block to choose"]);
+    place.refused("calibrate -m converted --text first.txt --tokens 512 --window 512", 2, &["at least 2"]);
+    place.refused("calibrate -m converted --text first.txt -o plain", 2, &["--force"]);
+    place.refused("calibrate -m converted", 2, &["--text <FILE>"]);
+}
