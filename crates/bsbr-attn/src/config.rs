@@ -25,7 +25,8 @@ pub enum Selector {
     /// The token's own query against the block's mean key and what its keys may hold [beyond
     /// it](BlockAttentionConfig::reach): no parameters.
     MeanKey,
-    /// Meta query of the reading chunk against the meta key of the block: two extra projections.
+    /// Meta query of the reading chunk against the meta key of the block: two extra projections, rotated where queries and
+    /// keys are. One choice serves a whole chunk, made for its first token.
     Meta,
 }
 

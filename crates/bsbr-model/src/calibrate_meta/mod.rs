@@ -26,7 +26,7 @@ use score::Score;
 const KEY_RIDGES: [f64; 3] = [1e-3, 1e-2, 1e-1];
 
 /// Ridge of the meta queries, likewise: they hardly depend on it.
-const QUERY_RIDGE: f64 = 1e-1;
+const QUERY_RIDGE: f64 = 1e-2;
 
 /// One window in so many is kept for choosing.
 const HELD_OUT: usize = 4;

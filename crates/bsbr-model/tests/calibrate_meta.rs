@@ -4,7 +4,9 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_model::{Decoder, DecoderConfig, MetaCalibrationConfig, ModelError, Norm, calibrate_meta, weight_specs};
-use common::{alibi, devices, gemma_like, gpt2_like, llama_like, logits, retrieving, rotary, sandwich, text};
+use common::{
+    alibi, devices, gemma_like, gpt2_like, llama_like, logits, multi_query, retrieving, rotary, sandwich, text, weight,
+};
 
 /// Chunks of 8, blocks of 4.
 fn meta(retrieval: Retrieval) -> BlockAttentionConfig {
@@ -48,6 +50,38 @@ fn calibrated_projections_read_text_they_never_saw_better_and_replace_only_worse
             assert!(after > before + 0.02, "{retrieval:?} {:?}: {before} became {after}", decoder.positions);
         }
     }
+}
+
+#[test]
+fn chunks_and_blocks_of_one_token_find_the_projections_of_queries_and_keys() {
+    for decoder in [gpt2_like(), llama_like(), multi_query()] {
+        // What LayerNorm gives lies in a hyperplane: no text determines weights across it.
+        let decoder = DecoderConfig { layers: 1, norm: Norm::Rms, ..decoder };
+        let attention =
+            BlockAttentionConfig { chunk_size: 1, block_size: 1, sink_tokens: 0, ..meta(Retrieval::Blocks) };
+        let model = retrieving(decoder.clone(), attention, &devices()[0]);
+        let calibration = calibrate_meta(&model, &text(1024, 7), WINDOWS, |_, _| ()).unwrap();
+        assert!(calibration.layers[0].accepted);
+        let found = calibration.weights().unwrap();
+        let specs = weight_specs(model.config());
+        let planted = |name: &str| weight(specs.iter().find(|spec| spec.name == name).expect("a weight"));
+        for (meta, part, heads) in [("meta_query", "query", decoder.heads), ("meta_key", "key", decoder.kv_heads)] {
+            let (_, found) = found.iter().find(|(name, _)| name.contains(&format!("{meta}.weight"))).expect("a weight");
+            let rows = planted(&format!("layers.0.attention.{part}.weight"));
+            let size = decoder.head_dim * decoder.hidden_size;
+            let shared = decoder.heads / heads;
+            let planted: Vec<f32> =
+                (0..decoder.heads).flat_map(|head| rows[head / shared * size..][..size].to_vec()).collect();
+            let cosine = cosine(found, &planted);
+            assert!(cosine > 0.99, "{meta} of {:?}: {cosine}", decoder.positions);
+        }
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 #[test]
