@@ -4,11 +4,11 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::math;
 
-/// Numbers summed in f32, a few in each lane, before they are added to a sum in f64.
-const STRETCH: usize = 512;
+/// Numbers that each lane sums in f32 before they are added to a sum in f64.
+const ADDED: usize = 16;
 
-/// `ln sum_i exp(x_i)`, right to about 1e-7 of 1 and of the result; minus infinity counts as no score at all. NaN if a
-/// score is, or if there is none.
+/// `ln sum_i exp(x_i)`, right to 5e-7: what exponentials, differences and short sums in f32 lose. A score of minus infinity
+/// counts as none, and without any score the result is minus infinity. NaN if a score is, or if all are minus infinity.
 pub fn log_sum_exp(scores: &[f32]) -> f64 {
     log_sum_exp_at(Arch::new(), scores)
 }
@@ -29,7 +29,7 @@ fn log_sum_exp_at(arch: Arch, scores: &[f32]) -> f64 {
         type Output = f64;
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> f64 {
-            let stretches = self.0.chunks(STRETCH);
+            let stretches = self.0.chunks(ADDED * S::F32_LANES);
             stretches.map(|stretch| f64::from(sums(simd, stretch, None, self.1).0)).sum()
         }
     }
@@ -44,7 +44,8 @@ fn mean_gap_at(arch: Arch, a: &[f32], b: &[f32]) -> f64 {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> f64 {
             let (mut weight, mut gap) = (0.0, 0.0);
-            for (a, b) in self.0.chunks(STRETCH).zip(self.1.chunks(STRETCH)) {
+            let stretch = ADDED * S::F32_LANES;
+            for (a, b) in self.0.chunks(stretch).zip(self.1.chunks(stretch)) {
                 let found = sums(simd, a, Some(b), self.2);
                 weight += f64::from(found.0);
                 gap += f64::from(found.1);
@@ -127,11 +128,11 @@ mod tests {
                     let b: Vec<f32> = a.iter().zip(noise).map(|(a, noise)| a + noise).collect();
                     let (log_sum, other) = (exact_log_sum(&a), exact_log_sum(&b));
                     let found = log_sum_exp_at(arch, &a);
-                    assert!((found - log_sum).abs() <= 3e-7, "{arch:?} {width}: {found}, expected {log_sum}");
+                    assert!((found - log_sum).abs() <= 5e-7, "{arch:?} {width}: {found}, expected {log_sum}");
                     let pairs = || a.iter().zip(&b).map(|(&a, &b)| (a as f64, b as f64));
                     let gap: f64 = pairs().map(|(a, b)| (a - log_sum).exp() * (a - b)).sum();
                     let found = mean_gap_at(arch, &a, &b);
-                    assert!((found - gap).abs() <= 3e-7, "{arch:?} {width}: {found}, expected {gap}");
+                    assert!((found - gap).abs() <= 5e-7, "{arch:?} {width}: {found}, expected {gap}");
                     let kl: f64 = pairs().map(|(a, b)| (a - log_sum).exp() * (a - log_sum - b + other)).sum();
                     let found = found - log_sum_exp_at(arch, &a) + log_sum_exp_at(arch, &b);
                     assert!((found - kl).abs() <= 1e-6, "{arch:?} {width}: divergence {found}, expected {kl}");
@@ -161,6 +162,7 @@ mod tests {
                 assert!(mean_gap_at(arch, &row, &whole).is_nan() && mean_gap_at(arch, &whole, &row).is_nan());
             }
         }
-        assert!(log_sum_exp(&[f32::NEG_INFINITY; 3]).is_nan() && log_sum_exp(&[]).is_nan());
+        assert!(log_sum_exp(&[f32::NEG_INFINITY; 3]).is_nan());
+        assert_eq!(log_sum_exp(&[]), f64::NEG_INFINITY);
     }
 }

@@ -1,5 +1,7 @@
 //! Scores of single tokens, and what sets two rows of them apart.
 
+#[cfg(feature = "flex")]
+use bsbr_kernels::layer::{log_sum_exp, mean_gap};
 use burn::tensor::Tensor;
 
 use crate::ModelError;
@@ -76,9 +78,6 @@ pub(super) fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>, ModelError> {
         .try_into_vec_as::<f32>()
         .map_err(|error| ModelError::Input(format!("numbers cannot be read back: {error:?}")))
 }
-
-#[cfg(feature = "flex")]
-use bsbr_kernels::layer::{log_sum_exp, mean_gap};
 
 #[cfg(not(feature = "flex"))]
 fn log_sum_exp(scores: &[f32]) -> f64 {
