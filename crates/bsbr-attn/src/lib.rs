@@ -71,6 +71,7 @@ mod kernel;
 mod options;
 mod padding;
 mod plain;
+mod reads;
 mod statistics;
 mod tile;
 
@@ -81,3 +82,4 @@ pub use error::AttentionError;
 pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
+pub use reads::KeysRead;

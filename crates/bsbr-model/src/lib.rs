@@ -76,6 +76,12 @@ pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
     check_windows, compare_logits, evaluate,
 };
+#[cfg(feature = "text")]
+pub use evaluate::{
+    DEPTHS, DepthScores, LengthReport, LongConfig, LongPerplexity, LongReport, LongTask, LongVariant, Prompt,
+    PromptMaker, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths, evaluate_long,
+    recall,
+};
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
 pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};

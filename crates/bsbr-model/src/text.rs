@@ -50,6 +50,34 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Tokens of a text that stands inside another: nothing is added around it, and a tokenizer that writes a blank before
+    /// a text writes none here.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Tokenizer`].
+    pub fn encode_within(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let plain = |text: &str| {
+            let encoding = self.inner.encode(text, false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        // Nothing merges with a digit but digits.
+        let (before, both) = (plain("0")?, plain(&format!("0{text}"))?);
+        both.strip_prefix(before.as_slice()).map_or_else(|| plain(text), |tokens| Ok(tokens.to_vec()))
+    }
+
+    /// The special tokens that [`TextTokenizer::encode`] puts before a text.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Tokenizer`].
+    pub fn prefix(&self) -> Result<Vec<u32>, ModelError> {
+        let plain = self.inner.encode("0", false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        let whole = self.encode("0")?;
+        let at = whole.windows(plain.get_ids().len().max(1)).position(|tokens| tokens == plain.get_ids());
+        Ok(whole[..at.unwrap_or_default()].to_vec())
+    }
+
     /// Text of some tokens, special ones left out.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use common::{VOCABULARY, argmax, devices, gpt2_like, llama_like, logits, origina
 
 const WINDOW: usize = 150; // more than is scored at once
 const SKIP: usize = 9;
+/// 38 of the 149 predictions.
+const LAST_QUARTER: usize = 111;
 
 /// A model and two variants of it.
 fn models(decoder: DecoderConfig) -> (Decoder, Decoder, Decoder) {
@@ -52,8 +54,8 @@ fn perplexity(losses: &[Vec<f64>], positions: std::ops::Range<usize>) -> f64 {
     (these.iter().sum::<f64>() / these.len() as f64).exp()
 }
 
-/// Means over the compared positions: agreement of the 1, 5 and 10 best, divergence, cosine.
-fn agreement(original: &Decoder, variant: &Decoder, windows: &[&[u32]]) -> [f64; 5] {
+/// Means over the positions from `from` on: agreement of the 1, 5 and 10 best, divergence, cosine.
+fn agreement(original: &Decoder, variant: &Decoder, windows: &[&[u32]], from: usize) -> [f64; 5] {
     let hidden = |model: &Decoder, window: &[u32]| {
         rows(model.hidden(&[window.to_vec()], &mut model.new_cache(&[WINDOW]).unwrap()).unwrap())
     };
@@ -61,7 +63,7 @@ fn agreement(original: &Decoder, variant: &Decoder, windows: &[&[u32]]) -> [f64;
     for window in windows {
         let scores = (logits(original, window), logits(variant, window));
         let states = (hidden(original, window), hidden(variant, window));
-        for at in SKIP..WINDOW - 1 {
+        for at in from..WINDOW - 1 {
             let (a, b) = (&scores.0[at], &scores.1[at]);
             for (sum, k) in sums.iter_mut().zip([1, 5, 10]) {
                 let (a, b) = (top(a, k), top(b, k));
@@ -103,6 +105,8 @@ fn the_report_is_what_whole_forward_passes_give() {
                 let losses = losses(model, &windows);
                 assert_close(found.all, perplexity(&losses, 0..WINDOW - 1), "perplexity");
                 assert_close(found.later, perplexity(&losses, SKIP..WINDOW - 1), "later perplexity");
+                let last = perplexity(&losses, LAST_QUARTER..WINDOW - 1);
+                assert_close(found.last_quarter, last, "perplexity of the last quarter");
                 let mut next = 0;
                 for bucket in &found.by_position {
                     assert_eq!(bucket.start, next, "buckets follow each other");
@@ -113,15 +117,16 @@ fn the_report_is_what_whole_forward_passes_give() {
             }
             for (found, (name, variant)) in report.variants.iter().zip(variants) {
                 assert_eq!(found.name, name);
-                let expected = agreement(&model, variant, &windows);
-                let found = &found.agreement;
-                let found = [found.top1, found.top5, found.top10, found.kl, found.cosine];
-                for (what, (found, expected)) in
-                    ["top 1", "top 5", "top 10", "divergence", "cosine"].iter().zip(found.into_iter().zip(expected))
-                {
-                    assert_close(found, expected, &format!("{what} of {name}"));
+                for (from, found) in [(SKIP, &found.agreement), (LAST_QUARTER, &found.last_quarter)] {
+                    let expected = agreement(&model, variant, &windows, from);
+                    let found = [found.top1, found.top5, found.top10, found.kl, found.cosine];
+                    for (what, (found, expected)) in
+                        ["top 1", "top 5", "top 10", "divergence", "cosine"].iter().zip(found.into_iter().zip(expected))
+                    {
+                        assert_close(found, expected, &format!("{what} of {name} from {from}"));
+                    }
+                    assert!(expected[0] < 1.0 && expected[3] > 1e-4, "{name} differs from the original");
                 }
-                assert!(expected[0] < 1.0 && expected[3] > 1e-4, "{name} differs from the original");
             }
         }
     }

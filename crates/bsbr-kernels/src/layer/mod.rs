@@ -1,4 +1,5 @@
-//! Everything of a decoder block but attention itself: linear maps, activations, norms, rotations, softmax.
+//! Everything of a decoder block but attention itself: linear maps, activations, norms, rotations, softmax and
+//! what compares its scores.
 //!
 //! Numbers are f32. Each operation is compiled for AVX-512, for AVX2 and for any other processor, and the best one is
 //! chosen at run time. Work is shared among the threads of rayon's pool; [`in_pool`] keeps a sequence of operations
@@ -9,6 +10,7 @@
 //! makes is again [`Panels`], which the next can read: an MLP never leaves them.
 
 mod activation;
+mod divergence;
 mod heads;
 mod level;
 mod math;
@@ -23,6 +25,7 @@ mod testing;
 mod transpose;
 
 pub use activation::{Activation, activate};
+pub use divergence::{log_sum_exp, mean_gap};
 pub use heads::{Rotation, write_heads};
 pub use level::in_pool;
 pub use norm::{NormKind, RowNorm, normalise};

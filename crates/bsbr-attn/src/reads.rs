@@ -1,0 +1,95 @@
+//! How much tokens read: counted from the settings alone.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval};
+
+/// What the tokens of a text read, per KV head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysRead {
+    /// Keys that are read exactly: local ones, sinks, and those of retrieved blocks.
+    pub exact: u64,
+    /// Statistics of blocks or of whole chunks, each one key and one value wide or more, that are read or scored.
+    pub summaries: u64,
+}
+
+impl AddAssign for KeysRead {
+    fn add_assign(&mut self, other: Self) {
+        self.exact += other.exact;
+        self.summaries += other.summaries;
+    }
+}
+
+impl KeysRead {
+    /// The sum over the tokens of a text of `tokens` tokens. `attention` is `None` for full causal attention; `window` is
+    /// the [model's own](AttentionOptions::window).
+    ///
+    /// Which blocks a token chooses depends on the text, how many does not. Only where a chosen block holds sinks, or the
+    /// window cuts it, are fewer keys read than its size: then this counts the choice that reads the most.
+    pub fn of_text(attention: Option<&BlockAttentionConfig>, window: Option<usize>, tokens: usize) -> Self {
+        let mut sum = Self::default();
+        for token in 0..tokens {
+            sum += Self::of_token(attention, window, token);
+        }
+        sum
+    }
+
+    /// The same of the token at position `token` alone.
+    pub fn of_token(attention: Option<&BlockAttentionConfig>, window: Option<usize>, token: usize) -> Self {
+        let options = AttentionOptions { scale: 1.0, softcap: None, window, alibi: None };
+        let visible = options.first_visible(token);
+        let everything = Self { exact: (token + 1 - visible) as u64, summaries: 0 };
+        let Some(attention) = attention else { return everything };
+        let chunk = token / attention.chunk_size;
+        let local = attention.local_start(chunk);
+        let sinks = attention.sink_tokens.min(local).saturating_sub(visible);
+        let near = Self { exact: (sinks + token + 1 - local.max(visible)) as u64, summaries: 0 };
+        match attention.retrieval {
+            Retrieval::None => near,
+            Retrieval::Blocks => {
+                // As the attention itself decides it: by the first token of the chunk.
+                let behind = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
+                let block = attention.block_size;
+                let first = behind / block;
+                let candidates = (local / block).saturating_sub(first);
+                if candidates <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens {
+                    return everything;
+                }
+                let within = local.saturating_sub(attention.sink_tokens.max(visible));
+                let chosen = within.min(attention.top_k * block);
+                let summaries = scored(attention, first, local);
+                Self { exact: near.exact + chosen as u64, summaries: summaries as u64 }
+            }
+            Retrieval::State | Retrieval::Additive => {
+                let block = attention.statistics_block();
+                // One mixture serves the chunk: of the blocks that its last token sees whole.
+                let behind = options.first_visible((chunk + 1) * attention.chunk_size - 1);
+                let first =
+                    if behind > attention.sink_tokens { behind.div_ceil(block) } else { attention.sink_tokens / block };
+                let kept = (local / block).saturating_sub(first);
+                let kept = attention.max_chunks.map_or(kept, |most| kept.min(most));
+                Self { summaries: kept as u64, ..near }
+            }
+        }
+    }
+}
+
+/// Statistics that a token chooses among, where there are more blocks between the block `first` and the local region than
+/// it retrieves.
+fn scored(attention: &BlockAttentionConfig, first: usize, local: usize) -> usize {
+    let all = local / attention.block_size - first;
+    if attention.needs_meta() && attention.far == Far::None {
+        // The choice is made once for a chunk.
+        return 0;
+    }
+    let per_chunk = attention.chunk_size / attention.block_size;
+    let border = local.saturating_sub(attention.scored_finely()) / attention.chunk_size;
+    let distant = border.saturating_sub(first / per_chunk);
+    if attention.scores_chunks() && distant > attention.top_chunks {
+        distant + attention.top_chunks * per_chunk + local / attention.block_size - border * per_chunk
+    } else {
+        all
+    }
+}

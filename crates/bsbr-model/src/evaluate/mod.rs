@@ -1,0 +1,26 @@
+//! What a change of attention costs: perplexity by position, agreement with the original token by token, and what the model
+//! still finds in a long text.
+
+mod logits;
+#[cfg(feature = "text")]
+mod long;
+#[cfg(feature = "text")]
+mod prompts;
+#[cfg(feature = "text")]
+mod recall;
+mod report;
+mod rows;
+mod windows;
+
+pub use logits::{LogitDifference, compare_logits};
+#[cfg(feature = "text")]
+pub use long::{
+    LengthReport, LongConfig, LongPerplexity, LongReport, LongTask, LongVariant, check_long, controls, default_lengths,
+    evaluate_long,
+};
+#[cfg(feature = "text")]
+pub use prompts::{DEPTHS, Prompt, PromptMaker, RecallTask, Turn};
+#[cfg(feature = "text")]
+pub use recall::{DepthScores, RecallScores, TurnScores, recall};
+pub use report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket, VariantReport};
+pub use windows::{check_windows, evaluate};
