@@ -44,6 +44,12 @@
 //! - **No positions.** Keys that carry none are chosen by content alone: the order of far blocks does not matter.
 //! - **Softcaps** apply to the scores of keys and of blocks alike.
 //!
+//! # Past the trained length
+//!
+//! With [`AttentionCache::with_far_positions`] a token past a trained length reads the local region at its true rotary
+//! positions and everything before it at positions within that length; see [`FarPositions`]. Up to the trained length nothing
+//! changes, and then the cache turns its keys, once for each further stage: positions depend on the token alone.
+//!
 //! # Causality
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
@@ -56,6 +62,7 @@ mod cache;
 mod compress;
 mod config;
 mod error;
+mod far_positions;
 mod full;
 #[cfg(feature = "flex")]
 mod fused;
@@ -70,6 +77,7 @@ pub use attend::attend;
 pub use cache::{AttentionCache, CacheConfig, Meta};
 pub use config::{BlockAttentionConfig, Far, Retrieval, Selector};
 pub use error::AttentionError;
+pub use far_positions::FarPositions;
 pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};

@@ -65,6 +65,7 @@ fn attention(criterion: &mut Criterion) {
                     sinks: None,
                     means: Some((view(&of_blocks.0[..], size), view(&of_blocks.1[..], size))),
                     chunk_means: Some((view(&of_chunks.0[..], chunk_size), view(&of_chunks.1[..], chunk_size))),
+                    near: None,
                 };
                 block_attention(&input, &settings, &options())
             });

@@ -216,6 +216,7 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
                 sinks: None,
                 means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
                 chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
+                near: None,
             };
             block_attention(&input, settings, &case.options).0
         }

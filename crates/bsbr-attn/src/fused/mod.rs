@@ -8,7 +8,7 @@ pub(crate) mod whole;
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Sinks, block_attention, block_means, causal_attention,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Near, Sinks, block_attention, block_means, causal_attention,
     },
 };
 use burn::{
@@ -113,6 +113,9 @@ pub(crate) struct Rows<'a> {
     pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
     /// The same of whole chunks.
     pub(crate) chunk_means: Option<(Tensor<4>, Tensor<4>)>,
+    /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
+    /// to the last query.
+    pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
 }
 
 /// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
@@ -137,6 +140,10 @@ pub(crate) fn blocks(
         Some(means) => Some(pair(means)?),
         None => None,
     };
+    let near = match &rows.near {
+        Some((query, keys, first)) => Some((Memory::new(query)?, Memory::new(keys)?, *first)),
+        None => None,
+    };
     let settings = block_options(attention);
     let input = BlockInput {
         query: query.heads(),
@@ -146,6 +153,11 @@ pub(crate) fn blocks(
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
         means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
         chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
+        near: near.as_ref().map(|(query, keys, first)| Near {
+            query: query.heads(),
+            keys: keys.heads(),
+            first: *first,
+        }),
     };
     Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
 }

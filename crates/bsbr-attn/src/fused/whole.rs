@@ -155,6 +155,7 @@ fn input<'a>(
         sinks: None,
         means: means.map(|(blocks, _)| blocks.views(dims)),
         chunk_means: means.map(|(_, chunks)| chunks.views(dims)),
+        near: None,
     }
 }
 

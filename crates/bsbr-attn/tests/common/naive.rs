@@ -25,6 +25,16 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
     weights.iter().map(|w| w / sum).collect()
 }
 
+/// Pairs of dimensions turned by so many positions.
+fn turned(mut row: Vector, frequencies: &[f64], by: f64) -> Vector {
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let (sin, cos) = (by * frequency).sin_cos();
+        let (a, b) = (row[i], row[i + frequencies.len()]);
+        (row[i], row[i + frequencies.len()]) = (a * cos - b * sin, a * sin + b * cos);
+    }
+    row
+}
+
 /// A block as its own tokens tell it.
 #[derive(Clone)]
 struct Block {
@@ -55,8 +65,8 @@ fn centred(left: &[Vector], right: &[Vector], left_mean: &[f64], right_mean: &[f
 }
 
 impl Case {
-    fn naive_block(&self, inputs: &Inputs, b: usize, kv: usize, positions: Range<usize>) -> Block {
-        let keys: Vec<Vector> = positions.clone().map(|i| inputs.keys.row(b, kv, i)).collect();
+    fn naive_block(&self, inputs: &Inputs, b: usize, kv: usize, positions: Range<usize>, far: Option<usize>) -> Block {
+        let keys: Vec<Vector> = positions.clone().map(|i| self.key(inputs, (b, kv, i), far)).collect();
         let values: Vec<Vector> = positions.clone().map(|i| inputs.values.row(b, kv, i)).collect();
         let (mean_key, mean_value) = (mean(&keys, self.head_dim), mean(&values, self.head_dim));
         let zero = vec![0.0; self.head_dim];
@@ -113,9 +123,31 @@ impl Case {
         score - self.options.alibi.unwrap_or(0.0) * slope * (t as f64 - position)
     }
 
-    fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize) -> f64 {
+    fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize, far: Option<usize>) -> f64 {
         let kv = h / (self.heads / self.kv_heads);
-        self.score(h, t, &inputs.query.row(b, h, t), (&inputs.keys.row(b, kv, i), i as f64))
+        self.score(h, t, &self.query(inputs, (b, h, t), far), (&self.key(inputs, (b, kv, i), far), i as f64))
+    }
+
+    /// A query, or what it would be at the position it reads far keys from.
+    fn query(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), far: Option<usize>) -> Vector {
+        let row = inputs.query.row(b, h, t);
+        match self.far.as_ref().zip(far) {
+            Some((positions, group)) => {
+                let local = (self.config.local_chunks + 1) * self.config.chunk_size;
+                let stands = t / group + local - local / group;
+                turned(row, &positions.frequencies, stands as f64 - t as f64)
+            }
+            None => row,
+        }
+    }
+
+    /// A key, or what it would be at the position where it is read from afar.
+    fn key(&self, inputs: &Inputs, (b, kv, i): (usize, usize, usize), far: Option<usize>) -> Vector {
+        let row = inputs.keys.row(b, kv, i);
+        match self.far.as_ref().zip(far) {
+            Some((positions, group)) => turned(row, &positions.frequencies, (i / group) as f64 - i as f64),
+            None => row,
+        }
     }
 
     fn log_mass(&self, (h, t): (usize, usize), q: &[f64], block: &Block, covariance_weight: f64) -> f64 {
@@ -133,11 +165,19 @@ impl Case {
         let c = t / config.chunk_size;
         let local_start = config.local_start(c);
         let first_visible = self.options.window.map_or(0, |w| (t + 1).saturating_sub(w));
-        let q = inputs.query.row(b, h, t);
+        // Past the trained length everything before the local region stands elsewhere.
+        let far = self.far.as_ref().filter(|positions| t >= positions.trained).map(|positions| {
+            let local = (config.local_chunks + 1) * config.chunk_size;
+            // The smallest group that leaves every distance within the trained length.
+            (1..).find(|group| t <= local + group * (positions.trained - 1 - local)).unwrap()
+        });
+        let q = self.query(inputs, (b, h, t), far);
         let exact: Vec<usize> = (first_visible..=t).filter(|&i| i >= local_start || i < config.sink_tokens).collect();
-        let blocks: Vec<Block> = self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r)).collect();
+        let blocks: Vec<Block> =
+            self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r, far)).collect();
 
-        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i)).collect();
+        let mut logits: Vec<f64> =
+            exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i, far.filter(|_| i < local_start))).collect();
         let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
         let mut add = vec![0.0; self.head_dim];
         let first_query = (c * config.chunk_size, inputs);
@@ -183,14 +223,17 @@ impl Case {
                     let positions =
                         (chunk * config.chunk_size).max(config.sink_tokens)..(chunk + 1) * config.chunk_size;
                     if !positions.is_empty() {
-                        chunks.push(self.naive_block(inputs, b, kv, positions));
+                        chunks.push(self.naive_block(inputs, b, kv, positions, far));
                     }
                 }
                 // The share of a head's attention that a run of tokens would have.
                 let share = |head: usize, run: &Block| {
-                    let q = inputs.query.row(b, head, t);
+                    let q = self.query(inputs, (b, head, t), far);
                     let scored = blocks.iter().filter(|x| !is_distant(x)).chain(&chunks).filter(|x| visible(x));
-                    let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i));
+                    let near = exact.iter().map(|&i| {
+                        let far = far.filter(|_| i < local_start);
+                        self.key_score(inputs, (b, head, t), i, far)
+                    });
                     let total: f64 =
                         scored.map(|x| self.log_mass((head, t), &q, x, weight)).chain(near).map(f64::exp).sum();
                     self.log_mass((head, t), &q, run, weight).exp() / total
@@ -231,7 +274,7 @@ impl Case {
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {
                         for i in block.positions.clone().filter(|&i| i >= first_visible) {
-                            logits.push(self.key_score(inputs, (b, h, t), i));
+                            logits.push(self.key_score(inputs, (b, h, t), i, far));
                             values.push(inputs.values.row(b, kv, i));
                         }
                     } else if config.far != Far::None && block.positions.start >= first_visible {

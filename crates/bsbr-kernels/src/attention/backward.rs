@@ -58,7 +58,7 @@ pub fn causal_attention_backward(
     forward: &Forward<'_>,
     options: &CausalOptions,
 ) -> Gradients {
-    let input = BlockInput { query, keys, values, first: 0, sinks: None, means: None, chunk_means: None };
+    let input = BlockInput { query, keys, values, first: 0, sinks: None, means: None, chunk_means: None, near: None };
     backward(&input, forward, None, options)
 }
 
@@ -85,6 +85,7 @@ fn backward(
     let [batch, heads, tokens, width] = input.query.dims();
     let [_, kv_heads, length, _] = input.keys.dims();
     assert_eq!(tokens, length, "gradients are of whole texts");
+    assert!(input.near.is_none(), "queries and keys of their own for the local region have no backward pass here");
     assert_eq!(forward.gradient.dims(), input.query.dims());
     assert!(options.softcap.is_none(), "a softcap has no backward pass here");
     let group = heads / kv_heads;
@@ -168,6 +169,7 @@ impl WithSimd for PairBackward<'_> {
                 blocks: head_of(blocks, batch, kv_head),
                 chunks: input.chunk_means.map(|chunks| head_of(chunks, batch, kv_head)),
             }),
+            near: None,
         };
         let mut of_blocks = RowGradients::of(head.means.map(|means| means.blocks));
         let mut of_chunks = RowGradients::of(head.means.and_then(|means| means.chunks));
