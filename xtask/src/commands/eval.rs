@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Most windows of each length
     #[arg(long, value_name = "N", default_value_t = 12)]
     windows: usize,
-    /// Past the last learned position: error, clamp, interpolate [default: the model's own]
+    /// Past the trained length: error; clamp, interpolate, slide (learned); grouped (rotary) [default: the model's own]
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     positions: Option<PositionPolicy>,
     /// How to print
