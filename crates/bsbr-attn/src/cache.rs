@@ -4,21 +4,23 @@
 mod kept;
 #[cfg(feature = "flex")]
 mod prefill;
+mod rebase;
 mod states;
 
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
+use rebase::{Near, split};
 
 #[cfg(feature = "flex")]
 use crate::fused;
 use crate::{
-    AttentionError, AttentionOptions, BlockAttentionConfig, Kernel, Retrieval,
+    AttentionError, AttentionOptions, BlockAttentionConfig, FarPositions, Kernel, Retrieval,
     buffer::{RowBuffer, copied},
     full::full_causal,
     kept::KeptTokens,
     statistics::{Sizes, Statistics},
-    tile::{TileInput, attend_tile},
+    tile::{NearInput, TileInput, attend_tile},
 };
 
 /// Shape and settings of an [`AttentionCache`].
@@ -101,6 +103,10 @@ pub struct AttentionCache {
     chunk_query: Option<Tensor<4>>,
     /// Meta keys of blocks that are complete but not summarised yet, oldest first.
     pending_meta_keys: Vec<Tensor<4>>,
+    far_positions: Option<FarPositions>,
+    /// Keys at their own positions, once the text is longer than trained: everything else is about keys at the positions of
+    /// [`FarPositions`] then.
+    near: Option<Near>,
 }
 
 impl AttentionCache {
@@ -135,6 +141,8 @@ impl AttentionCache {
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
+            far_positions: None,
+            near: None,
         })
     }
 
@@ -166,6 +174,7 @@ impl AttentionCache {
             })
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
+            + self.near.as_ref().map_or(0, |near| near.keys.bytes())
     }
 
     /// Which of the next `tokens` tokens begin a chunk, counted from 0: their inputs make the meta queries.
@@ -197,10 +206,36 @@ impl AttentionCache {
         meta: Option<Meta>,
     ) -> Result<Tensor<4>, AttentionError> {
         self.check_inputs(&query, &keys, &values, meta.as_ref())?;
+        let mut outputs = Vec::new();
+        let mut rest = (query, keys, values, meta);
+        loop {
+            let (query, keys, values, meta) = rest;
+            let now = self.of_one_stage(keys.dims()[2]);
+            if now == keys.dims()[2] {
+                let output = self.read(query, keys, values, meta);
+                if outputs.is_empty() {
+                    return Ok(output);
+                }
+                outputs.push(output);
+                return Ok(Tensor::cat(outputs, 2));
+            }
+            let [[query, later_query], [keys, later_keys], [values, later_values]] =
+                [&query, &keys, &values].map(|rows| split(rows, now));
+            let [meta, later_meta] = self.split_meta(meta, now);
+            outputs.push(self.read(query, keys, values, meta));
+            rest = (later_query, later_keys, later_values, later_meta);
+        }
+    }
+
+    /// [`AttentionCache::prefill`] of inputs that fit, all of one stage of [`FarPositions`].
+    fn read(&mut self, query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, meta: Option<Meta>) -> Tensor<4> {
         let Some(attention) = self.config.attention.clone() else {
             self.push(keys, values);
-            return Ok(self.read_all(query));
+            return self.read_all(query);
         };
+        self.enter_stage(&attention);
+        let near = self.near.is_some().then(|| (query.clone(), keys.clone()));
+        let (query, keys) = (self.far_queries(query), self.far_keys(keys));
         #[cfg(feature = "flex")]
         if self.config.kernel == Kernel::Fastest
             && attention.retrieval == Retrieval::Blocks
@@ -208,10 +243,15 @@ impl AttentionCache {
             && fused::Memory::new(&query).is_some()
             && fused::Memory::new(self.keys.room_rows()).is_some()
         {
-            return Ok(self.prefill_fused(query, keys, values, &attention));
+            return self.prefill_fused(query, keys, values, near, &attention);
         }
         let mut outputs = Vec::new();
-        self.walk(&attention, keys, values, meta, |cache, piece| {
+        let near_keys = near.as_ref().map(|(_, keys)| keys.clone());
+        self.walk(&attention, (keys, near_keys), values, meta, |cache, piece| {
+            let near = near.as_ref().zip(cache.near.as_ref()).map(|((query, _), near)| {
+                let query = query.clone().narrow(2, piece.start, piece.len());
+                NearInput { query, keys: &near.keys, first: near.first }
+            });
             let start = cache.length - piece.len();
             if reads_first_query(&attention) && start.is_multiple_of(attention.chunk_size) {
                 cache.chunk_query = Some(copied(query.clone().narrow(2, piece.start, 1)));
@@ -232,6 +272,7 @@ impl AttentionCache {
                     chunk_means: None,
                     radii: None,
                     chunk_radii: None,
+                    near: near.as_ref().map(|near| (near.query.clone(), near.keys.all(), near.first)),
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
                 if attention.retrieval == Retrieval::None
@@ -251,10 +292,11 @@ impl AttentionCache {
                 kept: cache.kept.as_ref(),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
+                near,
             };
             outputs.push(attend_tile(input, &attention, &cache.config.options));
         });
-        Ok(Tensor::cat(outputs, 2))
+        Tensor::cat(outputs, 2)
     }
 
     /// Takes the next tokens in without reading anything: for text whose outputs nobody needs in this layer.
@@ -274,8 +316,27 @@ impl AttentionCache {
                 "these settings mix states by the first query of a chunk: use prefill, which brings the queries".into(),
             ));
         }
-        self.walk(&attention, keys, values, meta, |_, _| ());
-        Ok(())
+        let mut rest = (keys, values, meta);
+        loop {
+            let (keys, values, meta) = rest;
+            let now = self.of_one_stage(keys.dims()[2]);
+            if now == keys.dims()[2] {
+                self.take_in(&attention, keys, values, meta);
+                return Ok(());
+            }
+            let [[keys, later_keys], [values, later_values]] = [&keys, &values].map(|rows| split(rows, now));
+            let [meta, later_meta] = self.split_meta(meta, now);
+            self.take_in(&attention, keys, values, meta);
+            rest = (later_keys, later_values, later_meta);
+        }
+    }
+
+    /// [`AttentionCache::append`] of inputs that fit, all of one stage of [`FarPositions`].
+    fn take_in(&mut self, attention: &BlockAttentionConfig, keys: Tensor<4>, values: Tensor<4>, meta: Option<Meta>) {
+        self.enter_stage(attention);
+        let near_keys = self.near.is_some().then(|| keys.clone());
+        let keys = self.far_keys(keys);
+        self.walk(attention, (keys, near_keys), values, meta, |_, _| ());
     }
 
     /// [`AttentionCache::prefill`] of one token: `query` `[batch, heads, 1, head_dim]`.
@@ -311,7 +372,7 @@ impl AttentionCache {
     fn walk(
         &mut self,
         attention: &BlockAttentionConfig,
-        keys: Tensor<4>,
+        (keys, near_keys): (Tensor<4>, Option<Tensor<4>>),
         values: Tensor<4>,
         meta: Option<Meta>,
         mut visit: impl FnMut(&mut Self, Range<usize>),
@@ -322,10 +383,14 @@ impl AttentionCache {
         while at < tokens {
             let in_chunk = self.length % attention.chunk_size;
             let count = (attention.chunk_size - in_chunk).min(tokens - at);
-            if in_chunk == 0 {
+            // In the middle of a chunk there is only something to do where the cache changed to other positions.
+            if in_chunk == 0 || at == 0 {
                 self.enter_chunk(attention);
             }
             self.push(keys.clone().narrow(2, at, count), values.clone().narrow(2, at, count));
+            if let (Some(near), Some(keys)) = (&mut self.near, &near_keys) {
+                near.keys.push(keys.clone().narrow(2, at, count));
+            }
             let meta = meta.as_ref();
             if let (Some(query), Some(&start)) = (meta.and_then(|m| m.query.as_ref()), starts.get(next_start))
                 && start == at
@@ -351,6 +416,7 @@ impl AttentionCache {
         let local_start = attention.local_start(chunk);
         let block = attention.statistics_block();
         let sinks = attention.sink_tokens;
+        self.forget_near(local_start);
         if self.kept.is_some() {
             self.choose_kept(attention, local_start);
         } else if let Some(statistics) = &mut self.statistics {

@@ -187,6 +187,34 @@ impl BlockAttentionConfig {
         Ok(())
     }
 
+    /// Checks that far tokens can be read at other positions past `trained` tokens; see [`crate::FarPositions`].
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Config`] where blocks are read through states, which are of keys at their own positions, or where
+    /// the local region alone is longer than trained.
+    pub fn validate_trained_length(&self, trained: usize) -> Result<(), AttentionError> {
+        let fail = |setting: &'static str, value: String, expected: String| {
+            Err(AttentionError::Config { setting, value, expected })
+        };
+        if matches!(self.retrieval, Retrieval::State | Retrieval::Additive) {
+            let value = format!("{:?}", self.retrieval).to_lowercase();
+            let expected = "blocks or none with grouped positions: states hold keys at their own positions";
+            return fail("retrieval", value, expected.into());
+        }
+        let local = self.local_tokens();
+        if local.saturating_add(1) >= trained {
+            let expected = format!("at least 2 fewer than the trained length = {trained} with grouped positions");
+            return fail("(local_chunks + 1) * chunk_size", local.to_string(), expected);
+        }
+        Ok(())
+    }
+
+    /// Tokens of the local region of the last token of a chunk.
+    pub(crate) fn local_tokens(&self) -> usize {
+        self.local_chunks.saturating_add(1).saturating_mul(self.chunk_size)
+    }
+
     /// Tokens of the blocks that carry statistics: `block_size`, or whole chunks under `additive`.
     pub fn statistics_block(&self) -> usize {
         if self.retrieval == Retrieval::Additive { self.chunk_size } else { self.block_size }

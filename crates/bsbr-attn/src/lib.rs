@@ -51,6 +51,12 @@
 //! others are summarised in statistics, neighbours of which merge. A token that is not kept is gone as itself: what no one
 //! asked for in time is not found later.
 //!
+//! # Past the trained length
+//!
+//! With [`AttentionCache::with_far_positions`] a token past a trained length reads the local region at its true rotary
+//! positions and everything before it at positions within that length; see [`FarPositions`]. Up to the trained length nothing
+//! changes, and then the cache turns its keys, once for each further stage: positions depend on the token alone.
+//!
 //! # Causality
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
@@ -63,6 +69,7 @@ mod cache;
 mod compress;
 mod config;
 mod error;
+mod far_positions;
 mod full;
 #[cfg(feature = "flex")]
 mod fused;
@@ -79,6 +86,7 @@ pub use attend::attend;
 pub use cache::{AttentionCache, CacheConfig, Meta};
 pub use config::{BlockAttentionConfig, Far, Retrieval, Selector};
 pub use error::AttentionError;
+pub use far_positions::FarPositions;
 pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};

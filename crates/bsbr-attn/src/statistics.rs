@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::buffer::RowBuffer;
+use crate::buffer::{RowBuffer, copied};
 use crate::compress::{Compression, Form};
 use crate::kept::Tokens;
 use crate::plain::{MASKED, float_tensor};
@@ -170,6 +170,17 @@ impl Statistics {
         for buffer in self.buffers_mut() {
             buffer.push_zero();
         }
+    }
+
+    /// Forgets every block. Returns the meta keys, which depend on no position, `[batch, heads, 1, head_dim]` each.
+    pub(crate) fn clear(&mut self) -> Vec<Tensor<4>> {
+        let meta_keys = self.meta_key.iter().flat_map(|keys| (0..keys.len()).map(|at| copied(keys.range(at, at + 1))));
+        let meta_keys = meta_keys.collect();
+        self.blocks.clear();
+        for buffer in self.buffers_mut() {
+            buffer.drop_front(buffer.len());
+        }
+        meta_keys
     }
 
     /// Merges neighbours until at most `limit` blocks are left: each time the pair with the fewest tokens, the

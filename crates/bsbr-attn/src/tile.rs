@@ -41,6 +41,17 @@ pub(crate) struct TileInput<'a> {
     pub(crate) statistics: Option<&'a Statistics>,
     /// Meta query or first query of the chunk, `[batch, heads, 1, head_dim]`.
     pub(crate) chunk_query: Option<&'a Tensor<4>>,
+    /// What reads the local region where it stands at other positions than the rest.
+    pub(crate) near: Option<NearInput<'a>>,
+}
+
+/// Queries and keys of the local region; those of the [`TileInput`] are for the rest then.
+pub(crate) struct NearInput<'a> {
+    /// `[batch, heads, tokens, head_dim]`.
+    pub(crate) query: Tensor<4>,
+    /// Keys from position `first` up to the last query.
+    pub(crate) keys: &'a RowBuffer,
+    pub(crate) first: usize,
 }
 
 impl TileInput<'_> {
@@ -48,6 +59,20 @@ impl TileInput<'_> {
     fn rows_part(&self, tile: &Tile, positions: Range<usize>, options: &AttentionOptions) -> Part {
         let of = |rows: &RowBuffer| rows.range(positions.start - self.rows_start, positions.end - self.rows_start);
         contiguous_part(tile, of(self.keys), of(self.values), positions.clone(), options)
+    }
+
+    /// Exact keys at `positions` of the local region.
+    fn near_part(
+        &self,
+        near: &NearInput<'_>,
+        tile: &Tile,
+        positions: Range<usize>,
+        options: &AttentionOptions,
+    ) -> Part {
+        let near_tile = Tile::new(near.query.clone(), tile.query.dims()[1], tile.start);
+        let keys = near.keys.range(positions.start - near.first, positions.end - near.first);
+        let values = self.values.range(positions.start - self.rows_start, positions.end - self.rows_start);
+        contiguous_part(&near_tile, keys, values, positions, options)
     }
 }
 
@@ -138,7 +163,16 @@ fn exact_parts(
         });
     }
     // Positions no query of the tile can see are not read at all.
-    parts.push(input.rows_part(tile, positions.start.max(visible)..positions.end, options));
+    let seen = positions.start.max(visible)..positions.end;
+    let Some(near) = &input.near else {
+        parts.push(input.rows_part(tile, seen, options));
+        return parts;
+    };
+    let local_start = attention.local_start(tile.start / attention.chunk_size);
+    if seen.start < local_start {
+        parts.push(input.rows_part(tile, seen.start..local_start, options));
+    }
+    parts.push(input.near_part(near, tile, seen.start.max(local_start)..seen.end, options));
     parts
 }
 

@@ -3,8 +3,8 @@
 mod common;
 
 use bsbr_attn::{
-    AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Meta, Padding,
-    Retrieval, Selector, attend, attend_padded,
+    AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, FarPositions, Kernel, Meta,
+    Padding, Retrieval, Selector, attend, attend_padded,
 };
 use burn::tensor::{DType, Device, Tensor};
 
@@ -291,4 +291,28 @@ fn padded_batches_that_do_not_fit_are_refused() {
         assert_says(&run(query(), rows(), shaped(shape), &right, None), &["`values`", &found, "[2, 2, 3, 8]"]);
     }
     assert_says(&run(query(), rows(), rows(), &right, Some(&meta_base())), &["selector = meta"]);
+}
+
+#[test]
+fn far_positions_that_do_not_fit_are_refused() {
+    let fits = FarPositions { trained: 18, frequencies: vec![1.0, 0.1] };
+    let with = |attention: Option<BlockAttentionConfig>, alibi: Option<f64>, positions: FarPositions| {
+        let options = AttentionOptions { alibi, ..AttentionOptions::new(WIDTH) };
+        let config = CacheConfig { options, ..cache_config(attention) };
+        AttentionCache::new(config, &device()).unwrap().with_far_positions(positions)
+    };
+    with(Some(base()), None, fits.clone()).unwrap();
+    for (attention, alibi, positions, parts) in [
+        (None, None, fits.clone(), &["attention", "full", "blocks or none"][..]),
+        (Some(base()), Some(1.0), fits.clone(), &["alibi"]),
+        // The local region has 16 tokens.
+        (Some(base()), None, FarPositions { trained: 17, ..fits.clone() }, &["chunk_size", "16", "17"]),
+        (Some(base()), None, FarPositions { trained: 0, ..fits.clone() }, &["chunk_size", "16", "0"]),
+        (Some(base()), None, FarPositions { frequencies: vec![], ..fits.clone() }, &["frequencies", "0", "4"]),
+        (Some(base()), None, FarPositions { frequencies: vec![1.0; 5], ..fits.clone() }, &["frequencies", "5", "4"]),
+        (Some(base()), None, FarPositions { frequencies: vec![f64::NAN], ..fits.clone() }, &["frequencies", "NaN"]),
+        (Some(BlockAttentionConfig { retrieval: Retrieval::State, ..base() }), None, fits, &["retrieval", "state"]),
+    ] {
+        assert_says(&with(attention, alibi, positions).unwrap_err(), parts);
+    }
 }

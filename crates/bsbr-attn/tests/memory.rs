@@ -81,6 +81,7 @@ fn kinds(tokens: usize) -> Vec<Case> {
         config,
         options: AttentionOptions::new(16),
         seed: 3,
+        far: None,
     };
     configs.into_iter().map(case).collect()
 }

@@ -80,6 +80,7 @@ fn attention(criterion: &mut Criterion) {
                     chunk_means: Some((view(&of_chunks.0[..], chunk_size), view(&of_chunks.1[..], chunk_size))),
                     radii: Some(radii),
                     chunk_radii: Some(view(&of_chunks_radii[..], chunk_size)),
+                    near: None,
                 };
                 block_attention(&input, &settings, &options())
             });

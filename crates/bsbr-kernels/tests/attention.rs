@@ -264,6 +264,7 @@ fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseErr
                 chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
                 radii: reaching.then(|| means_of(&radii[..], count)),
                 chunk_radii: reaching.then(|| means_of(&of_chunks[..], chunks)),
+                near: None,
             };
             block_attention(&input, settings, &case.options).0
         }

@@ -1,9 +1,12 @@
 //! What a decoder remembers of the texts it is reading.
 
-use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, Kernel};
+use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, FarPositions, Kernel};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::{ModelConfig, ModelError, Positions, rotary::rotary_sets};
+use crate::{
+    ModelConfig, ModelError, PositionPolicy, Positions,
+    rotary::{rotary_set, rotary_sets},
+};
 
 /// The state of a batch of texts, each of its own length.
 #[derive(Debug, Clone)]
@@ -18,10 +21,21 @@ pub(crate) struct TextCache {
     pub(crate) layers: Vec<AttentionCache>,
     /// Tokens read so far.
     pub(crate) length: usize,
+    /// The first of them that the layers no longer hold, under the `slide` policy.
+    pub(crate) forgotten: usize,
+    /// The others, under the `slide` policy.
+    pub(crate) held: Vec<u32>,
     /// Length the text is expected to reach.
     pub(crate) expected: usize,
     /// Rotary frequencies and their factor, for each way a layer rotates.
     pub(crate) frequencies: Vec<(Vec<f64>, f64)>,
+}
+
+impl TextCache {
+    /// Where the next token stands.
+    pub(crate) fn position(&self) -> usize {
+        self.length - self.forgotten
+    }
 }
 
 impl DecoderCache {
@@ -46,6 +60,10 @@ impl DecoderCache {
         config.validate()?;
         let decoder = &config.decoder;
         let text = |&expected: &usize| {
+            // Under the policy no distance is longer than trained, whatever the length of the text.
+            let groups = config.position_policy == PositionPolicy::Grouped && config.attention.is_some();
+            let reached = if groups { expected.min(decoder.max_positions) } else { expected };
+            let frequencies = rotary_sets(decoder, reached);
             let layers = (0..decoder.layers).map(|layer| {
                 let cache = CacheConfig {
                     batch: 1,
@@ -65,10 +83,22 @@ impl DecoderCache {
                     dtype: DType::F32,
                     kernel,
                 };
-                AttentionCache::new(cache, device)
+                let cache = AttentionCache::new(cache, device)?;
+                match (rotary_set(decoder, layer), config.trained_length(layer)) {
+                    (Some(set), Some(trained)) => {
+                        cache.with_far_positions(FarPositions { trained, frequencies: frequencies[set].0.clone() })
+                    }
+                    _ => Ok(cache),
+                }
             });
-            let frequencies = rotary_sets(decoder, expected);
-            Ok(TextCache { layers: layers.collect::<Result<_, _>>()?, length: 0, expected, frequencies })
+            Ok(TextCache {
+                layers: layers.collect::<Result<_, bsbr_attn::AttentionError>>()?,
+                length: 0,
+                forgotten: 0,
+                held: Vec::new(),
+                expected,
+                frequencies,
+            })
         };
         Ok(Self { texts: expected_lengths.iter().map(text).collect::<Result<_, ModelError>>()? })
     }

@@ -11,6 +11,7 @@ use burn::{
 
 use crate::{
     DecoderCache, ModelConfig, ModelError, PositionPolicy,
+    cache::TextCache,
     modules::{Block, Normalisation, Projections},
     ops,
     rotary::{Rotation, rotary_set},
@@ -137,6 +138,19 @@ impl Decoder {
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         self.check(tokens, cache)?;
+        if self.config.position_policy == PositionPolicy::Slide {
+            return self.hidden_sliding(tokens, cache, visit);
+        }
+        self.hidden_within(tokens, cache, visit)
+    }
+
+    /// [`Decoder::hidden`] of tokens that can be read where the texts stand.
+    pub(crate) fn hidden_within(
+        &self,
+        tokens: &[Vec<u32>],
+        cache: &mut DecoderCache,
+        visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
+    ) -> Result<Tensor<2>, ModelError> {
         let device = self.device();
         let ids: Vec<i32> = tokens.iter().flatten().map(|&id| id as i32).collect();
         let count = ids.len();
@@ -153,7 +167,7 @@ impl Decoder {
             .iter()
             .enumerate()
             .flat_map(|(text, new)| (0..new.len()).map(move |at| (text, at)))
-            .map(|(text, at)| (text, cache.texts[text].length + at))
+            .map(|(text, at)| (text, cache.texts[text].position() + at))
             .collect();
         if let Some(table) = &self.position {
             x = x + self.positions(table.val(), &positions, cache);
@@ -290,9 +304,12 @@ impl Decoder {
                     let made = cache.config();
                     (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, decoder.kv_heads, decoder.head_dim)
                         && made.attention.as_ref() == self.config.layer_attention(layer)
+                        && cache.far_positions().map(|far| far.trained) == self.config.trained_length(layer)
                 })
         };
-        if !cache.texts.iter().all(|text| fits(&text.layers)) {
+        let slides = self.config.position_policy == PositionPolicy::Slide;
+        let holds = |text: &TextCache| !slides || text.held.len() == text.position();
+        if !cache.texts.iter().all(|text| fits(&text.layers) && holds(text)) {
             let problem = "the cache was made for another model or other settings: make it with Decoder::new_cache";
             return Err(ModelError::Input(problem.into()));
         }

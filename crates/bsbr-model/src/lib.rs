@@ -59,6 +59,7 @@ mod modules;
 mod ops;
 mod rotary;
 mod sampling;
+mod slide;
 #[cfg(feature = "text")]
 mod text;
 mod weights;

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Layers that keep the original attention
     #[arg(long, value_name = "I,...", value_delimiter = ',')]
     original_layers: Vec<usize>,
-    /// Past the last learned position: error, clamp, interpolate
+    /// Past the trained length: error; clamp, interpolate, slide (learned); grouped (rotary)
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>, default_value = "error")]
     positions: PositionPolicy,
     /// Measure on this text before converting and put the numbers on the model card

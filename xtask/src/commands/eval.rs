@@ -63,7 +63,7 @@ pub(crate) struct Args {
     /// Prompts of each task, length and depth, of the long suite [default: 2]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
-    /// Past the last learned position: error, clamp, interpolate [default: the model's own]
+    /// Past the trained length: error; clamp, interpolate, slide (learned); grouped (rotary) [default: the model's own]
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     positions: Option<PositionPolicy>,
     /// How to print

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Run a converted model with its original attention
     #[arg(long)]
     full_attention: bool,
-    /// Past the last learned position: error, clamp, interpolate
+    /// Past the trained length: error; clamp, interpolate, slide (learned); grouped (rotary)
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     positions: Option<PositionPolicy>,
     #[command(flatten)]

@@ -12,9 +12,16 @@ impl AttentionCache {
         query: Tensor<4>,
         keys: Tensor<4>,
         values: Tensor<4>,
+        near: Option<(Tensor<4>, Tensor<4>)>,
         attention: &BlockAttentionConfig,
     ) -> Tensor<4> {
+        self.forget_near(attention.local_start(self.length / attention.chunk_size));
         self.push(keys, values);
+        let near = near.and_then(|(query, keys)| {
+            let near = self.near.as_mut()?;
+            near.keys.push(keys);
+            Some((query, near.keys.all(), near.first))
+        });
         let local_start = attention.local_start((self.length - 1) / attention.chunk_size);
         let summarised = (local_start / attention.block_size).max(self.summarised);
         let new = self.summarised..summarised;
@@ -37,7 +44,7 @@ impl AttentionCache {
             }
             self.summarised = summarised;
         }
-        if attention.reads_everything(self.length) {
+        if near.is_none() && attention.reads_everything(self.length) {
             return self.read_all(query);
         }
         self.extend_chunk_means(attention, local_start);
@@ -50,6 +57,7 @@ impl AttentionCache {
             radii: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).and_then(Statistics::radii),
             chunk_radii: self.chunk_means.as_ref().and_then(|(.., radii)| radii.as_ref()).map(RowBuffer::all),
             means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
+            near,
         };
         let output = fused::blocks(query, rows, attention, &self.config.options);
         output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))

@@ -8,7 +8,7 @@ pub(crate) mod whole;
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Sinks, block_attention, block_means, block_radii,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Near, Sinks, block_attention, block_means, block_radii,
         causal_attention,
     },
 };
@@ -118,6 +118,9 @@ pub(crate) struct Rows<'a> {
     /// Radii of the keys of blocks and of chunks, where the settings have a reach.
     pub(crate) radii: Option<Tensor<4>>,
     pub(crate) chunk_radii: Option<Tensor<4>>,
+    /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
+    /// to the last query.
+    pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
 }
 
 /// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
@@ -144,6 +147,10 @@ pub(crate) fn blocks(
     };
     let memory = |rows: &Option<Tensor<4>>| rows.as_ref().map(Memory::new);
     let (radii, chunk_radii) = (memory(&rows.radii).flatten(), memory(&rows.chunk_radii).flatten());
+    let near = match &rows.near {
+        Some((query, keys, first)) => Some((Memory::new(query)?, Memory::new(keys)?, *first)),
+        None => None,
+    };
     let settings = block_options(attention);
     let input = BlockInput {
         query: query.heads(),
@@ -155,6 +162,11 @@ pub(crate) fn blocks(
         chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
         radii: radii.as_ref().map(Memory::heads),
         chunk_radii: chunk_radii.as_ref().map(Memory::heads),
+        near: near.as_ref().map(|(query, keys, first)| Near {
+            query: query.heads(),
+            keys: keys.heads(),
+            first: *first,
+        }),
     };
     Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
 }

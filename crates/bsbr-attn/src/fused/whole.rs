@@ -171,6 +171,7 @@ fn input<'a>(
         chunk_means: means.map(|(_, chunks)| chunks.views(dims)),
         radii: means.and_then(|(blocks, _)| blocks.radii(dims)),
         chunk_radii: means.and_then(|(_, chunks)| chunks.radii(dims)),
+        near: None,
     }
 }
 

@@ -40,7 +40,7 @@ impl Case {
                 };
                 let read: Vec<usize> = (0..=t).filter(exact).collect();
                 for h in kv * group..(kv + 1) * group {
-                    let logits: Vec<f64> = read.iter().map(|&i| self.key_score(inputs, (b, h, t), i)).collect();
+                    let logits: Vec<f64> = read.iter().map(|&i| self.key_score(inputs, (b, h, t), i, None)).collect();
                     for (&i, weight) in read.iter().zip(softmax(&logits)) {
                         shares[i] += weight / watching as f64;
                     }
@@ -90,7 +90,7 @@ impl Case {
         let near = |i: &usize| *i >= config.local_start(chunk) || *i < config.sink_tokens;
         let exact = (0..=t).filter(near).chain(memory.kept.iter().map(|&(position, _)| position));
         let exact: Vec<usize> = exact.filter(|&i| i >= self.first_visible(t)).collect();
-        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i)).collect();
+        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i, None)).collect();
         let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
 
         // Blocks that even the last token of the chunk sees whole.

@@ -7,7 +7,8 @@ pub(crate) mod naive;
 use std::ops::Range;
 
 use bsbr_attn::{
-    AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Kernel, Meta, Retrieval, Selector,
+    AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, FarPositions, Kernel, Meta, Retrieval,
+    Selector,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::{prelude::*, test_runner::RngSeed};
@@ -61,6 +62,8 @@ pub(crate) struct Case {
     pub(crate) config: BlockAttentionConfig,
     pub(crate) options: AttentionOptions,
     pub(crate) seed: u64,
+    /// Positions of far tokens for those past a trained length.
+    pub(crate) far: Option<FarPositions>,
 }
 
 /// A generator of numbers that is the same everywhere: splitmix64, two to a normal deviate.
@@ -174,8 +177,10 @@ impl Case {
             (inputs.query.tensor(runner), inputs.keys.tensor(runner), inputs.values.tensor(runner));
         let meta = attention.and_then(|_| self.meta(inputs, 0..self.tokens, runner));
         match runner.kernel {
-            Kernel::Fastest => bsbr_attn::attend(query, keys, values, meta, attention, self.options),
-            Kernel::Plain => {
+            Kernel::Fastest if attention.is_none() || self.far.is_none() => {
+                bsbr_attn::attend(query, keys, values, meta, attention, self.options)
+            }
+            Kernel::Fastest | Kernel::Plain => {
                 let case = Self { batch: query.dims()[0], ..self.clone() };
                 case.cache_of(runner, attention.cloned()).prefill(query, keys, values, meta)
             }
@@ -192,7 +197,12 @@ impl Case {
         let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
         let (dtype, kernel) = (DType::F32, runner.kernel);
         let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, kernel };
-        AttentionCache::new(config, runner).unwrap()
+        let far = self.far.clone().filter(|_| config.attention.is_some());
+        let cache = AttentionCache::new(config, runner).unwrap();
+        match far {
+            Some(far) => cache.with_far_positions(far).unwrap(),
+            None => cache,
+        }
     }
 
     /// The tokens `range` of the text, through a cache that has seen those before it.
@@ -272,7 +282,12 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
         };
         let alibi = [None, None, None, Some(1.0), Some(0.3)][(seed % 5) as usize];
         let options = AttentionOptions { softcap, window, alibi, ..AttentionOptions::new(head_dim) };
-        Case { batch, heads, kv_heads, head_dim, tokens: length.min(12 * chunk_size), config, options, seed }
+        let clips = matches!(retrieval, Retrieval::None | Retrieval::Blocks) && alibi.is_none() && seed / 240 % 3 == 0;
+        let far = clips.then(|| FarPositions {
+            trained: (local_chunks + 1) * chunk_size + 2 + (seed / 720 % 13) as usize,
+            frequencies: (0..1 + (seed / 9360) as usize % (head_dim / 2)).map(|i| 0.7_f64.powi(3 * i as i32)).collect(),
+        });
+        Case { batch, heads, kv_heads, head_dim, tokens: length.min(12 * chunk_size), config, options, seed, far }
     })
 }
 

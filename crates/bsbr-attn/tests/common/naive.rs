@@ -25,6 +25,16 @@ pub(super) fn softmax(logits: &[f64]) -> Vec<f64> {
     weights.iter().map(|w| w / sum).collect()
 }
 
+/// Pairs of dimensions turned by so many positions.
+fn turned(mut row: Vector, frequencies: &[f64], by: f64) -> Vector {
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let (sin, cos) = (by * frequency).sin_cos();
+        let (a, b) = (row[i], row[i + frequencies.len()]);
+        (row[i], row[i + frequencies.len()]) = (a * cos - b * sin, a * sin + b * cos);
+    }
+    row
+}
+
 /// A block as its own tokens tell it.
 #[derive(Clone)]
 struct Block {
@@ -55,8 +65,8 @@ pub(super) fn centred(left: &[Vector], right: &[Vector], left_mean: &[f64], righ
 }
 
 impl Case {
-    fn naive_block(&self, inputs: &Inputs, b: usize, kv: usize, positions: Range<usize>) -> Block {
-        let keys: Vec<Vector> = positions.clone().map(|i| inputs.keys.row(b, kv, i)).collect();
+    fn naive_block(&self, inputs: &Inputs, b: usize, kv: usize, positions: Range<usize>, far: Option<usize>) -> Block {
+        let keys: Vec<Vector> = positions.clone().map(|i| self.key(inputs, (b, kv, i), far)).collect();
         let values: Vec<Vector> = positions.clone().map(|i| inputs.values.row(b, kv, i)).collect();
         let (mean_key, mean_value) = (mean(&keys, self.head_dim), mean(&values, self.head_dim));
         let zero = vec![0.0; self.head_dim];
@@ -101,12 +111,12 @@ impl Case {
 
     /// How far the keys of a run of tokens lie from its mean key, in each channel; of several blocks, how far that can be by
     /// the means and the radii of the blocks.
-    fn radius(&self, inputs: &Inputs, b: usize, kv: usize, run: &Block) -> Vector {
+    fn radius(&self, inputs: &Inputs, b: usize, kv: usize, run: &Block, far: Option<usize>) -> Vector {
         let size = self.config.block_size;
         let mut radius = vec![0.0f64; self.head_dim];
         for block in run.positions.start / size..run.positions.end.div_ceil(size) {
             let positions = (block * size).max(run.positions.start)..(block + 1) * size;
-            let keys: Vec<Vector> = positions.map(|i| inputs.keys.row(b, kv, i)).collect();
+            let keys: Vec<Vector> = positions.map(|i| self.key(inputs, (b, kv, i), far)).collect();
             if keys.is_empty() {
                 continue;
             }
@@ -133,9 +143,37 @@ impl Case {
         score - self.options.alibi.unwrap_or(0.0) * slope * (t as f64 - position)
     }
 
-    pub(super) fn key_score(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), i: usize) -> f64 {
+    pub(super) fn key_score(
+        &self,
+        inputs: &Inputs,
+        (b, h, t): (usize, usize, usize),
+        i: usize,
+        far: Option<usize>,
+    ) -> f64 {
         let kv = h / (self.heads / self.kv_heads);
-        self.score(h, t, &inputs.query.row(b, h, t), (&inputs.keys.row(b, kv, i), i as f64))
+        self.score(h, t, &self.query(inputs, (b, h, t), far), (&self.key(inputs, (b, kv, i), far), i as f64))
+    }
+
+    /// A query, or what it would be at the position it reads far keys from.
+    fn query(&self, inputs: &Inputs, (b, h, t): (usize, usize, usize), far: Option<usize>) -> Vector {
+        let row = inputs.query.row(b, h, t);
+        match self.far.as_ref().zip(far) {
+            Some((positions, group)) => {
+                let local = (self.config.local_chunks + 1) * self.config.chunk_size;
+                let stands = t / group + local - local / group;
+                turned(row, &positions.frequencies, stands as f64 - t as f64)
+            }
+            None => row,
+        }
+    }
+
+    /// A key, or what it would be at the position where it is read from afar.
+    fn key(&self, inputs: &Inputs, (b, kv, i): (usize, usize, usize), far: Option<usize>) -> Vector {
+        let row = inputs.keys.row(b, kv, i);
+        match self.far.as_ref().zip(far) {
+            Some((positions, group)) => turned(row, &positions.frequencies, (i / group) as f64 - i as f64),
+            None => row,
+        }
     }
 
     fn log_mass(&self, (h, t): (usize, usize), q: &[f64], block: &Block, covariance_weight: f64) -> f64 {
@@ -156,11 +194,19 @@ impl Case {
         let c = t / config.chunk_size;
         let local_start = config.local_start(c);
         let first_visible = self.options.window.map_or(0, |w| (t + 1).saturating_sub(w));
-        let q = inputs.query.row(b, h, t);
+        // Past the trained length everything before the local region stands elsewhere.
+        let far = self.far.as_ref().filter(|positions| t >= positions.trained).map(|positions| {
+            let local = (config.local_chunks + 1) * config.chunk_size;
+            // The smallest group that leaves every distance within the trained length.
+            (1..).find(|group| t <= local + group * (positions.trained - 1 - local)).unwrap()
+        });
+        let q = self.query(inputs, (b, h, t), far);
         let exact: Vec<usize> = (first_visible..=t).filter(|&i| i >= local_start || i < config.sink_tokens).collect();
-        let blocks: Vec<Block> = self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r)).collect();
+        let blocks: Vec<Block> =
+            self.naive_blocks(c).into_iter().map(|r| self.naive_block(inputs, b, kv, r, far)).collect();
 
-        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i)).collect();
+        let mut logits: Vec<f64> =
+            exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i, far.filter(|_| i < local_start))).collect();
         let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
         let mut add = vec![0.0; self.head_dim];
         let first_query = (c * config.chunk_size, inputs);
@@ -206,14 +252,17 @@ impl Case {
                     let positions =
                         (chunk * config.chunk_size).max(config.sink_tokens)..(chunk + 1) * config.chunk_size;
                     if !positions.is_empty() {
-                        chunks.push(self.naive_block(inputs, b, kv, positions));
+                        chunks.push(self.naive_block(inputs, b, kv, positions, far));
                     }
                 }
                 // The score of a block, or of a chunk, relative to the log-mass of what a head reads exactly.
                 let relative = |head: usize, run: &Block| {
-                    let q = inputs.query.row(b, head, t);
-                    let near = exact.iter().map(|&i| self.key_score(inputs, (b, head, t), i).exp());
-                    let radius = self.radius(inputs, b, kv, run);
+                    let q = self.query(inputs, (b, head, t), far);
+                    let near = exact.iter().map(|&i| {
+                        let far = far.filter(|_| i < local_start);
+                        self.key_score(inputs, (b, head, t), i, far).exp()
+                    });
+                    let radius = self.radius(inputs, b, kv, run, far);
                     let reach: f64 = q.iter().zip(&radius).map(|(q, r)| q.abs() * r).sum();
                     let reach = config.reach * self.options.scale * reach;
                     self.log_mass((head, t), &q, run, weight) + reach - near.sum::<f64>().ln()
@@ -254,7 +303,7 @@ impl Case {
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {
                         for i in block.positions.clone().filter(|&i| i >= first_visible) {
-                            logits.push(self.key_score(inputs, (b, h, t), i));
+                            logits.push(self.key_score(inputs, (b, h, t), i, far));
                             values.push(inputs.values.row(b, kv, i));
                         }
                     } else if config.far != Far::None && block.positions.start >= first_visible {

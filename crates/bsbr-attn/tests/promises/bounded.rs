@@ -21,7 +21,7 @@ fn bytes(case: &Case, device: &crate::common::Runner) -> Vec<usize> {
 }
 
 fn long(case: Case, config: BlockAttentionConfig) -> Case {
-    Case { batch: 1, tokens: CHUNKS * config.chunk_size, config, ..case }
+    Case { batch: 1, tokens: CHUNKS * config.chunk_size, config, far: None, ..case }
 }
 
 proptest! {

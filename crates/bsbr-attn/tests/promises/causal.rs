@@ -79,5 +79,15 @@ fn every_token_of_full_attention_changes_all_later_ones() {
 
 fn full_case(tokens: usize) -> Case {
     let config = BlockAttentionConfig::default();
-    Case { batch: 1, heads: 2, kv_heads: 1, head_dim: 8, tokens, config, options: AttentionOptions::new(8), seed: 5 }
+    Case {
+        batch: 1,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        tokens,
+        config,
+        options: AttentionOptions::new(8),
+        seed: 5,
+        far: None,
+    }
 }

@@ -25,6 +25,7 @@ proptest! {
 
     #[test]
     fn retrieving_every_block_is_full_attention(mut case in cases()) {
+        case.far = None;
         let last_chunk = (case.tokens - 1) / case.config.chunk_size;
         case.config.retrieval = Retrieval::Blocks;
         (case.config.max_chunks, case.config.kept_tokens) = (None, 0);
@@ -42,6 +43,7 @@ proptest! {
     #[test]
     fn a_window_inside_the_local_region_is_windowed_full_attention(mut case in cases(), window in any::<Index>()) {
         // The first token of a chunk has the shortest local region: itself and `local_chunks` chunks.
+        case.far = None;
         case.options.window = Some(window.index(case.config.local_chunks * case.config.chunk_size + 1) + 1);
         assert_full(&case)?;
     }

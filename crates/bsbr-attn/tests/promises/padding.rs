@@ -32,6 +32,7 @@ fn mask(width: usize) -> impl Strategy<Value = Vec<bool>> {
 fn padded_cases() -> impl Strategy<Value = (Case, Vec<Vec<bool>>)> {
     cases().prop_flat_map(|mut case| {
         case.config.selector = Selector::MeanKey;
+        case.far = None;
         let masks = prop::collection::vec(mask(case.tokens), case.batch);
         (Just(case), masks)
     })

@@ -68,6 +68,7 @@ pub fn causal_attention_backward(
         chunk_means: None,
         radii: None,
         chunk_radii: None,
+        near: None,
     };
     backward(&input, forward, None, options)
 }
@@ -95,6 +96,7 @@ fn backward(
     let [batch, heads, tokens, width] = input.query.dims();
     let [_, kv_heads, length, _] = input.keys.dims();
     assert_eq!(tokens, length, "gradients are of whole texts");
+    assert!(input.near.is_none(), "queries and keys of their own for the local region have no backward pass here");
     assert_eq!(forward.gradient.dims(), input.query.dims());
     assert!(options.softcap.is_none(), "a softcap has no backward pass here");
     let group = heads / kv_heads;
@@ -180,6 +182,7 @@ impl WithSimd for PairBackward<'_> {
             }),
             radii: input.radii.map(|radii| radii.head(batch, kv_head)),
             chunk_radii: input.chunk_radii.map(|radii| radii.head(batch, kv_head)),
+            near: None,
         };
         let mut of_blocks = RowGradients::of(head.means.map(|means| means.blocks));
         let mut of_chunks = RowGradients::of(head.means.and_then(|means| means.chunks));

@@ -23,11 +23,21 @@ pub(super) struct Head<'a> {
     /// Radii of the keys of blocks and of chunks.
     pub(super) radii: Option<Rows<'a>>,
     pub(super) chunk_radii: Option<Rows<'a>>,
+    pub(super) near: Option<NearHead<'a>>,
+}
+
+/// What reads the local region where it stands at other positions than the rest.
+pub(super) struct NearHead<'a> {
+    pub(super) tile: QueryTile<'a>,
+    pub(super) keys: Rows<'a>,
+    /// Position of the first row.
+    pub(super) first: usize,
 }
 
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) query: Vec<f32>,
+    pub(super) near_query: Vec<f32>,
     /// Weights of the runs, one row after the other.
     pub(super) exact: Vec<f32>,
     output: Vec<f32>,
@@ -51,6 +61,8 @@ pub(super) struct Run<'a> {
     pub(super) positions: Range<usize>,
     pub(super) keys: Rows<'a>,
     pub(super) values: Rows<'a>,
+    /// Whether the keys are for the queries of [`NearHead`].
+    near: bool,
 }
 
 impl WithSimd for BlockTile<'_, '_> {
@@ -102,7 +114,7 @@ pub(super) fn read_tile<'a, S: Simd>(
             }
         }
     }
-    let runs = exact_runs(tile, head, settings, options, from..end);
+    let runs = exact_runs(tile, head, settings, options, from..end, local_start);
     let (rows, width) = (tile.count(), head.keys.width());
     let Scratch { highest, sum, output, exact, candidates, chosen_scores, .. } = scratch;
     output.clear();
@@ -115,7 +127,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     sum.clear();
     sum.resize(rows, 0.0);
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
-    read_exactly(simd, tile, options, &runs, exact, &mut sums);
+    read_exactly(simd, tile, head, options, &runs, exact, &mut sums);
     if let (Some(retrieval), Some(means)) = (&retrieval, &head.means) {
         retrieval.choose(simd, tile, means, (head.radii, head.chunk_radii), candidates, &mut sums);
         let rows = (head.keys, head.values);
@@ -131,27 +143,39 @@ fn exact_runs<'a>(
     settings: &BlockOptions,
     options: &CausalOptions,
     positions: Range<usize>,
+    local_start: usize,
 ) -> Vec<Run<'a>> {
     let visible = options.first_visible(tile.start);
     let rows = |positions: Range<usize>| {
         let rows = positions.start - head.first..positions.end - head.first;
-        Run { positions, keys: head.keys.range(rows.clone()), values: head.values.range(rows) }
+        Run { positions, keys: head.keys.range(rows.clone()), values: head.values.range(rows), near: false }
     };
-    let mut runs = Vec::with_capacity(2);
+    let mut runs = Vec::with_capacity(3);
     let mut start = positions.start;
     let sinks = 0..settings.sink_tokens.min(positions.start);
     if sinks.end > visible {
         match head.sinks {
             Some((keys, values)) => {
                 let (keys, values) = (keys.range(sinks.clone()), values.range(sinks.clone()));
-                runs.push(Run { positions: sinks, keys, values });
+                runs.push(Run { positions: sinks, keys, values, near: false });
             }
             // Sinks that touch the run are part of it.
             None if sinks.end == positions.start => start = 0,
             None => runs.push(rows(sinks)),
         }
     }
-    runs.push(rows(start.max(visible)..positions.end));
+    let Some(near) = &head.near else {
+        runs.push(rows(start.max(visible)..positions.end));
+        return runs;
+    };
+    let far = start.max(visible)..local_start;
+    if !far.is_empty() {
+        runs.push(rows(far));
+    }
+    let local = local_start.max(visible)..positions.end;
+    let keys = near.keys.range(local.start - near.first..local.end - near.first);
+    let values = head.values.range(local.start - head.first..local.end - head.first);
+    runs.push(Run { positions: local, keys, values, near: true });
     runs
 }
 
@@ -160,6 +184,7 @@ fn exact_runs<'a>(
 fn read_exactly<S: Simd>(
     simd: S,
     tile: &QueryTile<'_>,
+    head: &Head<'_>,
     options: &CausalOptions,
     runs: &[Run<'_>],
     scores: &mut Vec<f32>,
@@ -170,6 +195,7 @@ fn read_exactly<S: Simd>(
     scores.resize(rows * columns, 0.0);
     let mut column = 0;
     for run in runs {
+        let tile = head.near.as_ref().filter(|_| run.near).map_or(tile, |near| &near.tile);
         score(simd, tile, run.keys, scores, columns, column, options.softcap);
         mask_positions(tile, options, run.positions.clone(), scores, columns, column);
         column += run.positions.len();

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     CausalOptions,
-    block_tile::{BlockTile, Head, Scratch},
+    block_tile::{BlockTile, Head, NearHead, Scratch},
     candidates::Means,
     tasks,
     tile::{QueryTile, load_queries},
@@ -68,6 +68,18 @@ pub struct Sinks<'a> {
     pub values: Heads<'a>,
 }
 
+/// Queries and keys of the local region where they stand at other positions than for the rest.
+#[derive(Debug, Clone, Copy)]
+pub struct Near<'a> {
+    /// Like the query of the call.
+    pub query: Heads<'a>,
+    /// `[batch, kv_heads, rows, head_dim]`, at least those of the local regions of all queries; the last row belongs to the
+    /// last query.
+    pub keys: Heads<'a>,
+    /// Position of the first row of the keys.
+    pub first: usize,
+}
+
 /// Rows that a call reads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockInput<'a> {
@@ -90,6 +102,8 @@ pub struct BlockInput<'a> {
     pub radii: Option<Heads<'a>>,
     /// The same of whole chunks.
     pub chunk_radii: Option<Heads<'a>>,
+    /// What reads the local region in place of `query` and `keys`, which are for the rest then.
+    pub near: Option<Near<'a>>,
 }
 
 /// Attention over sinks, the local region, the `top_k` blocks of the highest score, and the means of the others, in one
@@ -137,6 +151,12 @@ pub fn block_attention_into(
     assert!(heads.is_multiple_of(kv_heads) && tokens <= rows);
     assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
     let group = heads / kv_heads;
+    if let Some(near) = &input.near {
+        let [near_batch, near_heads, near_rows, near_width] = near.keys.dims();
+        assert_eq!(near.query.dims(), input.query.dims());
+        assert_eq!([near_batch, near_heads, near_width], [batch, kv_heads, width]);
+        assert_eq!(near.first + near_rows, input.first + rows);
+    }
     let begin = input.first + rows - tokens;
     assert_eq!(output.len(), batch * heads * tokens * width);
     assert_eq!(log_mass.len(), batch * heads * tokens);
@@ -154,6 +174,11 @@ pub fn block_attention_into(
         let group_heads = kv_head * group..(kv_head + 1) * group;
         let mut queries = std::mem::take(&mut scratch.query);
         load_queries(&input.query, batch, group_heads.clone(), task.tokens.clone(), options.scale, &mut queries);
+        let mut near_queries = std::mem::take(&mut scratch.near_query);
+        if let Some(near) = &input.near {
+            let (heads, tokens) = (group_heads.clone(), task.tokens.clone());
+            load_queries(&near.query, batch, heads, tokens, options.scale, &mut near_queries);
+        }
         let tile = QueryTile {
             rows: &queries,
             group,
@@ -170,6 +195,11 @@ pub fn block_attention_into(
             means: input.means.map(|blocks| Means { blocks: pair(blocks), chunks: input.chunk_means.map(pair) }),
             radii: input.radii.map(|radii| radii.head(batch, kv_head)),
             chunk_radii: input.chunk_radii.map(|radii| radii.head(batch, kv_head)),
+            near: input.near.map(|near| NearHead {
+                tile: QueryTile { rows: &near_queries, ..tile },
+                keys: near.keys.head(batch, kv_head),
+                first: near.first,
+            }),
         };
         Arch::new().dispatch(BlockTile {
             tile: &tile,
@@ -180,6 +210,7 @@ pub fn block_attention_into(
             outputs: &mut task.outputs,
         });
         scratch.query = queries;
+        scratch.near_query = near_queries;
     });
 }
 

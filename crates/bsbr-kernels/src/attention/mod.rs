@@ -13,7 +13,7 @@ mod tasks;
 mod tile;
 
 pub use backward::{Forward, Gradients, block_attention_backward, causal_attention_backward};
-pub use blocks::{BlockInput, BlockOptions, Blocks, Sinks, block_attention, block_attention_into};
+pub use blocks::{BlockInput, BlockOptions, Blocks, Near, Sinks, block_attention, block_attention_into};
 pub use dense::causal_attention;
 pub use means::{block_means, block_radii, chunk_radii};
 

@@ -19,6 +19,7 @@ pub(crate) const HIDDEN: f32 = -1e30;
 const FEW_ROWS: usize = 8;
 
 /// Queries of the heads that share a KV head: row `g * tokens + t` belongs to the head `g` of the group.
+#[derive(Clone, Copy)]
 pub(crate) struct QueryTile<'a> {
     /// Scaled queries, `[group * tokens, head_dim]`.
     pub(crate) rows: &'a [f32],

@@ -67,11 +67,55 @@ impl ModelConfig {
             let problem = format!("names layer {layer}, the model has layers 0 to {}", self.decoder.layers - 1);
             return Err(ModelError::Config { setting: "original_layers", problem });
         }
-        Ok(())
+        self.validate_policy()
+    }
+
+    /// Whether the position policy is one for these positions.
+    fn validate_policy(&self) -> Result<(), ModelError> {
+        let fail = |problem: String| Err(ModelError::Config { setting: "position_policy", problem });
+        let positions = &self.decoder.positions;
+        match self.position_policy {
+            PositionPolicy::Slide if *positions != Positions::Learned => {
+                fail("is slide, which is for learned positions: rotary ones have grouped, ALiBi needs nothing".into())
+            }
+            PositionPolicy::Grouped => {
+                if !matches!(positions, Positions::Rotary { .. }) {
+                    return fail(
+                        "is grouped, which is for rotary positions: learned ones have slide, ALiBi needs nothing"
+                            .into(),
+                    );
+                }
+                let trained = self.decoder.max_positions;
+                for layer in 0..self.decoder.layers {
+                    let inside = self.decoder.window(layer).is_some_and(|window| window <= trained);
+                    if self.original_layers.contains(&layer) && self.rotates(layer) && !inside {
+                        return fail(format!(
+                            "is grouped, but layer {layer} keeps full attention, which reads at every distance: take it out of \
+                             original_layers"
+                        ));
+                    }
+                }
+                match &self.attention {
+                    Some(attention) => Ok(attention.validate_trained_length(trained)?),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 
     /// BSBR settings of layer `layer`; `None` where the original attention runs.
     pub fn layer_attention(&self, layer: usize) -> Option<&BlockAttentionConfig> {
         self.attention.as_ref().filter(|_| !self.original_layers.contains(&layer))
+    }
+
+    /// The length past which layer `layer` reads far tokens at other positions than their own; `None` where it never does.
+    pub(crate) fn trained_length(&self, layer: usize) -> Option<usize> {
+        let groups = self.position_policy == PositionPolicy::Grouped && self.rotates(layer);
+        (groups && self.layer_attention(layer).is_some()).then_some(self.decoder.max_positions)
+    }
+
+    fn rotates(&self, layer: usize) -> bool {
+        matches!(self.decoder.positions, Positions::Rotary { .. }) && self.decoder.rotary(layer) != LayerRotary::Off
     }
 }

@@ -142,4 +142,11 @@ pub enum PositionPolicy {
     Clamp,
     /// The positions are stretched over the expected length of the text, in between interpolated linearly.
     Interpolate,
+    /// When the positions are used up, the last half of the tokens is read again from the first position on, as a text of its
+    /// own, and what lies before is forgotten: every token reads what the model was trained to read, and at least half as far
+    /// back, for up to twice the work.
+    Slide,
+    /// Rotary positions only: a token past the trained length reads what lies before its local region at positions the model
+    /// was trained on; see [`bsbr_attn::FarPositions`].
+    Grouped,
 }

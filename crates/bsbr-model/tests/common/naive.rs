@@ -16,6 +16,9 @@ pub(crate) struct Naive {
     weights: HashMap<String, Vec<f64>>,
     /// Inverse frequencies and the factor on cos and sin: those without scaling unless a test says otherwise.
     pub(crate) rotation: (Vec<f64>, f64),
+    /// Where query and key stand when the token at the first position reads the key at the second: there, unless a test says
+    /// otherwise.
+    pub(crate) standing: fn(usize, usize) -> (usize, usize),
 }
 
 impl Naive {
@@ -28,7 +31,12 @@ impl Naive {
             Positions::Learned | Positions::Alibi { .. } => Vec::new(),
             Positions::Rotary { theta, rotary_dim, .. } => frequencies(theta, rotary_dim),
         };
-        Self { config: config.clone(), weights: weights.collect(), rotation: (frequencies, 1.0) }
+        Self {
+            config: config.clone(),
+            weights: weights.collect(),
+            rotation: (frequencies, 1.0),
+            standing: |token, key| (token, key),
+        }
     }
 
     /// Scores after each token, `[tokens][vocab_size]`.
@@ -126,11 +134,15 @@ impl Naive {
         };
         let (mut queries, mut keys, values) = (project("query"), project("key"), project("value"));
         for (rows, name) in [(&mut queries, "query_norm"), (&mut keys, "key_norm")] {
-            for (position, row) in rows.iter_mut().enumerate() {
+            for row in rows {
                 self.norm_heads(&format!("layers.{layer}.attention.{name}.weight"), row);
-                row.chunks_exact_mut(width).for_each(|head| self.rotate(layer, head, position));
             }
         }
+        let rotated = |head: &[f64], position| {
+            let mut head = head.to_vec();
+            self.rotate(layer, &mut head, position);
+            head
+        };
         let divisor = if decoder.scale_by_layer { (layer + 1) as f64 } else { 1.0 };
         let window = decoder.windows.get(layer).copied().flatten().unwrap_or(usize::MAX);
         let mut read = vec![vec![0.0; decoder.heads * width]; normed.len()];
@@ -141,7 +153,10 @@ impl Naive {
                 let seen = (0..=token).filter(|key| token - key < window);
                 let weights: Vec<(usize, f64)> = seen
                     .map(|key| {
-                        let score = decoder.attention_scale / divisor * dot(query, &keys[key][kv..][..width]);
+                        let (query_position, key_position) = (self.standing)(token, key);
+                        let query = rotated(query, query_position);
+                        let score = decoder.attention_scale / divisor
+                            * dot(&query, &rotated(&keys[key][kv..][..width], key_position));
                         let capped = decoder.attention_softcap.map_or(score, |cap| cap * (score / cap).tanh());
                         (key, (capped + self.bias(head, token - key)).exp())
                     })
