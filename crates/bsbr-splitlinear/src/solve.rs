@@ -210,3 +210,6 @@ fn member_reports(group: &Group<'_>, layers: &[Layer], basis: &Mat<f64>, own: &[
     };
     members.map(report).collect()
 }
+
+#[cfg(test)]
+mod tests;
