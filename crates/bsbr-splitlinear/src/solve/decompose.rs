@@ -4,7 +4,10 @@
 //! them. So every result is checked for the three things that make it right (energy, orthogonality, residual), and a
 //! second way is taken where the first does not pass.
 
-use faer::{Mat, MatRef, Side};
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::{Mat, MatRef, Par, Side};
 
 use super::matrix::{is_finite, scale_columns, square, trace};
 use crate::Decomposition;
@@ -44,8 +47,8 @@ pub(super) fn leading(matrix: MatRef<'_, f64>, count: usize) -> Result<Direction
 pub(super) fn squared_singular_values(matrix: MatRef<'_, f64>) -> Result<Vec<f64>, String> {
     let energy = square(matrix);
     let product = smaller_product(matrix);
-    if let Ok(mut values) = product.self_adjoint_eigenvalues(Side::Lower) {
-        values.reverse();
+    if let Ok((values, _)) = symmetric(product.as_ref(), ComputeEigenvectors::No) {
+        let mut values: Vec<f64> = values.into_iter().rev().collect();
         if close(values.iter().sum(), energy, energy) {
             values.iter_mut().for_each(|value| *value = value.max(0.0));
             return Ok(values);
@@ -56,9 +59,9 @@ pub(super) fn squared_singular_values(matrix: MatRef<'_, f64>) -> Result<Vec<f64
 
 /// Eigenvalues, falling, and eigenvectors of a symmetric matrix, or what failed.
 pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), String> {
-    let found = matrix.self_adjoint_eigen(Side::Lower).map_err(|error| format!("eigenvectors: {error:?}"))?;
-    let vectors = found.U().reverse_cols().to_owned();
-    let values: Vec<f64> = found.S().column_vector().iter().rev().copied().collect();
+    let (values, vectors) = symmetric(matrix, ComputeEigenvectors::Yes)?;
+    let vectors = vectors.as_ref().reverse_cols().to_owned();
+    let values: Vec<f64> = values.into_iter().rev().collect();
     let size = square(matrix).sqrt();
     if !close(values.iter().sum(), trace(matrix), size) {
         return Err("eigenvectors: the eigenvalues do not sum to the trace".to_owned());
@@ -73,6 +76,27 @@ pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), Str
     } else {
         Err("eigenvectors: the matrix does not map them to their multiples".to_owned())
     }
+}
+
+/// Eigenvalues of a symmetric matrix, rising. Unchecked.
+pub(super) fn eigenvalues(matrix: MatRef<'_, f64>) -> Result<Vec<f64>, String> {
+    symmetric(matrix, ComputeEigenvectors::No).map(|(values, _)| values)
+}
+
+/// Eigenvalues, rising, and where asked for eigenvectors of a symmetric matrix; of others those of the lower triangle.
+///
+/// On one thread: threads that work on one matrix wait for each other by spinning, which on a busy machine takes up to a
+/// hundred times as long and otherwise gains little at these sizes.
+fn symmetric(matrix: MatRef<'_, f64>, compute: ComputeEigenvectors) -> Result<(Vec<f64>, Mat<f64>), String> {
+    let size = matrix.nrows();
+    let mut values = Diag::zeros(size);
+    let mut vectors = Mat::zeros(size, size);
+    let wanted = matches!(compute, ComputeEigenvectors::Yes).then(|| vectors.as_mut());
+    let scratch = self_adjoint_evd_scratch::<f64>(size, compute, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    self_adjoint_evd(matrix, values.as_mut(), wanted, Par::Seq, MemStack::new(&mut memory), Default::default())
+        .map_err(|error| format!("eigenvectors: {error:?}"))?;
+    Ok((values.column_vector().iter().copied().collect(), vectors))
 }
 
 /// A matrix `s` with `s^T s = matrix`, for a symmetric matrix without negative eigenvalues (but for rounding).

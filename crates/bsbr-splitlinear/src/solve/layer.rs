@@ -1,7 +1,8 @@
 //! What a layer of a group is fitted to, and what judges the fit.
 
-use faer::{Mat, MatRef, Side};
+use faer::{Mat, MatRef};
 
+use super::decompose::eigenvalues;
 use super::matrix::{add_diagonal, dot, from_rows, solve_positive, square, trace};
 use crate::{Calibration, Member, Objective, Ridge, SolveSettings, SplitError};
 
@@ -181,7 +182,7 @@ impl Layer {
     pub(super) fn condition(&self) -> (Option<f64>, usize) {
         let inputs = self.weight.nrows();
         let Some(gram) = self.judge.gram() else { return (Some(1.0), inputs) };
-        let Ok(values) = gram.self_adjoint_eigenvalues(Side::Lower) else { return (None, 0) };
+        let Ok(values) = eigenvalues(gram.as_ref()) else { return (None, 0) };
         let largest = values.last().copied().unwrap_or(0.0);
         let rounding = inputs as f64 * f64::EPSILON * largest;
         let rank = values.iter().filter(|&&value| value > rounding).count();
