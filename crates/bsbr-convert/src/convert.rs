@@ -166,7 +166,7 @@ pub(crate) fn converted_config(
     Ok(config)
 }
 
-fn pretty(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, ConvertError> {
+pub(crate) fn pretty(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, ConvertError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(ConvertError::json(path))?;
     text.push(b'\n');
     Ok(text)
