@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     args::{DeviceArgs, check_output_dir},
-    output::{self, Progress, grouped},
+    output::{self, Progress},
     running::{load, tokenizer},
 };
 
