@@ -76,6 +76,20 @@ pub struct GroupFactors {
     pub coefficients: Vec<Vec<f32>>,
 }
 
+impl GroupFactors {
+    /// The largest number in absolute value.
+    pub fn largest(&self) -> f32 {
+        let values = self.coefficients.iter().chain([&self.basis]).flatten();
+        values.fold(0.0, |largest, value| largest.max(value.abs()))
+    }
+
+    /// What takes the place of the weight of a member, `[inputs, outputs]` row by row; `None` where there is no such
+    /// member.
+    pub fn weight(&self, member: usize) -> Option<Vec<f32>> {
+        crate::solve::weight(self, member)
+    }
+}
+
 /// What each direction of a group's outputs contributes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spectrum {

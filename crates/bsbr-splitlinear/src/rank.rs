@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use crate::plan::parameters_per_rank;
-use crate::{Plan, PlannedGroup, RankAllocation, Share, Spectrum, SplitError, Weighting};
+use crate::{Plan, PlannedGroup, RankAllocation, Share, Spectrum, SplitError};
 
 /// What is added before rounding down, so that `0.3 = 1 - 0.7` gives what 0.3 means.
 const ROUNDING: f64 = 1e-9;
@@ -34,12 +34,7 @@ pub fn rank_for(keep: f64, layers: usize, inputs: usize, outputs: usize, share: 
 ///
 /// # Errors
 /// Where there are not as many spectra as groups.
-pub fn allocate(
-    plan: &mut Plan,
-    spectra: &[Spectrum],
-    allocation: RankAllocation,
-    weighting: Weighting,
-) -> Result<(), SplitError> {
+pub fn allocate(plan: &mut Plan, spectra: &[Spectrum], allocation: RankAllocation) -> Result<(), SplitError> {
     if spectra.len() != plan.groups.len() {
         let expected = format!("a spectrum for each of the {} groups of the plan", plan.groups.len());
         return Err(SplitError::shape("rank allocation", expected, spectra.len().to_string()));
@@ -47,7 +42,7 @@ pub fn allocate(
     match allocation {
         RankAllocation::Uniform => {}
         RankAllocation::DRank => by_effective_rank(&mut plan.groups, spectra),
-        RankAllocation::MarginalLoss => by_marginal_loss(&mut plan.groups, spectra, weighting),
+        RankAllocation::MarginalLoss => by_marginal_loss(&mut plan.groups, spectra),
     }
     Ok(())
 }
@@ -131,15 +126,10 @@ impl Ord for Step {
 /// Gives dimension after dimension to the group whose error shrinks most for each parameter. Spectra fall, so this is the
 /// least sum of errors that the parameters can buy, but for the last few of them and for groups that reach the size of
 /// their weights.
-fn by_marginal_loss(groups: &mut [PlannedGroup], spectra: &[Spectrum], weighting: Weighting) {
+fn by_marginal_loss(groups: &mut [PlannedGroup], spectra: &[Spectrum]) {
     let gain = |group: &PlannedGroup, spectrum: &Spectrum, rank: usize| {
         let value = spectrum.values.get(rank).copied().unwrap_or(0.0);
-        let scale = match weighting {
-            Weighting::Sum => 1.0,
-            Weighting::Relative if spectrum.energy > 0.0 => 1.0 / spectrum.energy,
-            Weighting::Relative => 0.0,
-        };
-        value * scale / group.parameters_per_rank() as f64
+        value / group.parameters_per_rank() as f64
     };
     let mut budget: usize = groups.iter().filter(|g| g.rank.is_some()).map(PlannedGroup::parameters_after).sum();
     let mut steps = BinaryHeap::new();
