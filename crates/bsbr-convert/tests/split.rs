@@ -247,8 +247,8 @@ fn hostile_descriptions_of_parts_are_refused_by_name() {
             |split| split["groups"][0]["members"][0]["targets"][0]["linear"] = "layers.99.mlp.up".into(),
             "layers.99.mlp.up",
         ),
-        (|split| split["groups"][0]["inputs"] = 7.into(), "inputs"),
-        (|split| split["groups"][0]["outputs"] = 7.into(), "outputs"),
+        (|split| split["groups"][0]["inputs"] = 700.into(), "inputs"),
+        (|split| split["groups"][0]["outputs"] = 700.into(), "outputs"),
         (|split| split["groups"][1] = split["groups"][0].clone(), "second time"),
     ];
     for (edit, words) in edits {

@@ -75,6 +75,9 @@ impl SplitLinear {
                 }
             }
         }
+        if end == 0 {
+            return Err(SplitError::shape("a layer in parts", "at least one part", "none"));
+        }
         let name = || parts.first().map_or("a layer", ShareLinear::name);
         let found = original.as_ref().map(|weight| weight.dims());
         let expected = (kept > 0).then_some([inputs, kept]);
@@ -85,9 +88,6 @@ impl SplitLinear {
             && width != end
         {
             return Err(SplitError::shape(name(), format!("{end} biases"), width.to_string()));
-        }
-        if end == 0 {
-            return Err(SplitError::shape(name(), "at least one part", "none"));
         }
         Ok(Self { original, parts, bias, inputs, tap: None })
     }

@@ -171,7 +171,7 @@ fn ranked(setup: &Setup, decoder: &Decoder, moments: Option<&MomentsFile>) -> Re
         spectra.push(spectrum(decoder, group, moments, &settings)?);
         bar.set(spectra.len() as u64, groups.len() as u64);
     }
-    allocate(&mut plan, &spectra, setup.config.rank, setup.config.weighting)?;
+    allocate(&mut plan, &spectra, setup.config.rank)?;
     Ok(plan)
 }
 
