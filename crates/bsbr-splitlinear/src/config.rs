@@ -134,13 +134,14 @@ pub struct RefitSettings {
     pub c: Refit,
     /// How strongly coefficients are drawn to what they were, in units of the mean energy of a basis direction.
     pub rho: f64,
-    /// How often the basis is then fitted to the coefficients and these to the basis. 0: the basis stays.
+    /// How often the basis is then fitted to the coefficients and these to the basis, at most: it ends where held-out text
+    /// gains no more. 0: the basis stays.
     pub alternations: usize,
 }
 
 impl Default for RefitSettings {
     fn default() -> Self {
-        Self { c: Refit::Guarded, rho: 1e-2, alternations: 0 }
+        Self { c: Refit::Guarded, rho: 1e-2, alternations: 4 }
     }
 }
 

@@ -187,9 +187,9 @@ fn relative_error(layer: &Layer, judge: &Judge, approximation: &Mat<f64>) -> Opt
     Some(quotient(judge.error(weight, approximation.as_ref()), judge.energy(weight)))
 }
 
-/// Outputs without energy are reproduced by anything that gives none either.
+/// Outputs without energy are reproduced by anything that gives none either. Never infinite: reports are JSON.
 fn quotient(error: f64, energy: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / energy }
+    if error == 0.0 { 0.0 } else { (error / energy).min(f64::MAX) }
 }
 
 fn member_reports(group: &Group<'_>, layers: &[Layer], basis: &Mat<f64>, own: &[Mat<f64>]) -> Vec<MemberReport> {
@@ -210,3 +210,6 @@ fn member_reports(group: &Group<'_>, layers: &[Layer], basis: &Mat<f64>, own: &[
     };
     members.map(report).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use faer::Mat;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 use tempfile::NamedTempFile;
 
 use super::Moments;
@@ -52,31 +52,31 @@ impl MomentsWriter {
         entries: &[(String, usize)],
     ) -> Result<Self, SplitError> {
         let path = path.as_ref();
-        let mut metadata = HashMap::from([
+        let mut metadata = BTreeMap::from([
             ("format".to_owned(), format!("bsbr-splitlinear moments {FORMAT}")),
             ("model_sha256".to_owned(), header.model_sha256.clone()),
             ("text_sha256".to_owned(), header.text_sha256.clone()),
         ]);
         metadata.extend(header.settings.iter().map(|(key, value)| (format!("settings.{key}"), value.clone())));
-        let mut tensors = Vec::new();
-        let mut names = std::collections::BTreeSet::new();
+        // Sorted keys: the same moments are the same bytes.
+        let mut described = BTreeMap::from([("__metadata__".to_owned(), serde_json::json!(metadata))]);
         let mut offset = 0;
-        let mut tensor = |name: String, dtype, length: usize| {
-            let end = offset + 8 * length;
-            tensors.push((name, TensorInfo { dtype, shape: vec![length], data_offsets: (offset, end) }));
-            offset = end;
-        };
         for (name, width) in entries {
-            if !names.insert(name) {
-                return Err(SplitError::SameName { module: name.clone() });
+            for (tensor, kind, length) in
+                [("gram", "F64", width * (width + 1) / 2), ("sum", "F64", *width), ("tokens", "U64", 1)]
+            {
+                let end = offset + 8 * length;
+                let info = serde_json::json!({ "dtype": kind, "shape": [length], "data_offsets": [offset, end] });
+                if described.insert(format!("{name}.{tensor}"), info).is_some() {
+                    return Err(SplitError::SameName { module: name.clone() });
+                }
+                offset = end;
             }
-            tensor(format!("{name}.gram"), Dtype::F64, width * (width + 1) / 2);
-            tensor(format!("{name}.sum"), Dtype::F64, *width);
-            tensor(format!("{name}.tokens"), Dtype::U64, 1);
         }
-        let bad = |problem: String| SplitError::MomentsFile { path: path.to_path_buf(), problem };
-        let metadata = Metadata::new(Some(metadata), tensors).map_err(|error| bad(error.to_string()))?;
-        let mut text = serde_json::to_vec(&metadata).map_err(|error| bad(error.to_string()))?;
+        let mut text = serde_json::to_vec(&described).map_err(|error| SplitError::MomentsFile {
+            path: path.to_path_buf(),
+            problem: format!("its header cannot be written: {error}"),
+        })?;
         text.resize(text.len().next_multiple_of(8), b' ');
 
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

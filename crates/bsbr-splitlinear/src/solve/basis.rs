@@ -78,28 +78,29 @@ fn stacked(layers: &[Layer], share: Share, weighting: Weighting) -> Result<Stack
         }
     };
     let plain = beside(&layers.iter().zip(&scales).map(scaled).collect::<Vec<_>>());
-    let weighted = match pooled(layers, &weights, weighting) {
+    let weighted = match pooled(layers, weighting) {
         Some(gram) => root(gram.as_ref())? * &plain,
         None => plain.clone(),
     };
     Ok(Stacked { weighted, plain, scales })
 }
 
-/// The mean of the layers' moments.
-fn pooled(layers: &[Layer], weights: &[f64], weighting: Weighting) -> Option<Mat<f64>> {
+/// The mean of the layers' moments; for relative errors, of the moments in units of their own scale.
+fn pooled(layers: &[Layer], weighting: Weighting) -> Option<Mat<f64>> {
     let mut sum: Option<Mat<f64>> = None;
-    for (layer, &weight) in layers.iter().zip(weights) {
-        let weighted = layer.gram.as_ref()? * faer::Scale(weight);
+    for layer in layers {
+        let scale = match weighting {
+            Weighting::Sum => 1.0,
+            Weighting::Relative => layer.input_energy(),
+        };
+        let part =
+            layer.gram.as_ref()? * faer::Scale(if scale > 0.0 { 1.0 / (scale * layers.len() as f64) } else { 0.0 });
         match &mut sum {
-            Some(sum) => *sum += weighted,
-            None => sum = Some(weighted),
+            Some(sum) => *sum += part,
+            None => sum = Some(part),
         }
     }
-    let total: f64 = match weighting {
-        Weighting::Sum => layers.len() as f64,
-        Weighting::Relative => layers.iter().zip(weights).map(|(layer, weight)| weight * layer.input_energy()).sum(),
-    };
-    sum.map(|sum| if total > 0.0 { sum * faer::Scale(1.0 / total) } else { sum })
+    sum
 }
 
 /// The squared singular values of a group.

@@ -17,7 +17,7 @@ pub(super) struct Layer {
     /// `[inputs, outputs]`.
     pub(super) weight: Mat<f64>,
     /// What the factors should be; `None` for the weight itself.
-    target: Option<Mat<f64>>,
+    pub(super) target: Option<Mat<f64>>,
     /// Second moments of the inputs for each token, with the ridge; `None` where all directions count the same.
     pub(super) gram: Option<Mat<f64>>,
     /// What judges on the calibration text.
