@@ -47,6 +47,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Measure time, memory and quality by length, against dense attention and other implementations.
     Bench(Box<commands::bench::Args>),
+    /// Split linear layers into parts that share low-rank bases.
+    Split(commands::split::Args),
 }
 
 /// A check that ran and failed: exit code 1.
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Bench(args) => commands::bench::run(*args),
+        Command::Split(args) => commands::split::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,8 +12,11 @@ fn the_program_lists_its_commands() {
 
 #[test]
 fn every_command_explains_its_flags() {
-    for command in ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench"] {
+    for command in ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench", "split"] {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
+    }
+    for command in ["plan", "verify", "calibrate", "compress", "report", "fold"] {
+        insta::assert_snapshot!(format!("split_{command}"), Place::empty().done(&format!("split {command} --help")));
     }
 }
 

@@ -52,6 +52,28 @@ pub enum ConvertError {
         /// What is wrong with it.
         problem: Box<TorchProblem>,
     },
+    /// A model is compressed and should not be.
+    #[error("{} is a compressed model: {what}", dir.display())]
+    Compressed {
+        /// The model.
+        dir: PathBuf,
+        /// What to do.
+        what: &'static str,
+    },
+    /// A model is not compressed and should be.
+    #[error("{} is no compressed model, its config.json has no `split`: there is nothing to fold", dir.display())]
+    NotCompressed {
+        /// The model.
+        dir: PathBuf,
+    },
+    /// A factor cannot be written.
+    #[error("factor `{tensor}` {problem}")]
+    Factor {
+        /// Name of its tensor.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A JSON file cannot be parsed.
     #[error("{} is not the JSON expected here", path.display())]
     Json {

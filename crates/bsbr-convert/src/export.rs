@@ -75,6 +75,10 @@ pub fn export(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ExportReport, ConvertError> {
     let model = ConvertedModel::open(converted)?;
+    if model.config().split.is_some() {
+        let what = "its linear layers are factors: fold it, or export the model it was made of";
+        return Err(ConvertError::Compressed { dir: converted.to_owned(), what });
+    }
     let record = model.record();
     let record_path = converted.join(RECORD);
     let format = |problem| ConvertError::Format { path: record_path.clone(), problem: Box::new(problem) };
@@ -135,7 +139,11 @@ fn check_casts(dir: &Path, record: &ConversionRecord) -> Result<(), ConvertError
     Err(ConvertError::LossyCast { dir: dir.to_owned(), count: 1 + lossy.count(), example: tensor, from, to })
 }
 
-fn check_version(architecture: &Architecture, record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
+pub(crate) fn check_version(
+    architecture: &Architecture,
+    record: &ConversionRecord,
+    path: &Path,
+) -> Result<(), ConvertError> {
     let rules = |id: &str, version: u32| format!("rules `{id}` version {version}");
     let made = rules(&record.rules, record.rules_version);
     let have = rules(architecture.id, architecture.version);
@@ -146,7 +154,7 @@ fn check_version(architecture: &Architecture, record: &ConversionRecord, path: &
 }
 
 /// Recorded file names are joined to the output directory: none may lead out of it.
-fn check_names(record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
+pub(crate) fn check_names(record: &ConversionRecord, path: &Path) -> Result<(), ConvertError> {
     let plain = |name: &str| Path::new(name).file_name() == Some(name.as_ref()) && !name.contains('\\');
     let names = record.files.iter().flat_map(|file| [file.name.as_str(), file.exported().0]);
     match names.into_iter().find(|name| !plain(name)) {
@@ -161,7 +169,7 @@ fn check_names(record: &ConversionRecord, path: &Path) -> Result<(), ConvertErro
 }
 
 /// The index as it was, or, where files of another format are replaced, with the names of those that are written.
-fn exported_index(source: Vec<u8>, record: &ConversionRecord, path: &Path) -> Result<Vec<u8>, ConvertError> {
+pub(crate) fn exported_index(source: Vec<u8>, record: &ConversionRecord, path: &Path) -> Result<Vec<u8>, ConvertError> {
     if record.files.iter().all(|file| file.export.is_none()) {
         return Ok(source);
     }
@@ -189,6 +197,22 @@ fn original<'a>(model: &'a ConvertedModel, plan: &Plan, tensor: &TensorEntry) ->
         }
         Ok(recipe)
     };
+    let recipe = assembled(&whole, plan, tensor);
+    // Which of the joined weights has another format than the others.
+    recipe.map_err(|error| match error {
+        ConvertError::Plan { rules, sizes, problems, .. } => {
+            ConvertError::Plan { dir: model.dir().to_owned(), rules, sizes, problems }
+        }
+        other => other,
+    })
+}
+
+/// How a tensor of the checkpoint is made of weights, which `whole` gives by name.
+pub(crate) fn assembled<'a>(
+    whole: &dyn Fn(&str) -> Result<Recipe<'a>, ConvertError>,
+    plan: &Plan,
+    tensor: &TensorEntry,
+) -> Result<Recipe<'a>, ConvertError> {
     let name = match &plan.tied_copy {
         Some((copy, embed)) if copy.name == tensor.name => embed,
         _ => &tensor.name,
@@ -203,7 +227,9 @@ fn original<'a>(model: &'a ConvertedModel, plan: &Plan, tensor: &TensorEntry) ->
         let part = whole(&target.name)?;
         if part.dtype != dtype {
             let (found, expected) = (part.dtype.to_string(), format!("{dtype} as `{}`", step.targets[0].name));
-            return Err(misfit(model, PlanProblem::Dtype { tensor: target.name.clone(), found, expected }));
+            let problems = vec![PlanProblem::Dtype { tensor: target.name.clone(), found, expected }];
+            let rules = "its conversion.json".to_owned();
+            return Err(ConvertError::Plan { dir: Path::new("").to_owned(), rules, sizes: String::new(), problems });
         }
         sources.extend(part.sources);
         blocks.extend(moved.iter().filter(|block| block.source == source).map(|block| block.inverse(n)));

@@ -98,3 +98,17 @@ fn sha256(path: &Path, stop: &AtomicBool) -> Result<String, ConvertError> {
         }
     }
 }
+
+/// The SHA-256 over the SHA-256 of each of several files.
+pub(crate) fn sha256_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<String, ConvertError> {
+    let mut hash = Sha256::new();
+    for path in paths {
+        hash.update(sha256(path, &AtomicBool::new(false))?);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// The SHA-256 of some bytes in hexadecimal.
+pub fn sha256_text(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}

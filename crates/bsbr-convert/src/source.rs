@@ -159,6 +159,21 @@ impl ModelSource {
         }
     }
 
+    /// The directory, or the GGUF file.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// SHA-256 over `config.json`, where there is one, and every file of weights: whatever runs on them is the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::Io`].
+    pub fn sha256(&self) -> Result<String, ConvertError> {
+        let config = Some(self.dir.join("config.json")).filter(|path| path.is_file());
+        crate::hashing::sha256_of(config.as_deref().into_iter().chain(self.files().iter().map(TensorFile::path)))
+    }
+
     /// What is worth telling a reader about the checkpoint or the converted model.
     pub fn notes(&self) -> Vec<String> {
         match &self.weights {

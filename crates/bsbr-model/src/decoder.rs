@@ -72,6 +72,10 @@ impl Decoder {
             let problem = "cannot change once the weights are loaded".to_owned();
             return Err(ModelError::Config { setting: "decoder", problem });
         }
+        if config.split != self.config.split {
+            let problem = "cannot change once the weights are loaded".to_owned();
+            return Err(ModelError::Config { setting: "split", problem });
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let needs = config.layer_attention(layer).is_some_and(|a| a.needs_meta());
             if needs && (block.attention.meta_query.is_none() || block.attention.meta_key.is_none()) {
@@ -152,29 +156,13 @@ impl Decoder {
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         let device = self.device();
-        let ids: Vec<i32> = tokens.iter().flatten().map(|&id| id as i32).collect();
-        let count = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
-        let mut x = self.embed.weight.val().select(0, ids);
-        if let Some(scale) = self.config.decoder.embedding.scale {
-            x = x * scale;
-        }
-        if let Some(projection) = &self.project_in {
-            x = projection.forward(x);
-        }
-
         let positions: Vec<(usize, usize)> = tokens
             .iter()
             .enumerate()
             .flat_map(|(text, new)| (0..new.len()).map(move |at| (text, at)))
             .map(|(text, at)| (text, cache.texts[text].position() + at))
             .collect();
-        if let Some(table) = &self.position {
-            x = x + self.positions(table.val(), &positions, cache);
-        }
-        if let Some(norm) = &self.embed_norm {
-            x = norm.forward(x);
-        }
+        let x = self.embedded(tokens.iter().flatten().copied(), &positions, cache);
         let sets = cache.texts.first().map_or(0, |text| text.frequencies.len());
         let rotations = (0..sets).map(|set| {
             let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies[set]));
@@ -194,6 +182,32 @@ impl Decoder {
             text.length += new.len();
         }
         Ok(x)
+    }
+
+    /// What the first block reads of tokens that stand at `positions`, texts and places in them.
+    pub(crate) fn embedded(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        positions: &[(usize, usize)],
+        cache: &DecoderCache,
+    ) -> Tensor<2> {
+        let ids: Vec<i32> = tokens.map(|id| id as i32).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device());
+        let mut x = self.embed.weight.val().select(0, ids);
+        if let Some(scale) = self.config.decoder.embedding.scale {
+            x = x * scale;
+        }
+        if let Some(projection) = &self.project_in {
+            x = projection.forward(x);
+        }
+        if let Some(table) = &self.position {
+            x = x + self.positions(table.val(), positions, cache);
+        }
+        match &self.embed_norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
     }
 
     /// The blocks and the last norm over packed tokens.
@@ -289,7 +303,7 @@ impl Decoder {
         below.clone() + (above - below) * share
     }
 
-    fn check(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> Result<(), ModelError> {
+    pub(crate) fn check(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> Result<(), ModelError> {
         if tokens.len() != cache.batch() {
             let problem = format!("{} texts were given, the cache holds {}", tokens.len(), cache.batch());
             return Err(ModelError::Input(problem));
@@ -354,7 +368,7 @@ pub struct LayerTrace {
 
 /// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`: queries, keys and values, and
 /// what the heads read, `[1, heads, tokens, head_dim]`. `pieces` are the texts with new tokens and where those stand.
-fn attend(
+pub(crate) fn attend(
     projections: &Projections,
     norm: Option<&Normalisation>,
     x: &Tensor<2>,

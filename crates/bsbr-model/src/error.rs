@@ -1,6 +1,7 @@
 //! What a decoder refuses.
 
 use bsbr_attn::AttentionError;
+use bsbr_splitlinear::SplitError;
 
 /// An input or a set of weights the decoder cannot accept.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum ModelError {
     /// Attention refused its settings or inputs.
     #[error(transparent)]
     Attention(#[from] AttentionError),
+    /// A linear layer in parts was refused.
+    #[error(transparent)]
+    Split(#[from] SplitError),
     /// A weight has the wrong shape.
     #[error("tensor `{tensor}` has shape {found:?}, the model expects {expected:?}")]
     WeightShape {

@@ -46,6 +46,7 @@
 //! # }
 //! ```
 
+mod blocks;
 mod cache;
 mod calibrate_meta;
 mod calibrate_state;
@@ -57,9 +58,11 @@ mod generate;
 mod loading;
 mod modules;
 mod ops;
+mod projection;
 mod rotary;
 mod sampling;
 mod slide;
+mod split;
 #[cfg(feature = "text")]
 mod text;
 mod weights;
@@ -86,6 +89,7 @@ pub use evaluate::{
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
 pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};
+pub use projection::{BlockInput, LinearPlace, LinearRole, Projection};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]

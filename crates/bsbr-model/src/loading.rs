@@ -1,6 +1,9 @@
 //! Building a decoder from weights, one tensor at a time.
 
+use std::collections::HashMap;
+
 use bsbr_attn::Kernel;
+use bsbr_splitlinear::{Factors, SavedPart, SavedSplit, Share, ShareLinear, SplitLinear};
 use burn::{
     module::Param,
     nn::{Embedding, LayerNormConfig, Linear, RmsNorm},
@@ -8,8 +11,10 @@ use burn::{
 };
 
 use crate::{
-    Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, ModelConfig, ModelError, Norm, WeightSpec,
+    Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole, ModelConfig, ModelError, Norm, Projection,
+    WeightSpec,
     modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections},
+    split::rest,
     weight_specs,
 };
 
@@ -25,9 +30,12 @@ pub trait WeightSource {
 
 /// Reads weights by name with their shapes from the one list there is.
 struct Loader<'a> {
-    specs: std::collections::HashMap<String, WeightSpec>,
+    specs: HashMap<String, WeightSpec>,
     source: &'a mut dyn WeightSource,
     device: &'a Device,
+    split: Option<SavedSplit>,
+    /// The bases read so far: layers that share one hold the same tensor.
+    bases: HashMap<String, Param<Tensor<2>>>,
 }
 
 impl Loader<'_> {
@@ -57,6 +65,58 @@ impl Loader<'_> {
 
     fn optional_linear(&mut self, name: &str) -> Result<Option<Linear>, ModelError> {
         self.specs.contains_key(&format!("{name}.weight")).then(|| self.linear(name)).transpose()
+    }
+
+    /// A linear layer of a block, in parts where some are compressed.
+    fn projection(&mut self, layer: usize, role: LinearRole, outputs: usize) -> Result<Projection, ModelError> {
+        let name = LinearPlace { layer, role }.to_string();
+        let Some(split) = self.split.take() else { return Ok(self.linear(&name)?.into()) };
+        let parts = split.parts_of(&name);
+        let projection =
+            if parts.is_empty() { self.linear(&name).map(Into::into) } else { self.split(&name, outputs, &parts) };
+        self.split = Some(split);
+        projection
+    }
+
+    fn split(&mut self, name: &str, outputs: usize, saved: &[SavedPart<'_>]) -> Result<Projection, ModelError> {
+        let inputs = saved[0].group.inputs;
+        let original = self.optional::<2>(&format!("{name}.weight"))?;
+        let original = original.map(|weight| Param::from_tensor(weight.val().transpose()));
+        let (mut parts, mut end) = (Vec::new(), 0);
+        let rest = |from: usize, to: usize| ShareLinear::original(rest(name, from), from..to);
+        for part in saved {
+            if part.columns.start > end {
+                parts.push(rest(end, part.columns.start));
+            }
+            end = part.columns.end;
+            parts.push(ShareLinear::compressed(&part.member.part, part.columns.clone(), self.factors(part)?));
+        }
+        if end < outputs {
+            parts.push(rest(end, outputs));
+        }
+        let bias = self.optional(&format!("{name}.bias"))?;
+        Ok(Projection::Split(SplitLinear::of_parts(inputs, original, parts, bias)?))
+    }
+
+    /// The factors of a part. Basis and coefficient are read once, whatever the layers that have some of their outputs.
+    fn factors(&mut self, part: &SavedPart<'_>) -> Result<Factors, ModelError> {
+        let share = part.group.share;
+        let basis = self.factor(&part.group.basis())?;
+        let coefficient = self.factor(&part.member.coefficient())?;
+        let (left, right) = if share == Share::Output { (coefficient, basis) } else { (basis, coefficient) };
+        let whole = part.from == (0..part.group.outputs);
+        let (start, width) = (part.from.start, part.from.len());
+        let right = if whole { right } else { Param::from_tensor(right.val().narrow(1, start, width)) };
+        Ok(Factors { left, right, share })
+    }
+
+    fn factor(&mut self, name: &str) -> Result<Param<Tensor<2>>, ModelError> {
+        if let Some(known) = self.bases.get(name) {
+            return Ok(known.clone());
+        }
+        let factor = Param::from_tensor(self.tensor::<2>(name)?.transpose());
+        self.bases.insert(name.to_owned(), factor.clone());
+        Ok(factor)
     }
 
     /// A normalisation of `width` numbers with whatever parameters its kind has.
@@ -108,15 +168,19 @@ impl Loader<'_> {
     fn block(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<Block, ModelError> {
         let at = |part: &str| format!("layers.{layer}.{part}");
         let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
+        let projection = |loader: &mut Self, role: LinearRole| {
+            let [_, outputs] = decoder.linear_shape(LinearPlace { layer, role }).unwrap_or_default();
+            loader.projection(layer, role, outputs)
+        };
         let form = decoder.block.form;
         let (before_attention, before_mlp) = form.norms_before();
         Ok(Block {
             attention_norm: self.stream_norm(&at("attention_norm"), before_attention, decoder)?,
             attention: Projections {
-                query: self.linear(&at("attention.query"))?,
-                key: self.linear(&at("attention.key"))?,
-                value: self.linear(&at("attention.value"))?,
-                output: self.linear(&at("attention.output"))?,
+                query: projection(self, LinearRole::Query)?,
+                key: projection(self, LinearRole::Key)?,
+                value: projection(self, LinearRole::Value)?,
+                output: projection(self, LinearRole::Output)?,
                 query_norm: self.head_norm(&at("attention.query_norm"), decoder)?,
                 key_norm: self.head_norm(&at("attention.key_norm"), decoder)?,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
@@ -126,9 +190,9 @@ impl Loader<'_> {
             attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
             mlp: Mlp {
-                gate: self.optional_linear(&at("mlp.gate"))?,
-                up: self.linear(&at("mlp.up"))?,
-                down: self.linear(&at("mlp.down"))?,
+                gate: decoder.gated_mlp.then(|| projection(self, LinearRole::Gate)).transpose()?,
+                up: projection(self, LinearRole::Up)?,
+                down: projection(self, LinearRole::Down)?,
                 activation: decoder.activation,
             },
             mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
@@ -151,7 +215,8 @@ impl Decoder {
     pub fn load(config: ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
         config.validate()?;
         let specs = weight_specs(&config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-        let mut loader = Loader { specs, source, device };
+        let split = config.split.clone();
+        let mut loader = Loader { specs, source, device, split, bases: HashMap::new() };
         let decoder = &config.decoder;
         let embed = loader.table("embed.weight")?;
         let position = loader.optional("position.weight")?;

@@ -6,7 +6,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::{Activation, BlockConfig, BlockForm, ops};
+use crate::{Activation, BlockConfig, BlockForm, Projection, ops};
 
 /// LayerNorm or RMSNorm.
 #[derive(Module, Debug)]
@@ -84,13 +84,13 @@ impl HeadNormalisation {
 #[derive(Module, Debug)]
 pub struct Projections {
     /// `[hidden_size]` to `[heads * head_dim]`.
-    pub query: Linear,
+    pub query: Projection,
     /// `[hidden_size]` to `[kv_heads * head_dim]`.
-    pub key: Linear,
+    pub key: Projection,
     /// `[hidden_size]` to `[kv_heads * head_dim]`.
-    pub value: Linear,
+    pub value: Projection,
     /// `[heads * head_dim]` to `[hidden_size]`.
-    pub output: Linear,
+    pub output: Projection,
     /// Of the queries, before they are rotated.
     pub query_norm: Option<HeadNormalisation>,
     /// Of the keys.
@@ -107,11 +107,11 @@ pub struct Projections {
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// Gate projection of a gated MLP.
-    pub gate: Option<Linear>,
+    pub gate: Option<Projection>,
     /// `[hidden_size]` to `[intermediate_size]`.
-    pub up: Linear,
+    pub up: Projection,
     /// `[intermediate_size]` to `[hidden_size]`.
-    pub down: Linear,
+    pub down: Projection,
     /// The non-linearity.
     #[module(skip)]
     pub activation: Activation,

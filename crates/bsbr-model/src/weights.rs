@@ -1,5 +1,7 @@
 //! The names and shapes of a decoder's weights: the one list that loading, converting and counting share.
 
+use std::collections::BTreeMap;
+
 use crate::{DecoderConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
@@ -22,12 +24,13 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
-/// `head.{weight,bias}`, and for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for
-/// calibrated states `bsbr.layers.{i}.state_basis`. Which of
+/// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
+/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`. Which of
 /// them there are follows from the configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
-    let mut list = List { specs: Vec::new(), decoder: d };
+    let taken = config.split.as_ref().map(|split| split.taken()).unwrap_or_default();
+    let mut list = List { specs: Vec::new(), decoder: d, taken };
     let width = d.embedding_width();
     list.add("embed.weight".into(), &[d.vocab_size, width]);
     if d.positions == Positions::Learned {
@@ -59,6 +62,9 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     if d.head.bias {
         list.add("head.bias".into(), &[d.vocab_size]);
     }
+    for (name, shape) in config.split.iter().flat_map(|split| split.tensors()) {
+        list.add(name, &shape);
+    }
     list.specs
 }
 
@@ -66,6 +72,8 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
 struct List<'a> {
     specs: Vec<WeightSpec>,
     decoder: &'a DecoderConfig,
+    /// Outputs that compressed parts make, of the layers that have some.
+    taken: BTreeMap<&'a str, usize>,
 }
 
 impl List<'_> {
@@ -75,7 +83,10 @@ impl List<'_> {
     }
 
     fn linear(&mut self, name: String, out: usize, input: usize, bias: bool) {
-        self.add(format!("{name}.weight"), &[out, input]);
+        let kept = out - self.taken.get(name.as_str()).copied().unwrap_or(0).min(out);
+        if kept > 0 {
+            self.add(format!("{name}.weight"), &[kept, input]);
+        }
         if bias {
             self.add(format!("{name}.bias"), &[out]);
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, architecture_by_name};
-use bsbr_model::DecoderCache;
+use bsbr_model::{DecoderCache, ModelConfig};
 
 use crate::{args::DeviceArgs, builtin, model::HubArgs, output, running::open};
 
@@ -52,8 +52,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
     lines.extend(source.notes().into_iter().map(|note| format!("note: {note}")));
+    // The parts of every layer would fill pages.
+    let shown = ModelConfig { split: None, ..config.clone() };
+    if let Some(split) = &config.split {
+        let members: usize = split.groups.iter().map(|group| group.members.len()).sum();
+        lines.push(format!(
+            "compressed: {members} parts of linear layers share {} bases, {} of the parameters were to be kept",
+            split.groups.len(),
+            split.keep
+        ));
+    }
     lines.push(String::new());
-    lines.push(toml::to_string(&config)?);
+    lines.push(toml::to_string(&shown)?);
     if args.tensors {
         let rows: Vec<Vec<String>> = source
             .tensors()

@@ -7,4 +7,5 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod split;
 pub(crate) mod verify;

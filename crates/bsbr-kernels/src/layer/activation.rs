@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{level::TASK, math};
+use super::{level::TASK, math, panels::Panels};
 
 /// A non-linearity.
 ///
@@ -62,6 +62,35 @@ pub(super) fn activate_at(arch: Arch, activation: Activation, x: &mut [f32]) {
         }
     }
     x.par_chunks_mut(TASK).for_each(|x| arch.dispatch(Run(activation, x)));
+}
+
+/// `activation(gate) * up`, or `activation(up)` without a gate, in place of `up`.
+///
+/// # Panics
+///
+/// If the two are of different sizes.
+pub fn activate_gated(activation: Activation, up: &mut Panels, gate: Option<&Panels>) {
+    struct Run<'a>(Activation, &'a mut [f32], &'a [f32]);
+    impl WithSimd for Run<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for (up, gate) in self.1.chunks_mut(S::F32_LANES).zip(self.2.chunks(S::F32_LANES)) {
+                let gate = activated(simd, self.0, simd.partial_load_f32s(gate));
+                let product = simd.mul_f32s(gate, simd.partial_load_f32s(up));
+                simd.partial_store_f32s(up, product);
+            }
+        }
+    }
+    let arch = up.arch;
+    let Some(gate) = gate else { return activate_at(arch, activation, &mut up.data) };
+    assert_eq!(
+        (up.tokens(), up.width(), up.lanes()),
+        (gate.tokens(), gate.width(), gate.lanes()),
+        "gate and up differ"
+    );
+    let chunks = up.data.par_chunks_mut(TASK).zip(gate.data.par_chunks(TASK));
+    chunks.for_each(|(up, gate)| arch.dispatch(Run(activation, up, gate)));
 }
 
 #[cfg(test)]

@@ -24,12 +24,12 @@ mod softmax;
 mod testing;
 mod transpose;
 
-pub use activation::{Activation, activate};
+pub use activation::{Activation, activate, activate_gated};
 pub use divergence::{log_sum_exp, mean_gap};
 pub use heads::{Rotation, write_heads};
 pub use level::in_pool;
 pub use norm::{NormKind, RowNorm, normalise};
 pub use panels::{Panels, Rows};
-pub use product::{Linear, gated, project};
+pub use product::{Linear, gated, project, project_joined};
 pub use softcap::softcap;
 pub use softmax::softmax;

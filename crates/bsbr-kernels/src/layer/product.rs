@@ -66,6 +66,31 @@ pub fn project(x: &Panels, maps: &[Linear<'_>]) -> Vec<Panels> {
     outputs
 }
 
+/// For each of `joined` the outputs of its maps side by side, each map of an input of its own. None may be without maps.
+///
+/// # Panics
+///
+/// As [`project`], and if the inputs are of different numbers of tokens or there is none.
+pub fn project_joined(joined: &[Vec<(&Panels, Linear<'_>)>]) -> Vec<Panels> {
+    let of = |parts: &Vec<(&Panels, Linear<'_>)>| {
+        let (first, _) = parts[0];
+        for (x, map) in parts {
+            map.check(x.width());
+            assert_eq!((x.tokens(), x.lanes()), (first.tokens(), first.lanes()), "inputs of other numbers of tokens");
+        }
+        let total = parts.iter().map(|(_, map)| map.outputs()).sum();
+        Panels::new(first.arch, first.tokens(), total, first.lanes())
+    };
+    let mut outputs: Vec<Panels> = joined.iter().map(of).collect();
+    let mut tasks = Vec::new();
+    for (parts, out) in joined.iter().zip(&mut outputs) {
+        let blocks = parts.iter().flat_map(|(x, map)| blocks(x, *map, Finish::Plain));
+        tasks.extend(place(blocks.collect(), out));
+    }
+    run(tasks);
+    outputs
+}
+
 /// The inner numbers of an MLP: `activation(up x)`, or `activation(gate x) * (up x)`.
 ///
 /// # Panics
@@ -102,13 +127,25 @@ struct Task<'a> {
 
 /// One task for each block of outputs.
 fn split<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>, out: &'a mut Panels) -> Vec<Task<'a>> {
-    let (total, lanes) = (map.outputs(), x.lanes());
+    place(blocks(x, map, finish).collect(), out)
+}
+
+/// The same before it is known where the outputs go.
+fn blocks<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>) -> impl Iterator<Item = Task<'a>> {
+    let total = map.outputs();
     let starts = (0..total).step_by(BLOCK);
-    let task = |start| Task { x, map, finish, outputs: start..(start + BLOCK).min(total), out: Vec::new() };
-    let mut tasks: Vec<Task<'_>> = starts.map(task).collect();
-    for strip in out.data.chunks_exact_mut((total * lanes).max(1)) {
-        for (task, block) in tasks.iter_mut().zip(strip.chunks_mut(BLOCK * lanes)) {
+    starts.map(move |start| Task { x, map, finish, outputs: start..(start + BLOCK).min(total), out: Vec::new() })
+}
+
+/// Gives the tasks their places in `out`, one after the other.
+fn place<'a>(mut tasks: Vec<Task<'a>>, out: &'a mut Panels) -> Vec<Task<'a>> {
+    let lanes = out.lanes();
+    let strip = (out.width() * lanes).max(1);
+    for mut rest in out.data.chunks_exact_mut(strip) {
+        for task in &mut tasks {
+            let (block, after) = rest.split_at_mut(task.outputs.len() * lanes);
             task.out.push(block);
+            rest = after;
         }
     }
     tasks
@@ -366,6 +403,29 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn maps_of_several_inputs_stand_side_by_side_as_each_alone() {
+        let mut numbers = Numbers::new(7);
+        for tokens in [1, 5, 20, 70] {
+            let [a, b] =
+                [33, 20].map(|width| Panels::pack(Rows::new(&numbers.normal(tokens * width, 0.0, 1.0), width), None));
+            let maps = [(33, 50), (20, 7), (33, 100)].map(|(inputs, outputs)| Map::new(&mut numbers, inputs, outputs));
+            let parts = vec![(&a, maps[0].view(33, true)), (&b, maps[1].view(20, false)), (&a, maps[2].view(33, true))];
+            let alone: Vec<Vec<f32>> = parts.iter().map(|(x, map)| rows(&project(x, &[*map])[0])).collect();
+            let found = project_joined(&[parts, vec![(&b, maps[1].view(20, true))]]);
+            assert_eq!(found.len(), 2);
+            let found = rows(&found[0]);
+            for token in 0..tokens {
+                let expected: Vec<f32> = [(0, 50), (1, 7), (2, 100)]
+                    .into_iter()
+                    .flat_map(|(map, outputs): (usize, usize)| &alone[map][token * outputs..][..outputs])
+                    .copied()
+                    .collect();
+                assert_eq!(found[token * 157..][..157], expected);
+            }
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Buffers kept for the next use. A block of a decoder holds no more at once.
-const KEPT: usize = 6;
+/// Buffers kept for the next use. A block of a decoder, its linear layers split or not, holds no more at once.
+const KEPT: usize = 12;
 
 /// Numbers to a cache line.
 const LINE: usize = 16;

@@ -5,12 +5,13 @@ mod parts;
 mod positions;
 
 use bsbr_attn::BlockAttentionConfig;
+use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
 pub use positions::{LayerRotary, PositionPolicy, Positions, RotaryScaling};
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{LinearPlace, ModelError};
 
 /// A decoder together with how its attention is computed: the content of a converted model's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct ModelConfig {
     /// Tokens that end a text.
     #[serde(default)]
     pub stop_tokens: Vec<u32>,
+    /// Parts of linear layers that are compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<SavedSplit>,
 }
 
 impl ModelConfig {
@@ -46,6 +50,7 @@ impl ModelConfig {
             original_layers: Vec::new(),
             position_policy: PositionPolicy::default(),
             stop_tokens: Vec::new(),
+            split: None,
         }
     }
 
@@ -66,6 +71,10 @@ impl ModelConfig {
         if let Some(&layer) = self.original_layers.iter().find(|&&l| l >= self.decoder.layers) {
             let problem = format!("names layer {layer}, the model has layers 0 to {}", self.decoder.layers - 1);
             return Err(ModelError::Config { setting: "original_layers", problem });
+        }
+        if let Some(split) = &self.split {
+            let shape = |name: &str| self.decoder.linear_shape(name.parse::<LinearPlace>().ok()?);
+            split.validate(shape).map_err(|problem| ModelError::Config { setting: "split", problem })?;
         }
         self.validate_policy()
     }

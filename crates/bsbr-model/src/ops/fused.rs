@@ -1,15 +1,18 @@
 //! The operations as fused loops over the memory of `flex` tensors.
 
+mod maps;
+
 use bsbr_kernels::layer::{self, NormKind, Panels, RowNorm, Rows};
 use burn::{
     backend::{BackendTypes, Flex},
     module::Param,
-    nn::Linear,
     tensor::{DType, Device, Tensor, TensorData},
 };
+use maps::{Layer, project};
 
+use super::show;
 use crate::{
-    Activation,
+    Activation, Projection,
     modules::{HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
@@ -96,10 +99,6 @@ impl Map {
             None => None,
         };
         Some(Self { weight, inputs, outputs, bias })
-    }
-
-    fn of(linear: &Linear) -> Option<Self> {
-        Self::new(&linear.weight.val(), linear.bias.as_ref().map(Param::val).as_ref())
     }
 
     fn view(&self) -> layer::Linear<'_> {
@@ -198,7 +197,8 @@ pub(super) fn heads(
 ) -> Option<[Tensor<3>; 3]> {
     let [tokens, hidden] = x.dims();
     let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
-    let maps = [Map::of(&projections.query)?, Map::of(&projections.key)?, Map::of(&projections.value)?];
+    let maps = [&projections.query, &projections.key, &projections.value].map(Layer::of);
+    let [Some(query), Some(key), Some(value)] = maps else { return None };
     let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
     let angles = match rotation {
         Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
@@ -209,7 +209,7 @@ pub(super) fn heads(
         layer::Rotation { cos, sin, half: cos.len() / tokens, interleaved: false }
     });
     let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
-    let projected = layer::project(&x, &maps.each_ref().map(Map::view));
+    let projected = project(&x, &[&query, &key, &value]);
     let rotations = [rotation, rotation, None];
     let heads = projected.into_iter().zip(norms).zip(rotations).map(|((mut y, norm), rotation)| {
         let total = y.width();
@@ -233,18 +233,18 @@ pub(super) fn heads(
 pub(super) struct JoinHeads {
     read: Memory,
     shape: [usize; 4],
-    output: Map,
+    output: Layer,
 }
 
 impl JoinHeads {
-    pub(super) fn new(read: &Tensor<4>, output: &Linear, onto: &Option<(Tensor<2>, f64)>) -> Option<Self> {
+    pub(super) fn new(read: &Tensor<4>, output: &Projection, onto: &Option<(Tensor<2>, f64)>) -> Option<Self> {
         let shape = read.dims();
         let mut memory = memory(read)?;
         if memory.layout().strides()[3] != 1 || memory.layout().strides().iter().any(|&stride| stride < 0) {
             memory = memory.to_contiguous();
         }
         onto.as_ref().is_none_or(|(x, _)| runs(x)).then_some(())?;
-        Some(Self { read: memory, shape, output: Map::of(output)? })
+        Some(Self { read: memory, shape, output: Layer::of(output)? })
     }
 
     pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
@@ -263,39 +263,56 @@ impl JoinHeads {
 }
 
 /// A map, and a factor times it added to a tensor where there is one.
-fn add(x: &Panels, map: &Map, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
-    let y = &layer::project(x, &[map.view()])[0];
+fn add(x: &Panels, layer: &Layer, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+    let y = &project(x, &[layer])[0];
     match onto {
         Some((x, factor)) => changed(x, |x| y.add(factor as f32, x)),
-        None => {
-            let mut out = vec![0.0; x.tokens() * map.outputs];
-            y.write(&mut out);
-            tensor(out, [x.tokens(), map.outputs])
-        }
+        None => rows(y),
     }
+}
+
+fn rows(x: &Panels) -> Tensor<2> {
+    let mut out = vec![0.0; x.tokens() * x.width()];
+    x.write(&mut out);
+    tensor(out, [x.tokens(), x.width()])
 }
 
 /// The inputs of [`super::mlp`].
-pub(super) struct WholeMlp {
+pub(super) struct WholeMlp<'a> {
     inner: Panels,
-    down: Map,
+    mlp: &'a Mlp,
+    down: Layer,
 }
 
-impl WholeMlp {
-    pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp) -> Option<Self> {
+impl<'a> WholeMlp<'a> {
+    pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &'a Mlp) -> Option<Self> {
         let width = x.dims()[1];
         let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
-        let (up, down) = (Map::of(&mlp.up)?, Map::of(&mlp.down)?);
+        let (up, down) = (Layer::of(&mlp.up)?, Layer::of(&mlp.down)?);
         let gate = match &mlp.gate {
-            Some(gate) => Some(Map::of(gate)?),
+            Some(gate) => Some(Layer::of(gate)?),
             None => None,
         };
         let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
-        let inner = layer::gated(&x, gate.as_ref().map(Map::view), up.view(), activation(mlp.activation));
-        Some(Self { inner, down })
+        let activation = activation(mlp.activation);
+        let inner = match (&gate, up.dense()) {
+            (None, Some(up)) => layer::gated(&x, None, up.view(), activation),
+            (Some(gate), Some(up)) if gate.dense().is_some() => {
+                layer::gated(&x, gate.dense().map(Map::view), up.view(), activation)
+            }
+            (gate, _) => {
+                let layers: Vec<&Layer> = std::iter::once(&up).chain(gate).collect();
+                let mut made = project(&x, &layers).into_iter();
+                let mut inner = made.next()?;
+                layer::activate_gated(activation, &mut inner, made.next().as_ref());
+                inner
+            }
+        };
+        Some(Self { inner, mlp, down })
     }
 
     pub(super) fn run(self, x: Tensor<2>, onto: Option<f64>) -> Tensor<2> {
+        show([Some(&self.mlp.down)], || rows(&self.inner));
         add(&self.inner, &self.down, onto.map(|factor| (x, factor)))
     }
 }

@@ -9,12 +9,10 @@ mod plain;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::{
-    nn::Linear,
-    tensor::{Device, Tensor},
-};
+use burn::tensor::{Device, Tensor};
 
 use crate::{
+    Projection,
     modules::{Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
@@ -56,6 +54,8 @@ pub(crate) fn heads(
     rotation: Option<&Rotation>,
     width: usize,
 ) -> [Tensor<3>; 3] {
+    let Projections { query, key, value, .. } = projections;
+    show([query, key, value].map(Some), || normalised(norm, x));
     #[cfg(feature = "flex")]
     if let Some(heads) = fused::heads(x, norm, projections, rotation, width) {
         return heads;
@@ -65,7 +65,9 @@ pub(crate) fn heads(
 
 /// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that
 /// added to a tensor. `[tokens, hidden_size]`.
-pub(crate) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+pub(crate) fn join_heads(read: Tensor<4>, output: &Projection, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+    let [_, heads, tokens, width] = read.dims();
+    show([Some(output)], || read.clone().swap_dims(1, 2).reshape([tokens, heads * width]));
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
         drop(read);
@@ -76,11 +78,26 @@ pub(crate) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<
 
 /// The MLP of `x` `[tokens, hidden_size]`, normalised by `norm` first; with `onto`, that factor times it added to `x`.
 pub(crate) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: Option<f64>) -> Tensor<2> {
+    show([Some(&mlp.up), mlp.gate.as_ref()], || normalised(norm, &x));
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::WholeMlp::new(&x, norm, mlp) {
         return inputs.run(x, onto);
     }
     plain::mlp(x, norm, mlp, onto)
+}
+
+/// Shows an input to whoever looks at the layers that read it.
+fn show<const N: usize>(readers: [Option<&Projection>; N], x: impl Fn() -> Tensor<2>) {
+    for tap in readers.into_iter().flatten().filter_map(Projection::tap) {
+        tap.show(x());
+    }
+}
+
+fn normalised(norm: Option<&Normalisation>, x: &Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x.clone()),
+        None => x.clone(),
+    }
 }
 
 /// `cap tanh(x / cap)`.

@@ -1,12 +1,10 @@
 //! The operations in plain tensor operations.
 
-use burn::{
-    nn::Linear,
-    tensor::{Tensor, activation},
-};
+use burn::tensor::{Tensor, activation};
 
+use super::show;
 use crate::{
-    Activation,
+    Activation, Projection,
     modules::{HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
@@ -41,8 +39,9 @@ pub(super) fn heads(
         Some(norm) => normalise(norm, x.clone()),
         None => x.clone(),
     };
-    let of = |linear: &Linear, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
-        let y = linear.forward(x.clone());
+    let mut reduced = Vec::new();
+    let mut of = |projection: &Projection, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
+        let y = projection.forward_with(x.clone(), &mut reduced);
         let [tokens, total] = y.dims();
         let mut y = y.reshape([tokens, total / width, width]);
         if let Some(norm) = norm {
@@ -60,9 +59,10 @@ pub(super) fn heads(
     ]
 }
 
-pub(super) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+pub(super) fn join_heads(read: Tensor<4>, output: &Projection, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
     let [_, heads, tokens, width] = read.dims();
-    let branch = output.forward(read.swap_dims(1, 2).reshape([tokens, heads * width]));
+    let read = read.swap_dims(1, 2).reshape([tokens, heads * width]);
+    let branch = output.forward_with(read, &mut Vec::new());
     match onto {
         Some((x, factor)) => x + scaled(branch, factor),
         None => branch,
@@ -74,12 +74,14 @@ pub(super) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: O
         Some(norm) => normalise(norm, x.clone()),
         None => x.clone(),
     };
-    let up = mlp.up.forward(input.clone());
+    let mut reduced = Vec::new();
+    let up = mlp.up.forward_with(input.clone(), &mut reduced);
     let inner = match &mlp.gate {
-        Some(gate) => activate(gate.forward(input), mlp.activation) * up,
+        Some(gate) => activate(gate.forward_with(input, &mut reduced), mlp.activation) * up,
         None => activate(up, mlp.activation),
     };
-    let branch = mlp.down.forward(inner);
+    show([Some(&mlp.down)], || inner.clone());
+    let branch = mlp.down.forward_with(inner, &mut Vec::new());
     match onto {
         Some(factor) => x + scaled(branch, factor),
         None => branch,

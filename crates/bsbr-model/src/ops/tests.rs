@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, ModuleMapper, Param},
-    nn::{LayerNormConfig, RmsNorm},
+    nn::{LayerNormConfig, Linear, RmsNorm},
     tensor::{DType, Device, Distribution, Tensor},
 };
 
@@ -65,12 +65,12 @@ fn head_norms(device: &Device) -> Vec<Option<HeadNormalisation>> {
 }
 
 fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> Projections {
-    let of = |heads: usize| map(HIDDEN, heads * WIDTH, bias, device);
+    let of = |heads: usize| map(HIDDEN, heads * WIDTH, bias, device).into();
     Projections {
         query: of(HEADS),
         key: of(HEADS),
         value: of(1),
-        output: map(HEADS * WIDTH, HIDDEN, bias, device),
+        output: map(HEADS * WIDTH, HIDDEN, bias, device).into(),
         query_norm: norm.clone(),
         key_norm: norm,
         meta_query: None,
@@ -81,9 +81,9 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
 
 fn an_mlp(activation: Activation, gate: bool, bias: bool, device: &Device) -> Mlp {
     Mlp {
-        gate: gate.then(|| map(HIDDEN, 50, bias, device)),
-        up: map(HIDDEN, 50, bias, device),
-        down: map(50, HIDDEN, bias, device),
+        gate: gate.then(|| map(HIDDEN, 50, bias, device).into()),
+        up: map(HIDDEN, 50, bias, device).into(),
+        down: map(50, HIDDEN, bias, device).into(),
         activation,
     }
 }
@@ -158,7 +158,7 @@ mod fused_and_plain {
     #[test]
     fn heads_are_joined_the_same_however_they_lie_in_memory() {
         let device = device();
-        let output = map(HEADS * WIDTH, HIDDEN, true, &device);
+        let output = map(HEADS * WIDTH, HIDDEN, true, &device).into();
         for tokens in TOKENS {
             let in_order = random([1, HEADS, tokens, WIDTH], &device);
             let by_token = random([1, tokens, HEADS, WIDTH], &device).swap_dims(1, 2);

@@ -1,0 +1,81 @@
+//! Configurations for a model that none was written for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bsbr_model::{BlockInput, LinearRole};
+use bsbr_splitlinear::{SplitConfig, SplitError};
+use serde::Deserialize;
+
+use super::CheckpointLinear;
+
+/// A way to compress, for models of every kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitPreset {
+    /// Two layers share a basis on the side that faces the residual stream; front to back, each layer fitted to what the
+    /// compressed layers before it give; parameters where they do most.
+    #[default]
+    Best,
+    /// As Basis Sharing was published (arXiv 2410.03765): two layers share a basis on the input side, projections back to
+    /// the stream have their own; every layer from its inputs in the original model, no coefficient is fitted again.
+    Published,
+    /// Every layer by itself, from its inputs in the original model.
+    Each,
+    /// Truncated singular value decomposition of every weight; no text.
+    Svd,
+}
+
+impl SplitPreset {
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Best => {
+                "rank = \"marginal-loss\"\nweighting = \"relative\"\n\
+                 [calibration]\nmode = \"sequential-anchored\"\n[refit]\nc = \"guarded\"\n"
+            }
+            Self::Published | Self::Each => "[refit]\nc = \"off\"\n",
+            Self::Svd => "objective = \"weights\"\n[refit]\nc = \"off\"\n",
+        }
+    }
+
+    fn share(self, role: LinearRole) -> &'static str {
+        let back = matches!(role.input(), BlockInput::Output | BlockInput::Down);
+        match self {
+            Self::Best if back => "output",
+            Self::Published if back => "none",
+            Self::Best | Self::Published => "input",
+            Self::Each | Self::Svd => "none",
+        }
+    }
+
+    /// The configuration for the layers of a model, as TOML: a weight type for each kind of layer, called after the end
+    /// of its name.
+    pub fn toml(self, linears: &[CheckpointLinear]) -> String {
+        let mut kinds: BTreeMap<&str, LinearRole> = BTreeMap::new();
+        let mut block = "";
+        for linear in linears {
+            let (place, _) = linear.targets[0];
+            // The number of the block stands between the list of blocks and the name of the layer.
+            if let Some((before, after)) = linear.shape.path.split_once(&format!(".{}.", place.layer)) {
+                block = before.rsplit('.').next().unwrap_or_default();
+                kinds.entry(after).or_insert(place.role);
+            }
+        }
+        let mut text = format!("block_pattern = '{block}\\.(\\d+)'\ngroup_size = 2\nkeep = 0.8\n{}", self.settings());
+        for (name, role) in kinds {
+            let (key, pattern) = (name.replace('.', "_"), name.replace('.', "\\."));
+            let share = self.share(role);
+            let _ = write!(text, "[weight_types.{key}]\npattern = '.*\\.{pattern}$'\nshare = \"{share}\"\n");
+        }
+        text
+    }
+
+    /// The same, read.
+    ///
+    /// # Errors
+    ///
+    /// None for layers that [`super::checkpoint_linears`] gives.
+    pub fn config(self, linears: &[CheckpointLinear]) -> Result<SplitConfig, SplitError> {
+        SplitConfig::from_toml(&self.toml(linears))
+    }
+}

@@ -1,0 +1,261 @@
+//! Linear layers in parts, in every architecture: the same logits, and what is written is what was computed.
+
+#![cfg(feature = "flex")]
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use bsbr_convert::{
+    CheckpointLinear, ConvertOptions, ExpectedLogits, ModelSource, SplitPreset, checkpoint_linears, convert, export,
+    fold, write_split,
+};
+use bsbr_model::{Decoder, compare_logits};
+use bsbr_splitlinear::{
+    CompressedGroup, LinearShape, SavedSplit, Share, Split, SplitConfig, Tap, compress_alone, plan, stored_tensors,
+};
+use burn::tensor::Device;
+use common::{BOTH_STYLES, VARIANTS, all_fixtures, checkout, fixtures};
+
+fn load(dir: &Path) -> Decoder {
+    let mut source = ModelSource::open(dir).expect("a sound model");
+    let config = source.model_config().clone();
+    Decoder::load(config, &mut source, &Device::flex()).expect("sound weights")
+}
+
+fn logits(decoder: &Decoder, text: &[u32]) -> Vec<f32> {
+    decoder.forward(text).expect("a sound text").try_into_vec_as::<f32>().expect("numbers")
+}
+
+fn texts(name: &str) -> ExpectedLogits {
+    ExpectedLogits::open(&fixtures().join(name).join("expected.safetensors")).expect("a sound file")
+}
+
+/// The parts of a configuration, every group with a rank.
+fn parts(linears: &[CheckpointLinear], config: &SplitConfig, rank: Option<usize>) -> SavedSplit {
+    let shapes: Vec<LinearShape> = linears.iter().map(|linear| linear.shape.clone()).collect();
+    let mut plan = plan(config, &shapes).expect("a configuration that fits");
+    if rank.is_some() {
+        plan.groups.iter_mut().for_each(|group| group.rank = rank);
+    }
+    let names =
+        |linear: &CheckpointLinear| linear.targets.iter().map(|(place, width)| (place.to_string(), *width)).collect();
+    let targets: BTreeMap<String, Vec<(String, usize)>> =
+        linears.iter().map(|linear| (linear.shape.path.clone(), names(linear))).collect();
+    let groups = SavedSplit::of_plan(&plan, &targets).expect("layers of the model");
+    let (base, calibration) = (String::new(), String::new());
+    SavedSplit { format_version: SavedSplit::FORMAT_VERSION, keep: config.keep, base, calibration, groups }
+}
+
+/// The default configuration, with queries, keys and values apart as `split` says.
+fn config(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) -> SplitConfig {
+    let mut config = SplitPreset::Svd.config(linears).expect("a configuration");
+    for linear in linears {
+        let fused: String = linear.shape.fused.iter().map(|(part, _)| *part).collect();
+        let fits = fused == "qkv" || (split == Split::Heads && ["q", "k", "v"].contains(&fused.as_str()));
+        let name = linear.shape.path.replace('.', "_");
+        let kind = config.weight_types.iter_mut().find(|(kind, _)| name.ends_with(kind.as_str()));
+        if let Some((_, kind)) = kind.filter(|_| fits) {
+            (kind.split, kind.n_head, kind.n_kv_head) = (split, Some(heads.0), Some(heads.1));
+        }
+    }
+    config
+}
+
+#[test]
+fn every_layer_in_parts_of_every_kind_gives_the_logits_of_transformers_and_calibrating_changes_no_bit() {
+    for (name, file) in all_fixtures() {
+        let (_temp, dir) = checkout(name, file);
+        let source = ModelSource::open(&dir).expect("a sound model");
+        let linears = checkpoint_linears(&source).expect("layers");
+        let expected = texts(name);
+        let decoder = load(&dir);
+        let whole: Vec<Vec<f32>> = expected.tokens.iter().map(|text| logits(&decoder, text)).collect();
+        let sizes = &source.model_config().decoder;
+        for split in [Split::None, Split::Qkv, Split::Heads] {
+            let config = config(&linears, split, (sizes.heads, sizes.kv_heads));
+            let divided = decoder.divided(&parts(&linears, &config, Some(1))).expect("parts that fit");
+            let difference = compare_logits(&divided, &expected.tokens, &expected.logits).expect("texts").max;
+            assert!(difference <= 1e-4, "{name} {file} {split:?}: {difference}");
+            let watched = divided.watched(Tap::new(|_| ()));
+            for (text, whole) in expected.tokens.iter().zip(&whole) {
+                assert_eq!(&logits(&watched, text), whole, "{name} {file} {split:?}");
+            }
+        }
+    }
+}
+
+fn compressed(decoder: &Decoder, split: &SavedSplit) -> (Decoder, Vec<CompressedGroup>) {
+    let mut compressed = decoder.divided(split).expect("parts that fit");
+    let solve = |group| compress_alone(decoder, group, None, &SplitConfig::solve_settings(&svd())).expect("a solution");
+    let groups: Vec<CompressedGroup> = split.groups.iter().map(solve).collect();
+    for group in &groups {
+        bsbr_splitlinear::BlockModel::install(&mut compressed, &group.saved, &group.factors)
+            .expect("a group that fits");
+    }
+    (compressed, groups)
+}
+
+fn svd() -> SplitConfig {
+    SplitConfig::from_toml("objective = 'weights'\nblock_pattern = '(\\d+)'\n[weight_types.x]\npattern = 'x'")
+        .expect("TOML")
+}
+
+fn write(dir: &Path, output: &Path, split: &SavedSplit, groups: &[CompressedGroup]) {
+    let tensors = groups.iter().flat_map(|group| stored_tensors(&group.saved, &group.factors).expect("factors"));
+    let mut tensors: HashMap<String, Vec<f32>> = tensors.collect();
+    let options = (&ConvertOptions::default(), &[][..]);
+    write_split(dir, output, split, &mut |name| tensors.remove(name), options, &mut |_| ()).expect("written");
+    assert!(tensors.is_empty());
+}
+
+/// A configuration that shares both sides, between layers, of whole layers or of heads.
+fn sharing(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) -> SplitConfig {
+    let mut shared = config(linears, split, heads);
+    let best = SplitPreset::Best.config(linears).expect("a configuration");
+    for (name, kind) in &mut shared.weight_types {
+        kind.share = best.weight_types[name].share;
+    }
+    shared.keep = 0.6;
+    shared
+}
+
+#[test]
+fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_the_same() {
+    for name in BOTH_STYLES.into_iter().chain(VARIANTS) {
+        let (temp, dir) = checkout(name, "config.json");
+        let source = ModelSource::open(&dir).expect("a sound model");
+        let linears = checkpoint_linears(&source).expect("layers");
+        let sizes = &source.model_config().decoder;
+        let decoder = load(&dir);
+        let text = &texts(name).tokens[0];
+        let (converted, output) = (temp.path().join("converted"), temp.path().join("split"));
+        convert(&dir, &converted, &ConvertOptions::default(), &mut |_| {}).expect("sound");
+        for (base, split) in [(&dir, Split::None), (&converted, Split::Heads)] {
+            let split = parts(&linears, &sharing(&linears, split, (sizes.heads, sizes.kv_heads)), None);
+            assert!(split.groups.len() > 1, "{name}");
+            let (model, groups) = compressed(&decoder, &split);
+            let found = logits(&model, text);
+            assert_ne!(found, logits(&decoder, text), "{name}: nothing was compressed");
+            write(base, &output, &split, &groups);
+            assert_eq!(logits(&load(&output), text), found, "{name}");
+
+            let written = common::read_dir_tensors(&output);
+            for group in &split.groups {
+                assert_eq!(written.keys().filter(|key| **key == group.basis()).count(), 1);
+            }
+            let numbers = |weights: &[usize]| weights.iter().product::<usize>();
+            let stored: usize = split.tensors().iter().map(|(_, shape)| numbers(shape)).sum();
+            let shares = written.iter().filter(|(name, _)| name.starts_with("share."));
+            assert_eq!(shares.map(|(_, tensor)| tensor.values().len()).sum::<usize>(), stored, "{name}");
+
+            let folded = temp.path().join("folded");
+            fold(&output, &folded, false, &mut |_| {}).expect("folded");
+            let apart = logits(&load(&folded), text).iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart <= 1e-4, "{name}: {apart}");
+            assert!(export(&output, &temp.path().join("export"), false, &mut |_| {}).is_err());
+            std::fs::remove_dir_all(&output).expect("removed");
+            std::fs::remove_dir_all(&folded).expect("removed");
+        }
+    }
+}
+
+#[test]
+fn a_basis_is_held_once_in_memory_by_all_layers_that_share_it() {
+    let (temp, dir) = checkout("llama", "config.json");
+    let linears = checkpoint_linears(&ModelSource::open(&dir).expect("a sound model")).expect("layers");
+    let split = parts(&linears, &SplitPreset::Best.config(&linears).expect("a configuration"), None);
+    let (_, groups) = compressed(&load(&dir), &split);
+    let output = temp.path().join("split");
+    write(&dir, &output, &split, &groups);
+    let model = load(&output);
+    for group in split.groups.iter().filter(|group| group.members.len() > 1) {
+        let mut ids = group.members.iter().map(|member| {
+            let place = member.targets[0].linear.parse().expect("a layer");
+            let Some(bsbr_model::Projection::Split(layer)) = model.projection(place) else { panic!("not in parts") };
+            let factors = layer.parts[0].factors.as_ref().expect("factors");
+            if group.share == Share::Output { factors.right.id } else { factors.left.id }
+        });
+        let first = ids.next();
+        assert!(ids.all(|id| Some(id) == first), "{}", group.name);
+    }
+}
+
+/// A small compressed model.
+fn small() -> (tempfile::TempDir, std::path::PathBuf, SavedSplit) {
+    let (temp, dir) = checkout("gpt2", "config.json");
+    let linears = checkpoint_linears(&ModelSource::open(&dir).expect("a sound model")).expect("layers");
+    let split = parts(&linears, &SplitPreset::Best.config(&linears).expect("a configuration"), None);
+    let (_, groups) = compressed(&load(&dir), &split);
+    let output = temp.path().join("split");
+    write(&dir, &output, &split, &groups);
+    (temp, output, split)
+}
+
+fn refusal(dir: &Path) -> String {
+    let error = ModelSource::open(dir).map(drop).expect_err("a damaged model");
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[test]
+fn missing_left_over_and_misshapen_factors_are_named() {
+    let (_temp, dir, split) = small();
+    let basis = split.groups[0].basis();
+    let path = dir.join("model.safetensors");
+    let sound = std::fs::read(&path).expect("a file");
+    let renamed = |to: &str| {
+        assert_eq!(to.len(), basis.len());
+        let mut bytes = sound.clone();
+        let at = bytes.windows(basis.len()).position(|window| window == basis.as_bytes()).expect("the name");
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        std::fs::write(&path, bytes).expect("room");
+    };
+    let other = basis.replace("basis", "bases");
+    renamed(&other);
+    let text = refusal(&dir);
+    assert!(text.contains(&format!("missing: `{basis}`")) && text.contains(&other), "{text}");
+    std::fs::write(&path, &sound).expect("room");
+
+    let config = dir.join("config.json");
+    let text = std::fs::read_to_string(&config).expect("text");
+    let rank = format!("\"rank\": {}", split.groups[0].rank);
+    std::fs::write(&config, text.replacen(&rank, &format!("\"rank\": {}", split.groups[0].rank - 1), 1)).expect("room");
+    let found = refusal(&dir);
+    assert!(found.contains(&basis), "{found}");
+}
+
+#[test]
+fn hostile_descriptions_of_parts_are_refused_by_name() {
+    let (_temp, dir, split) = small();
+    let config = dir.join("config.json");
+    let sound: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).expect("a file")).expect("JSON");
+    let part = split.groups[0].members[0].part.as_str();
+    type Edit = fn(&mut serde_json::Value);
+    let edits: [(Edit, &str); 8] = [
+        (|split| split["format_version"] = 9.into(), "format 9"),
+        (|split| split["groups"][0]["rank"] = 0.into(), "rank 0"),
+        (|split| split["groups"][0]["rank"] = u64::MAX.into(), "rank 18446744073709551615"),
+        (|split| split["groups"][0]["members"][0]["targets"][0]["start"] = u64::MAX.into(), "outputs of"),
+        (
+            |split| split["groups"][0]["members"][0]["targets"][0]["linear"] = "layers.99.mlp.up".into(),
+            "layers.99.mlp.up",
+        ),
+        (|split| split["groups"][0]["inputs"] = 700.into(), "inputs"),
+        (|split| split["groups"][0]["outputs"] = 700.into(), "outputs"),
+        (|split| split["groups"][1] = split["groups"][0].clone(), "second time"),
+    ];
+    for (edit, words) in edits {
+        let mut damaged = sound.clone();
+        edit(&mut damaged["split"]);
+        std::fs::write(&config, damaged.to_string()).expect("room");
+        let text = refusal(&dir);
+        assert!(text.contains("`split`") && text.contains(words), "{words}: {text} ({part})");
+    }
+}

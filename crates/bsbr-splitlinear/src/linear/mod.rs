@@ -1,0 +1,9 @@
+//! Linear layers made of parts, as burn modules.
+
+mod share;
+mod split;
+mod tap;
+
+pub use share::{Factors, ShareLinear, ShareState};
+pub use split::{Run, SplitLinear};
+pub use tap::Tap;

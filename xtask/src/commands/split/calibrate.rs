@@ -1,0 +1,54 @@
+//! `cargo xtask split calibrate`.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Result, bail};
+
+use super::setup::{SplitArgs, TextArgs, describe, gather};
+use crate::{
+    args::DeviceArgs,
+    output,
+    running::{load, tokenizer},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    split: SplitArgs,
+    #[command(flatten)]
+    text: TextArgs,
+    /// File to write the moments to
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace the file
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    if args.text.text.is_empty() {
+        bail!("--text FILE is needed: what to calibrate on");
+    }
+    if args.output.exists() && !args.force {
+        bail!("{} exists: choose another file or replace it with --force", args.output.display());
+    }
+    let mut setup = args.split.resolve()?;
+    args.text.overlay(&mut setup.config.calibration);
+    setup.config.validate()?;
+    let tokenizer = tokenizer(&setup.source, &setup.model.dir)?;
+    let text = args.text.windows(&tokenizer, &setup.config.calibration, &setup.source.sha256()?)?;
+    let started = Instant::now();
+    let decoder = load(setup.source, &args.device.resolve()?)?;
+    gather(&decoder, &text, &args.output)?;
+    let bytes = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
+    output::result(&format!(
+        "{}\nmoments of {} layers' inputs in {} ({}), {:.1} s",
+        describe(&text),
+        setup.linears.len(),
+        args.output.display(),
+        output::bytes(bytes),
+        started.elapsed().as_secs_f64()
+    ))
+}

@@ -1,0 +1,105 @@
+//! `split` on the built-in checkpoint: what each command prints, leaves behind and refuses.
+
+mod common;
+
+use common::{Place, checkpoint_dir};
+use serde_json::Value;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// A text of which the built-in tokenizer makes a few thousand tokens.
+fn text(place: &Place, name: &str) {
+    let all = std::fs::read_to_string(checkpoint_dir("builtin").join("heldout.txt")).expect("a text");
+    place.write(name, &all.chars().take(20_000).collect::<String>());
+}
+
+const CALIBRATED: &str = "--text text.txt --samples 8 --length 256";
+
+#[test]
+fn a_plan_shows_ranks_parameters_and_costs_without_a_text() {
+    let place = Place::empty();
+    insta::assert_snapshot!("plan", place.done("split plan"));
+    let plan = json(&place.done("split plan --json --keep 0.5"));
+    assert_eq!(plan["schema"], "bsbr-split-plan/1");
+    let parameters = |key: &str| plan["parameters"][key].as_u64().expect("a number");
+    assert!(parameters("after") <= parameters("before") / 2);
+}
+
+#[test]
+fn the_example_configuration_is_read_and_is_the_one_made_for_the_built_in_model() {
+    let place = Place::empty();
+    let example = checkpoint_dir("builtin").join("../../configs/split.toml");
+    let example = place.done(&format!("split plan --config {}", example.display()));
+    assert_eq!(example, place.done("split plan"));
+    let made = place.done("split plan --print-config");
+    place.write("made.toml", &made);
+    assert_eq!(place.done("split plan --config made.toml"), place.done("split plan"));
+}
+
+#[test]
+fn layers_in_parts_are_verified() {
+    let place = Place::empty();
+    let report = json(&place.done("split verify --json"));
+    let checks = report["checks"].as_array().expect("a list");
+    assert_eq!(checks.len(), 6);
+    assert!(checks.iter().all(|check| check["passed"] == true && check["calibrating_equal"] == true), "{report:#}");
+}
+
+#[test]
+fn a_compressed_model_is_evaluated_continued_inspected_reported_and_folded() {
+    let place = Place::with("builtin");
+    text(&place, "text.txt");
+    let printed = place.done(&format!("split compress -m model -o small --keep 0.9 {CALIBRATED}"));
+    assert!(printed.contains("| h.0.attn.c_attn") || printed.contains("transformer.h.0.attn.c_attn"), "{printed}");
+    assert!(printed.contains("compressed to small"), "{printed}");
+    place.write("prompt.txt", "And the king said unto");
+    assert!(place.done("generate -m small --prompt-file prompt.txt -n 8").len() > 8);
+    assert!(place.done("inspect -m small").contains("compressed"));
+    assert!(place.done("eval -m small --seq-len 256 --windows 1").contains("| original "));
+    let report = json(&place.done("split report -m small --original model --seq-len 256 --windows 2 --json"));
+    let measured = &report["measured"];
+    let (original, compressed) = (&measured["original"]["all"], &measured["variants"][0]["perplexity"]["all"]);
+    let (original, compressed) = (original.as_f64().expect("a number"), compressed.as_f64().expect("a number"));
+    assert!(compressed.is_finite() && compressed > original, "{original} {compressed}");
+    assert!(place.done("split fold -m small -o folded").contains("tensors made of factors"));
+    place.done("split report -m small --original folded --seq-len 256 --windows 1");
+    // The checkpoint computes what the compressed model does: greedy text is the same.
+    let continued = |model: &str| place.done(&format!("generate -m {model} --prompt-file prompt.txt -n 24"));
+    assert_eq!(continued("folded"), continued("small"));
+    place.refused("export -m small -o out", 2, &["small", "fold"]);
+    place.refused("split fold -m model -o out", 2, &["model"]);
+    place.refused("split compress -m small -o out --preset svd", 2, &["compressed already"]);
+}
+
+#[test]
+fn moments_are_gathered_once_for_any_compression_of_the_same_model_alone() {
+    let place = Place::with("builtin");
+    text(&place, "text.txt");
+    place.done(&format!("split calibrate -m model --output moments.safetensors {CALIBRATED}"));
+    for keep in ["0.5", "0.8"] {
+        let flags = format!("--calibration moments.safetensors --preset published --keep {keep}");
+        let report = json(&place.done(&format!("split compress -m model -o kept-{keep} {flags} --json")));
+        let share = report["parameters"]["after"].as_f64().expect("a number")
+            / report["parameters"]["before"].as_f64().expect("a number");
+        assert!(share <= keep.parse().expect("a number") && share > 0.4, "{share}");
+    }
+    place.done("convert -m model -o other");
+    let words = ["moments.safetensors", "another model"];
+    place.refused("split compress -m other -o out --preset each --calibration moments.safetensors", 2, &words);
+}
+
+#[test]
+fn what_is_missing_is_said_before_anything_is_written() {
+    let place = Place::with("builtin");
+    place.refused("split compress -m model -o out", 2, &["--text FILE"]);
+    place.refused("split compress -m model -o out --preset each", 2, &["--calibration FILE"]);
+    place.refused("split calibrate -m model --output out", 2, &["--text FILE"]);
+    place.refused("split plan -m model --preset nothing", 2, &["--preset"]);
+    place.refused("split plan -m model --keep 0", 2, &["keep"]);
+    place.write("bad.toml", "block_pattern = 'h\\.(\\d+)'\n[weight_types.x]\npattern = 'nothing'\n");
+    place.refused("split plan -m model --config bad.toml", 2, &["nothing", "x"]);
+    place.write("bad.toml", "unknown = 1\n[weight_types.x]\npattern = 'nothing'\n");
+    place.refused("split plan -m model --config bad.toml", 2, &["unknown"]);
+}
