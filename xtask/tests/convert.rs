@@ -121,7 +121,8 @@ fn every_settings_file_of_the_repository_is_converted_with() {
     let configs = checkpoint_dir("builtin").join("../../configs");
     let configs = files(&configs);
     assert!(configs.contains_key("default.toml"));
-    for (name, text) in configs {
+    // Settings of other commands are read by theirs.
+    for (name, text) in configs.into_iter().filter(|(name, _)| name != "split.toml") {
         let text = String::from_utf8(text).expect("UTF-8");
         place.write(&name, &text);
         place.done(&format!("convert -m model -o {name}.out --config {name}"));

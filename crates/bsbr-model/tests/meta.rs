@@ -3,7 +3,7 @@
 mod common;
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Meta, Retrieval, Selector, attend};
-use bsbr_model::{Decoder, DecoderConfig, Normalisation, Positions};
+use bsbr_model::{Decoder, DecoderConfig, Normalisation, Positions, Projection};
 use burn::{
     nn::Linear,
     tensor::{Int, Tensor, TensorData},
@@ -65,9 +65,9 @@ fn put_together(model: &Decoder, tokens: &[u32], attention: &BlockAttentionConfi
         key: projections.meta_key.as_ref().map(|linear| turned(linear, &last)),
     };
     let read = attend(
-        turned(&projections.query, &all),
-        turned(&projections.key, &all),
-        of(&projections.value, &all),
+        turned(dense(&projections.query), &all),
+        turned(dense(&projections.key), &all),
+        of(dense(&projections.value), &all),
         Some(meta),
         Some(attention),
         AttentionOptions::new(decoder.head_dim),
@@ -106,5 +106,13 @@ fn chunks_ask_with_their_first_token_and_blocks_answer_with_their_last() {
             let effect = difference(&found, &common::logits(&by_mean_key.unwrap(), &tokens));
             assert!(effect > 0.01, "{retrieval:?}: the selector changes nothing");
         }
+    }
+}
+
+/// The linear layer of a projection nobody split.
+fn dense(projection: &Projection) -> &Linear {
+    match projection {
+        Projection::Dense(linear) => linear,
+        Projection::Split(_) => panic!("the model is as it was loaded"),
     }
 }

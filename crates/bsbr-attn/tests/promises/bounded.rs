@@ -82,8 +82,17 @@ fn compressed_states_take_their_share_of_the_bytes() {
                     ..Default::default()
                 };
                 let options = AttentionOptions::new(16);
-                let case =
-                    Case { batch: 1, heads: 2, kv_heads: 1, head_dim: 16, tokens: 160, config, options, seed: 3 };
+                let case = Case {
+                    batch: 1,
+                    heads: 2,
+                    kv_heads: 1,
+                    head_dim: 16,
+                    tokens: 160,
+                    config,
+                    options,
+                    far: None,
+                    seed: 3,
+                };
                 let mut cache = case.cache(&device);
                 if calibrated_states {
                     cache = cache.with_state_basis(Tensor::eye(16, &device).unsqueeze::<3>()).unwrap();
@@ -117,7 +126,8 @@ fn kept_tokens_and_statistics_fit_into_an_eighth_of_the_cache_of_8192_tokens() {
         ..Default::default()
     };
     let options = AttentionOptions::new(64);
-    let case = Case { batch: 1, heads: 3, kv_heads: 1, head_dim: 64, tokens: 1408, config, options, seed: 7 };
+    let case =
+        Case { batch: 1, heads: 3, kv_heads: 1, head_dim: 64, tokens: 1408, config, options, far: None, seed: 7 };
     let inputs = case.inputs();
     for device in devices() {
         let mut cache = case.cache(&device);

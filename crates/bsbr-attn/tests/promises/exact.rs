@@ -35,6 +35,7 @@ proptest! {
 
     #[test]
     fn keeping_every_token_is_full_attention(mut case in cases()) {
+        case.far = None;
         (case.config.retrieval, case.config.selector) = (Retrieval::State, Selector::MeanKey);
         case.config.kept_tokens = case.tokens;
         assert_full(&case)?;
