@@ -29,7 +29,7 @@ pub(crate) struct AttentionArgs {
     /// Tokens of a block, the unit of retrieval [default: 4]
     #[arg(long, value_name = "N")]
     block_size: Option<usize>,
-    /// Blocks each token reads exactly [default: 64]
+    /// Blocks each token reads exactly [default: 76]
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Chunks that end within the first N tokens read everything [default: 1024]

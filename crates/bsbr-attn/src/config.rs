@@ -115,7 +115,7 @@ impl Default for BlockAttentionConfig {
             sink_tokens: 4,
             retrieval: Retrieval::Blocks,
             block_size: 4,
-            top_k: 64,
+            top_k: 76,
             exact_tokens: 1024,
             fine_tokens: 2048,
             top_chunks: 16,

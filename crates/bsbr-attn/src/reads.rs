@@ -64,6 +64,12 @@ impl KeysRead {
             }
             Retrieval::State | Retrieval::Additive => {
                 let block = attention.statistics_block();
+                if attention.kept_tokens > 0 {
+                    let behind = local.saturating_sub(attention.sink_tokens.max(visible));
+                    let kept = behind.min(attention.kept_tokens);
+                    let summaries = (behind - kept).div_ceil(block).min(attention.max_chunks.unwrap_or(usize::MAX));
+                    return Self { exact: near.exact + kept as u64, summaries: summaries as u64 };
+                }
                 // One mixture serves the chunk: of the blocks that its last token sees whole.
                 let behind = options.first_visible((chunk + 1) * attention.chunk_size - 1);
                 let first =

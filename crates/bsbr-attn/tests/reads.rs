@@ -106,6 +106,13 @@ fn summaries_are_the_blocks_that_count_without_being_read() {
     let bounded = BlockAttentionConfig { max_chunks: Some(3), ..state };
     assert_eq!(KeysRead::of_token(Some(&bounded), None, TOKENS - 1).summaries, 3);
 
+    // Kept tokens are read as themselves; with the others dropped nothing else has a weight.
+    let kept = BlockAttentionConfig { kept_tokens: 5, max_chunks: Some(0), ..settings(Retrieval::State, Far::None) };
+    for (token, read) in positions(Some(&kept), None).iter().enumerate() {
+        let found = KeysRead::of_token(Some(&kept), None, token);
+        assert_eq!((found.exact, found.summaries), (read.len() as u64, 0), "{token}");
+    }
+
     // Under `blocks` those chosen are scored as well: three of them.
     let mean = settings(Retrieval::Blocks, Far::Mean);
     let chosen = positions(Some(&settings(Retrieval::Blocks, Far::None)), None);
