@@ -102,10 +102,10 @@ pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String 
         if !calibration.states.is_empty() {
             let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
         }
-        let _ = write!(
+        let _ = writeln!(
             text,
             "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original \
-             was changed. Anything measured above was measured before.\n",
+             was changed. Anything measured above was measured before.",
             calibration.tokens, calibration.window, calibration.held_out, calibration.text_sha256,
         );
     }

@@ -110,12 +110,21 @@ fn write(dir: &Path, output: &Path, split: &SavedSplit, groups: &[CompressedGrou
     assert!(tensors.is_empty());
 }
 
+/// The published configuration, with the outputs of projections back to the stream shared too.
+fn both_sides(linears: &[CheckpointLinear]) -> SplitConfig {
+    let mut config = SplitPreset::Published.config(linears).expect("a configuration");
+    for kind in config.weight_types.values_mut().filter(|kind| kind.share == Share::None) {
+        kind.share = Share::Output;
+    }
+    config
+}
+
 /// A configuration that shares both sides, between layers, of whole layers or of heads.
 fn sharing(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) -> SplitConfig {
     let mut shared = config(linears, split, heads);
-    let best = SplitPreset::Best.config(linears).expect("a configuration");
+    let both = both_sides(linears);
     for (name, kind) in &mut shared.weight_types {
-        kind.share = best.weight_types[name].share;
+        kind.share = both.weight_types[name].share;
     }
     shared.keep = 0.6;
     shared
@@ -165,7 +174,7 @@ fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_
 fn a_basis_is_held_once_in_memory_by_all_layers_that_share_it() {
     let (temp, dir) = checkout("llama", "config.json");
     let linears = checkpoint_linears(&ModelSource::open(&dir).expect("a sound model")).expect("layers");
-    let split = parts(&linears, &SplitPreset::Best.config(&linears).expect("a configuration"), None);
+    let split = parts(&linears, &both_sides(&linears), None);
     let (_, groups) = compressed(&load(&dir), &split);
     let output = temp.path().join("split");
     write(&dir, &output, &split, &groups);
@@ -186,7 +195,7 @@ fn a_basis_is_held_once_in_memory_by_all_layers_that_share_it() {
 fn small() -> (tempfile::TempDir, std::path::PathBuf, SavedSplit) {
     let (temp, dir) = checkout("gpt2", "config.json");
     let linears = checkpoint_linears(&ModelSource::open(&dir).expect("a sound model")).expect("layers");
-    let split = parts(&linears, &SplitPreset::Best.config(&linears).expect("a configuration"), None);
+    let split = parts(&linears, &both_sides(&linears), None);
     let (_, groups) = compressed(&load(&dir), &split);
     let output = temp.path().join("split");
     write(&dir, &output, &split, &groups);

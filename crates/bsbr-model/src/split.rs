@@ -1,6 +1,6 @@
 //! Linear layers of a decoder in parts, in memory.
 
-use bsbr_splitlinear::{BlockModel, Factors, GroupFactors, SavedGroup, SavedSplit, Share, SplitError, Tap};
+use bsbr_splitlinear::{BlockModel, Factors, GroupFactors, SavedGroup, SavedSplit, See, Share, SplitError, Tap};
 use burn::{
     module::Param,
     tensor::{Tensor, TensorData},
@@ -114,7 +114,7 @@ impl BlockModel for Decoder {
         &self,
         block: usize,
         states: Tensor<2>,
-        see: &mut dyn FnMut(&str, Tensor<2>) -> Result<(), ModelError>,
+        see: &mut See<'_, ModelError>,
     ) -> Result<Tensor<2>, ModelError> {
         Decoder::run_block(self, block, states, &mut |role, x| see(&LinearPlace { layer: block, role }.input_name(), x))
     }

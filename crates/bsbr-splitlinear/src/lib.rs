@@ -93,6 +93,6 @@ pub use rank::{allocate, rank_for};
 pub use report::{Decomposition, GroupReport, MemberReport, RefitOutcome, RefitReport};
 pub use saved::{SavedGroup, SavedMember, SavedPart, SavedSplit, SavedTarget, dense_of_stored, stored_tensors};
 pub use stream::{
-    AnchoredSettings, BlockModel, CompressedGroup, Window, calibrate, choose_windows, compress_alone,
+    AnchoredSettings, BlockModel, CompressedGroup, See, Window, calibrate, choose_windows, compress_alone,
     compress_anchored, member_weight, moments_entries, read_moments, spectrum,
 };

@@ -13,6 +13,9 @@ use burn::tensor::Tensor;
 
 use crate::{GroupFactors, Moments, MomentsFile, MomentsWriter, SavedGroup, SavedMember, SplitError};
 
+/// Takes what a linear layer reads, `[tokens, inputs]`, under the path of the layer.
+pub type See<'a, E> = dyn FnMut(&str, Tensor<2>) -> Result<(), E> + 'a;
+
 /// A model that runs block by block.
 pub trait BlockModel {
     /// What it refuses.
@@ -50,7 +53,7 @@ pub trait BlockModel {
         &self,
         block: usize,
         states: Tensor<2>,
-        see: &mut dyn FnMut(&str, Tensor<2>) -> Result<(), Self::Error>,
+        see: &mut See<'_, Self::Error>,
     ) -> Result<Tensor<2>, Self::Error>;
 
     /// Puts the factors of a group in the place of its weights, or of the factors it has.

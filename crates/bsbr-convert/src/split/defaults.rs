@@ -13,8 +13,8 @@ use super::CheckpointLinear;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SplitPreset {
-    /// Two layers share a basis on the side that faces the residual stream; front to back, each layer fitted to what the
-    /// compressed layers before it give; parameters where they do most.
+    /// Every layer by itself, front to back, fitted to what the compressed layers before it give: what measured best. Bases
+    /// that two layers share on either side cost more than they brought on the models tried.
     #[default]
     Best,
     /// As Basis Sharing was published (arXiv 2410.03765): two layers share a basis on the input side, projections back to
@@ -29,10 +29,7 @@ pub enum SplitPreset {
 impl SplitPreset {
     fn settings(self) -> &'static str {
         match self {
-            Self::Best => {
-                "rank = \"marginal-loss\"\nweighting = \"relative\"\n\
-                 [calibration]\nmode = \"sequential-anchored\"\n[refit]\nc = \"guarded\"\n"
-            }
+            Self::Best => "[calibration]\nmode = \"sequential-anchored\"\n[refit]\nc = \"off\"\n",
             Self::Published | Self::Each => "[refit]\nc = \"off\"\n",
             Self::Svd => "objective = \"weights\"\n[refit]\nc = \"off\"\n",
         }
@@ -41,10 +38,9 @@ impl SplitPreset {
     fn share(self, role: LinearRole) -> &'static str {
         let back = matches!(role.input(), BlockInput::Output | BlockInput::Down);
         match self {
-            Self::Best if back => "output",
             Self::Published if back => "none",
-            Self::Best | Self::Published => "input",
-            Self::Each | Self::Svd => "none",
+            Self::Published => "input",
+            Self::Best | Self::Each | Self::Svd => "none",
         }
     }
 

@@ -197,7 +197,7 @@ fn configured_widths(
     let heads = kind.n_head.unwrap_or(1);
     let kv_heads = kind.n_kv_head.unwrap_or(heads);
     let all = heads + 2 * kv_heads;
-    if shape.outputs % all != 0 {
+    if !shape.outputs.is_multiple_of(all) {
         let expected = match kind.n_head {
             None => format!("outputs that `weight_types.{name}` cuts into q, k and v of equal width"),
             Some(_) => format!("outputs that `weight_types.{name}` cuts into {heads} + {kv_heads} + {kv_heads} heads"),

@@ -12,7 +12,7 @@ use crate::Projection;
 
 /// A linear layer and what keeps its numbers.
 pub(super) enum Layer {
-    Dense(Map),
+    Dense(Box<Map>),
     Split(Parts),
 }
 
@@ -32,7 +32,7 @@ struct Part {
 impl Layer {
     pub(super) fn of(projection: &Projection) -> Option<Self> {
         let dense = |weight: &Param<Tensor<2>>, bias: &Option<Param<Tensor<1>>>| {
-            Map::new(&weight.val(), bias.as_ref().map(Param::val).as_ref()).map(Self::Dense)
+            Map::new(&weight.val(), bias.as_ref().map(Param::val).as_ref()).map(|map| Self::Dense(Box::new(map)))
         };
         match projection {
             Projection::Dense(linear) => dense(&linear.weight, &linear.bias),
