@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
-use burn::tensor::Device;
 use serde::{Deserialize, de::IntoDeserializer};
 
 /// Settings of BSBR attention: a file, and flags that override it.
@@ -108,59 +107,6 @@ fn read_settings(path: &Path) -> Result<BlockAttentionConfig> {
 /// Parses an enum by the name it has in files.
 pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, serde::de::value::Error> {
     T::deserialize(name.into_deserializer())
-}
-
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum DeviceName {
-    /// The CPU, in pure Rust.
-    #[cfg(feature = "flex")]
-    Flex,
-    /// The CPU, burn's older backend.
-    #[cfg(feature = "ndarray")]
-    Ndarray,
-    /// A GPU through wgpu.
-    #[cfg(feature = "wgpu")]
-    Wgpu,
-}
-
-/// The device flag.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct DeviceArgs {
-    /// Where to compute; other devices are cargo features (--features wgpu)
-    #[arg(long, value_enum)]
-    device: Option<DeviceName>,
-}
-
-impl DeviceArgs {
-    fn chosen(self) -> Option<DeviceName> {
-        self.device.or_else(|| <DeviceName as clap::ValueEnum>::value_variants().first().copied())
-    }
-
-    /// The name of the device.
-    pub(crate) fn name(self) -> String {
-        let value = self.chosen().and_then(|name| clap::ValueEnum::to_possible_value(&name));
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
-    /// The flags that choose the same device.
-    pub(crate) fn flags(self) -> Vec<String> {
-        self.device.map_or_else(Vec::new, |_| vec!["--device".to_owned(), self.name()])
-    }
-
-    pub(crate) fn resolve(self) -> Result<Device> {
-        let Some(name) = self.chosen() else {
-            bail!("no device is compiled in: build with --features flex");
-        };
-        Ok(match name {
-            #[cfg(feature = "flex")]
-            DeviceName::Flex => Device::flex(),
-            #[cfg(feature = "ndarray")]
-            DeviceName::Ndarray => Device::ndarray(),
-            #[cfg(feature = "wgpu")]
-            DeviceName::Wgpu => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        })
-    }
 }
 
 /// Checks that `dir` can be written, before anything that takes long: it is absent, empty or to be replaced.

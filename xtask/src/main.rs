@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod builtin;
 mod commands;
+mod device;
 mod model;
 mod output;
 mod running;

@@ -1,5 +1,4 @@
-//! What `--help` says. The list of devices depends on the cargo features: these are the default ones.
-#![cfg(not(any(feature = "ndarray", feature = "wgpu")))]
+//! What `--help` says.
 
 mod common;
 

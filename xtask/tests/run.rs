@@ -195,3 +195,21 @@ fn the_rules_of_an_architecture_are_printed_without_a_model() {
     place.refused("inspect --rules lama", 2, &words);
     place.refused("inspect --rules gpt2 --tensors", 2, &["--rules", "--tensors"]);
 }
+
+#[test]
+fn every_device_is_listed_and_the_default_marked() {
+    let shown = Place::empty().done("inspect --devices");
+    for name in ["flex", "ndarray", "wgpu", "cuda"] {
+        assert!(
+            shown.lines().any(|line| line.trim_start_matches(['|', '│', ' ']).starts_with(name)),
+            "{name}: {shown}"
+        );
+    }
+    assert_eq!(shown.matches("(default)").count(), 1, "{shown}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_compiled_in_is_named_with_its_feature() {
+    Place::empty().refused("inspect --device cuda", 2, &["`cuda`", "--features cuda"]);
+}

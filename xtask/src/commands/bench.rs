@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    args::{AttentionArgs, DeviceArgs},
+    args::AttentionArgs,
     bench::{Arm, Part, Phase, data::Data, memory, plot, setup, sweep::Lengths, table},
+    device::DeviceArgs,
     model::HubArgs,
     output,
 };

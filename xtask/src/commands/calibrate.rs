@@ -10,7 +10,8 @@ use bsbr_model::{
 };
 
 use crate::{
-    args::{DeviceArgs, check_output_dir},
+    args::check_output_dir,
+    device::DeviceArgs,
     model::LocalModel,
     output::{self, Progress},
     running::{load, open, read_tokens, sha256, tokenizer},

@@ -11,8 +11,9 @@ use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 
 use super::verify;
 use crate::{
-    args::{AttentionArgs, DeviceArgs, check_output_dir},
+    args::{AttentionArgs, check_output_dir},
     builtin,
+    device::DeviceArgs,
     model::{HubArgs, LocalModel},
     output::{self, Progress, bytes, grouped},
     running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use bsbr_model::{LongTask, PositionPolicy};
 
 use crate::{
-    args::{AttentionArgs, DeviceArgs},
+    args::AttentionArgs,
     builtin,
+    device::DeviceArgs,
     model::HubArgs,
     output,
     running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},

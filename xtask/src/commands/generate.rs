@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use bsbr_model::{GenerateConfig, PositionPolicy, Sampler, SamplingConfig, generate};
 
 use crate::{
-    args::DeviceArgs,
     builtin,
+    device::DeviceArgs,
     model::HubArgs,
     output,
     running::{load, open, tokenizer},

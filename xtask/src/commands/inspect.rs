@@ -6,7 +6,13 @@ use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, architecture_by_name};
 use bsbr_model::{DecoderCache, ModelConfig};
 
-use crate::{args::DeviceArgs, builtin, model::HubArgs, output, running::open};
+use crate::{
+    builtin,
+    device::{self, DeviceArgs},
+    model::HubArgs,
+    output,
+    running::open,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -21,6 +27,9 @@ pub(crate) struct Args {
     /// Print the rules of an architecture instead; `list` names all of them
     #[arg(long, value_name = "ARCH", conflicts_with_all = ["model", "tensors"])]
     rules: Option<String>,
+    /// List the devices of this build and this machine instead
+    #[arg(long, conflicts_with_all = ["model", "tensors", "rules"])]
+    devices: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -28,6 +37,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(name) = args.rules {
         return output::result(&rules(&name)?);
+    }
+    if args.devices {
+        return output::result(&output::table(&["--device", "what it is"], &device::rows()));
     }
     let model = args.hub.resolve(&args.model.unwrap_or_else(builtin::dir))?;
     let source = open(&model)?;

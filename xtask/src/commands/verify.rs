@@ -8,7 +8,7 @@ use bsbr_model::Decoder;
 
 use crate::{
     CheckFailed,
-    args::DeviceArgs,
+    device::DeviceArgs,
     model::HubArgs,
     output,
     running::{load, open},

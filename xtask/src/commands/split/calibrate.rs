@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::setup::{SplitArgs, TextArgs, describe, gather};
 use crate::{
-    args::DeviceArgs,
+    device::DeviceArgs,
     output,
     running::{load, tokenizer},
 };

@@ -15,7 +15,8 @@ use super::{
     setup::{Setup, SplitArgs, TextArgs, Windows, describe, gather, peak_memory},
 };
 use crate::{
-    args::{DeviceArgs, check_output_dir},
+    args::check_output_dir,
+    device::DeviceArgs,
     output::{self, Progress},
     running::{load, tokenizer},
 };

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::setup::{Setup, read_json};
 use crate::{
-    args::DeviceArgs,
     builtin,
+    device::DeviceArgs,
     model::HubArgs,
     output::{self, Progress, grouped},
     running::{load, open, read_tokens, tokenizer},

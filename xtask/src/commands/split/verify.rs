@@ -11,7 +11,7 @@ use burn::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::setup::{Setup, SplitArgs};
-use crate::{CheckFailed, args::DeviceArgs, output, running::load};
+use crate::{CheckFailed, device::DeviceArgs, output, running::load};
 
 /// Largest difference of a layer in parts from the exact product.
 const LAYER: f64 = 1e-5;
