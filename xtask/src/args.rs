@@ -49,6 +49,9 @@ pub(crate) struct AttentionArgs {
     /// How blocks that are not retrieved count: none, mean, state [default: mean]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Far>)]
     far: Option<Far>,
+    /// Nats added to the log-mass of blocks that are not retrieved [default: 0.0]
+    #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
+    far_shift: Option<f64>,
     /// Weight of the covariance in a block's estimated mass [default: 0.8]
     #[arg(long, value_name = "W")]
     covariance_weight: Option<f64>,
@@ -85,6 +88,7 @@ impl AttentionArgs {
             fine_tokens,
             top_chunks,
             reach,
+            far_shift,
             covariance_weight,
             compression_factor,
             kept_tokens,

@@ -66,7 +66,7 @@ fn calibrating_twice_or_in_place_gives_the_same_bytes() {
 #[test]
 fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
     let place = place();
-    place.done("convert -m model -o plain");
+    place.done("convert -m model -o plain --far none");
     place.refused("calibrate -m plain --text first.txt", 2, &["nothing to calibrate", "--selector meta"]);
     place.refused("calibrate -m model --text first.txt", 2, &["not a converted model", "convert it first"]);
     place.refused("calibrate -m converted --text nowhere.txt", 2, &["cannot read", "nowhere.txt"]);
@@ -74,4 +74,27 @@ fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
     place.refused("calibrate -m converted --text first.txt --tokens 512 --window 512", 2, &["at least 2"]);
     place.refused("calibrate -m converted --text first.txt -o plain", 2, &["--force"]);
     place.refused("calibrate -m converted", 2, &["--text <FILE>"]);
+}
+
+#[test]
+fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight() {
+    let place = place();
+    place.done("convert -m model -o default --chunk-size 32 --top-k 8 --exact-tokens 0");
+    let flags = "calibrate -m default --text first.txt --window 1024";
+    let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
+    let layers = report["calibration"]["far"].as_array().expect("layers").clone();
+    let number = |layer: &Value, key: &str| layer[key].as_f64().expect("a number");
+    for layer in &layers {
+        let (shift, before, after) = (number(layer, "shift"), number(layer, "before"), number(layer, "after"));
+        assert!(if shift == 0.0 { after == before } else { after < 0.95 * before }, "{layer}");
+    }
+    let shifts: Vec<f64> = layers.iter().map(|layer| number(layer, "shift")).collect();
+    let stored = place.json("calibrated/config.json")["far_shifts"].clone();
+    assert_eq!(stored, serde_json::json!(shifts));
+    assert_eq!(
+        fs::read(place.path("default/model.safetensors")).ok(),
+        fs::read(place.path("calibrated/model.safetensors")).ok()
+    );
+    assert!(place.done(flags).contains("far shift"));
+    assert!(files(&place.path("calibrated")) == files(&place.path("default")));
 }

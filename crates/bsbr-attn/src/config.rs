@@ -44,6 +44,8 @@ pub enum Far {
 
 /// Largest chunk: exact attention inside one is quadratic, and a block takes memory as a whole.
 const LARGEST_CHUNK: usize = 1 << 16;
+/// Largest shift of a log-mass, in nats: beyond it the far part counts as nothing, or as everything.
+const MOST_FAR_SHIFT: f64 = 100.0;
 
 /// The settings of BSBR attention.
 ///
@@ -88,6 +90,9 @@ pub struct BlockAttentionConfig {
     pub reach: f64,
     /// How blocks that are not retrieved count.
     pub far: Far,
+    /// Nats added to the estimated log-mass of every block that is read through its statistics, so that it counts less
+    /// or more. It changes no choice.
+    pub far_shift: f64,
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
     /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
     pub covariance_weight: f64,
@@ -122,6 +127,7 @@ impl Default for BlockAttentionConfig {
             selector: Selector::MeanKey,
             reach: 0.75,
             far: Far::Mean,
+            far_shift: 0.0,
             covariance_weight: 0.8,
             compression_factor: 1,
             calibrated_states: false,
@@ -177,6 +183,10 @@ impl BlockAttentionConfig {
         }
         if !(self.reach.is_finite() && self.reach >= 0.0) {
             return fail("reach", self.reach.to_string(), "a finite number, 0 or more (0 scores mean keys alone)");
+        }
+        if self.far_shift.is_nan() || self.far_shift.abs() > MOST_FAR_SHIFT {
+            let expected = format!("a number of nats from -{MOST_FAR_SHIFT} to {MOST_FAR_SHIFT}");
+            return fail("far_shift", self.far_shift.to_string(), &expected);
         }
         if !(self.covariance_weight.is_finite() && self.covariance_weight >= 0.0) {
             return fail("covariance_weight", self.covariance_weight.to_string(), "a finite number, 0 or more");

@@ -211,7 +211,7 @@ fn read_blocks(
     if attention.far == Far::None {
         return combine(parts, None).0;
     }
-    parts.push(far_part(tile, mass, &view, Some(choice), options));
+    parts.push(far_part(tile, mass, &view, Some(choice), attention.far_shift, options));
     let far = parts.len() - 1;
     let (output, weights) = combine(parts, Some(far));
     match (&view.state, weights) {
@@ -270,8 +270,8 @@ fn read_two_levels(
     let choice = choose_per_token(scores, exact, attention.top_k);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::Mean {
-        parts.push(far_part(tile, block_mass, &blocks, Some(choice), options));
-        parts.push(far_part(tile, chunk_mass, &chunks, Some(opened), options));
+        parts.push(far_part(tile, block_mass, &blocks, Some(choice), attention.far_shift, options));
+        parts.push(far_part(tile, chunk_mass, &chunks, Some(opened), attention.far_shift, options));
     }
     combine(parts, None).0
 }
@@ -307,7 +307,7 @@ fn read_state(
     options: &AttentionOptions,
 ) -> Tensor<5> {
     let logits = far_logits(tile, &view, attention.covariance_weight, options);
-    parts.push(far_part(tile, logits, &view, None, options));
+    parts.push(far_part(tile, logits, &view, None, attention.far_shift, options));
     let far = parts.len() - 1;
     let (output, weights) = combine(parts, Some(far));
     let (query, keys) = meta_pair(input, &view);

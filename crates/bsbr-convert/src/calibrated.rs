@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::path::Path;
 
-use bsbr_model::{MetaLayer, ModelConfig, StateLayer, parameter_counts, weight_specs};
+use bsbr_model::{FarLayer, MetaLayer, ModelConfig, StateLayer, parameter_counts, weight_specs};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,9 @@ pub struct RecordedCalibration {
     /// What was found for the states of each layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<StateLayer>,
+    /// What was found for the far part of each layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub far: Vec<FarLayer>,
 }
 
 /// A converted model with new numbers.

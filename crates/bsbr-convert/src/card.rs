@@ -102,6 +102,12 @@ pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String 
         if !calibration.states.is_empty() {
             let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
         }
+        if !calibration.far.is_empty() {
+            let shifted = calibration.far.iter().filter(|layer| layer.shift != 0.0).count();
+            let layers = calibration.far.len();
+            let _ =
+                writeln!(text, "Blocks read by their means: their masses are shifted in {shifted} of {layers} layers.");
+        }
         let _ = writeln!(
             text,
             "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original \

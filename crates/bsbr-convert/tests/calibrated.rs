@@ -35,7 +35,15 @@ fn calibration() -> RecordedCalibration {
         key_ridge: 0.01,
     };
     let meta = vec![layer(0), layer(1)];
-    RecordedCalibration { text_sha256: "abc".to_owned(), tokens: 96, window: 32, held_out: 1, meta, states: Vec::new() }
+    RecordedCalibration {
+        text_sha256: "abc".to_owned(),
+        tokens: 96,
+        window: 32,
+        held_out: 1,
+        meta,
+        states: Vec::new(),
+        far: Vec::new(),
+    }
 }
 
 /// New numbers for the meta projections of the last layer.

@@ -51,7 +51,8 @@ fn attention(criterion: &mut Criterion) {
         let (size, chunk_size, sink_tokens) = (16, 128, 4);
         let levels = (1024, 2048, 16);
         let (exact_tokens, fine_tokens, top_chunks) = levels;
-        let blocks = Blocks { size, top_k: 16, reach: 0.75, far: true, exact_tokens, fine_tokens, top_chunks };
+        let blocks =
+            Blocks { size, top_k: 16, reach: 0.75, far: true, far_shift: 0.0, exact_tokens, fine_tokens, top_chunks };
         let settings = BlockOptions { chunk_size, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {

@@ -103,7 +103,8 @@ impl Naive<'_> {
                         exact(block, &mut columns);
                     }
                     for run in by_means.into_iter().filter(|run| blocks.far && run.start >= first) {
-                        columns.push((self.mass(head, token, &run), self.mean(self.values, head, &run)));
+                        let mass = self.mass(head, token, &run) + f64::from(blocks.far_shift);
+                        columns.push((mass, self.mean(self.values, head, &run)));
                     }
                 }
             }
@@ -301,17 +302,19 @@ fn settings() -> impl Strategy<Value = BlockOptions> {
     let chunk = (1usize..5, 1usize..6).prop_map(|(size, count)| (size, size * count));
     let levels = (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4);
     let reach = prop_oneof![Just(0.0f32), 0.1f32..1.0];
-    let blocks = (1usize..20, (any::<bool>(), reach), levels);
+    let far = (any::<bool>(), prop_oneof![Just(0.0f32), -3.0f32..1.0]);
+    let blocks = (1usize..20, (far, reach), levels);
     (chunk, 0usize..3, 0usize..7, prop::option::weighted(0.9, blocks)).prop_map(
         |((size, chunk_size), local_chunks, sink_tokens, blocks)| BlockOptions {
             chunk_size,
             local_chunks,
             sink_tokens,
-            blocks: blocks.map(|(top_k, (far, reach), (exact_tokens, fine_tokens, top_chunks))| Blocks {
+            blocks: blocks.map(|(top_k, ((far, far_shift), reach), (exact_tokens, fine_tokens, top_chunks))| Blocks {
                 size,
                 top_k,
                 reach,
                 far,
+                far_shift,
                 exact_tokens,
                 fine_tokens,
                 top_chunks,
@@ -343,7 +346,16 @@ fn many_steps_of_keys_give_one_softmax() {
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");
     for (size, top_k, fine_tokens) in [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256)] {
         let reach = if top_k == 16 { 0.75 } else { 0.0 };
-        let blocks = Some(Blocks { size, top_k, reach, far: true, exact_tokens: 0, fine_tokens, top_chunks: 3 });
+        let blocks = Some(Blocks {
+            size,
+            top_k,
+            reach,
+            far: true,
+            far_shift: -0.5,
+            exact_tokens: 0,
+            fine_tokens,
+            top_chunks: 3,
+        });
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, blocks };
         check(&case, Some(&settings)).expect("equal");
         check(&Case { heads: 1, ..case.clone() }, Some(&settings)).expect("equal");

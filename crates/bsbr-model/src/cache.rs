@@ -79,7 +79,7 @@ impl DecoderCache {
                             Positions::Learned | Positions::Rotary { .. } => None,
                         },
                     },
-                    attention: config.layer_attention(layer).cloned(),
+                    attention: config.shifted_attention(layer),
                     dtype: DType::F32,
                     kernel,
                 };

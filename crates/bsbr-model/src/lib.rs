@@ -48,6 +48,7 @@
 
 mod blocks;
 mod cache;
+mod calibrate_far;
 mod calibrate_meta;
 mod calibrate_state;
 mod config;
@@ -68,6 +69,7 @@ mod text;
 mod weights;
 
 pub use cache::DecoderCache;
+pub use calibrate_far::{FarCalibration, FarLayer, calibrate_far, has_far_shift};
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{

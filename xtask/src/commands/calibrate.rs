@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
 use bsbr_model::{
-    MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_meta, calibrate_states,
+    FarLayer, MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_far, calibrate_meta,
+    calibrate_states, has_far_shift,
 };
 
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 
 /// Windows are no longer than this unless asked for: what is far from a chunk is plenty there.
 const LONGEST_WINDOW: usize = 2048;
+/// The same where only the far part is calibrated, which counts for more the longer a text is.
+const LONGEST_FAR_WINDOW: usize = 8192;
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Format {
@@ -37,7 +40,7 @@ pub(crate) struct Args {
     /// Most tokens of the text to read
     #[arg(long, value_name = "N", default_value_t = 16384)]
     tokens: usize,
-    /// Tokens of a window [default: 2048, or what the model was trained on if that is less]
+    /// Tokens of a window [default: 2048, for the far part alone 8192, or what the model was trained on if that is less]
     #[arg(long, value_name = "N")]
     window: Option<usize>,
     /// Where to write the calibrated model; it replaces the model when absent
@@ -70,16 +73,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (0..config.decoder.layers).any(|layer| config.layer_attention(layer).is_some_and(needs))
     };
     let (has_meta, has_states) = (any(BlockAttentionConfig::needs_meta), any(BlockAttentionConfig::needs_states));
-    if !has_meta && !has_states {
+    let has_far = any(has_far_shift);
+    if !has_meta && !has_states && !has_far {
         bail!(
             "{shown} has nothing to calibrate: under its settings every weight is one of the original model, and they are \
-             meant to be used as they are. What can be calibrated are meta projections (convert with --selector meta) and the \
-             compression of states (--retrieval state)"
+             meant to be used as they are. What can be calibrated are how much blocks count that are not retrieved (convert with \
+             --far mean), meta projections (--selector meta) and the compression of states (--retrieval state)"
         );
     }
     let tokenizer = tokenizer(&source, &args.model)?;
     let tokens = read_tokens(&tokenizer, &args.text)?;
-    let window = args.window.unwrap_or_else(|| config.decoder.max_positions.min(LONGEST_WINDOW));
+    let longest = if has_meta || has_states { LONGEST_WINDOW } else { LONGEST_FAR_WINDOW };
+    let window = args.window.unwrap_or_else(|| config.decoder.max_positions.min(longest));
     let windows = args.tokens / window.max(1);
 
     let started = Instant::now();
@@ -93,9 +98,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let states = has_states
         .then(|| calibrate_states(&decoder, &tokens, settings, |done, total| progress.set(done as u64, total as u64)))
         .transpose()?;
+    let far = has_far
+        .then(|| calibrate_far(&decoder, &tokens, window, |done, total| progress.set(done as u64, total as u64)))
+        .transpose()?;
     drop(progress);
-    let fitted = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows)).unwrap_or(0);
-    let held_out = meta.as_ref().map_or(0, |meta| meta.held_out);
+    let fitted = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows)).unwrap_or(1);
+    let held_out = meta.as_ref().map_or(usize::from(has_far), |meta| meta.held_out);
     let seconds = started.elapsed().as_secs_f64();
     let recorded = RecordedCalibration {
         text_sha256: sha256(&args.text)?,
@@ -104,10 +112,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         held_out,
         meta: meta.as_ref().map_or_else(Vec::new, |meta| meta.layers.clone()),
         states: states.as_ref().map_or_else(Vec::new, |states| states.layers.clone()),
+        far: far.as_ref().map_or_else(Vec::new, |far| far.layers.clone()),
     };
     let mut weights = meta.as_ref().map_or_else(|| Ok(Vec::new()), |meta| meta.weights())?;
     weights.extend(states.iter().flat_map(|states| states.weights()));
     let configured = states.as_ref().map(|states| states.configured(&config));
+    let configured = far.as_ref().map(|far| far.configured(configured.as_ref().unwrap_or(&config))).or(configured);
     let calibrated = Calibrated { config: configured.as_ref(), weights: &weights, calibration: recorded.clone() };
     let output_dir = args.output_dir.unwrap_or_else(|| args.model.clone());
     let mut bar = Progress::new("writing");
@@ -121,12 +131,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 "calibrated to {} in {seconds:.1} s, on {fitted} windows of {window} tokens; {held_out} more to choose by\n",
                 output_dir.display(),
             );
-            let mut tables = Vec::with_capacity(2);
+            let mut tables = Vec::with_capacity(3);
             if !recorded.meta.is_empty() {
                 tables.push(meta_table(&recorded.meta));
             }
             if !recorded.states.is_empty() {
                 tables.push(state_table(&recorded.states));
+            }
+            if !recorded.far.is_empty() {
+                tables.push(far_table(&recorded.far));
             }
             output::result(&format!("{head}\n{}", tables.join("\n")))
         }
@@ -147,6 +160,22 @@ fn state_table(layers: &[StateLayer]) -> String {
     let mut rows: Vec<Vec<String>> = layers.iter().map(row).collect();
     rows.push(vec!["mean".to_owned(), percent(mean)]);
     output::table(&["layer", "of the states in a quarter of the directions"], &rows)
+}
+
+/// A line for each layer, and one for all.
+fn far_table(layers: &[FarLayer]) -> String {
+    let mean = |of: fn(&FarLayer) -> f64| layers.iter().map(of).sum::<f64>() / layers.len().max(1) as f64;
+    let row = |name: String, shift: String, before: f64, after: f64| {
+        vec![name, shift, format!("{before:.5}"), format!("{after:.5}")]
+    };
+    let mut rows: Vec<Vec<String>> = layers
+        .iter()
+        .map(|layer| row(layer.layer.to_string(), format!("{:+.1}", layer.shift), layer.before, layer.after))
+        .collect();
+    let shifted = layers.iter().filter(|layer| layer.shift != 0.0).count();
+    let all = format!("{shifted} of {} shifted", layers.len());
+    rows.push(row("mean".to_owned(), all, mean(|layer| layer.before), mean(|layer| layer.after)));
+    output::table(&["layer", "far shift, nats", "error of its output before", "after"], &rows)
 }
 
 /// A line for each layer, and one for all.

@@ -69,6 +69,7 @@ fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
         top_chunks: attention.top_chunks,
         reach: if attention.needs_radii() { attention.reach as f32 } else { 0.0 },
         far: attention.far != Far::None,
+        far_shift: attention.far_shift as f32,
     };
     BlockOptions {
         chunk_size: attention.chunk_size,

@@ -44,14 +44,16 @@ pub(crate) fn far_logits(
 }
 
 /// The blocks as columns of the softmax, each with its mean value. Hidden are the blocks in `choice` (they are read
-/// exactly) and those of which the model's own window hides any token.
+/// exactly) and those of which the model's own window hides any token; the log-mass of the others is moved by `shift`.
 pub(crate) fn far_part(
     tile: &Tile,
     logits: Tensor<5>,
     statistics: &StatisticsView,
     choice: Option<Tensor<4, Int>>,
+    shift: f64,
     options: &AttentionOptions,
 ) -> Part {
+    let logits = if shift == 0.0 { logits } else { logits + shift };
     let mut logits = match &statistics.hidden {
         Some(hidden) => logits + hidden.clone(),
         None => hide_cut_blocks(tile, logits, &statistics.blocks, options),

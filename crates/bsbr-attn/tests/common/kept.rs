@@ -107,7 +107,7 @@ impl Case {
             let spread = 0.5 * config.covariance_weight * self.options.scale.powi(2) * dot(&query, &turned);
             let position = block.iter().sum::<usize>() as f64 / block.len() as f64;
             let score = self.score(h, t, &query, (&mean_key, position));
-            logits.push((block.len() as f64).ln() + score + spread.min(4.0));
+            logits.push((block.len() as f64).ln() + score + spread.min(4.0) + config.far_shift);
             mixture.push(self.options.scale * dot(&first, &mean_key));
             states.push(centred(&keys, &block_values, &mean_key, &mean_value));
             values.push(mean_value);

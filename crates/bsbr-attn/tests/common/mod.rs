@@ -273,6 +273,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             selector,
             reach: [0.0, 0.75, 1.0][(seed / 240 % 3) as usize],
             far,
+            far_shift: [0.0, 0.0, -1.5, 0.5][(seed / 960 % 4) as usize],
             covariance_weight,
             compression_factor: 1,
             calibrated_states: false,

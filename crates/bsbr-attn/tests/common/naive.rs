@@ -295,7 +295,7 @@ impl Case {
                 for (j, chunk) in chunks.iter().enumerate() {
                     let whole = chunk.positions.start >= first_visible;
                     if config.far == Far::Mean && whole && !opened.contains(&j) {
-                        logits.push(self.log_mass((h, t), &q, chunk, weight));
+                        logits.push(self.log_mass((h, t), &q, chunk, weight) + config.far_shift);
                         values.push(chunk.mean_value.clone());
                     }
                 }
@@ -308,7 +308,7 @@ impl Case {
                         }
                     } else if config.far != Far::None && block.positions.start >= first_visible {
                         state_reads.push((logits.len(), j));
-                        logits.push(self.log_mass((h, t), &q, block, weight));
+                        logits.push(self.log_mass((h, t), &q, block, weight) + config.far_shift);
                         values.push(block.mean_value.clone());
                     }
                 }
@@ -329,7 +329,7 @@ impl Case {
                 let near = logits.len();
                 if !additive {
                     for block in &seen {
-                        logits.push(self.log_mass((h, t), &q, block, config.covariance_weight));
+                        logits.push(self.log_mass((h, t), &q, block, config.covariance_weight) + config.far_shift);
                         values.push(block.mean_value.clone());
                     }
                 }

@@ -50,6 +50,8 @@ pub struct Blocks {
     pub reach: f32,
     /// Whether the other blocks count by their mean key and mean value in the same softmax.
     pub far: bool,
+    /// What is added to the log-mass of those; no score for the choice changes.
+    pub far_shift: f32,
 }
 
 impl BlockOptions {

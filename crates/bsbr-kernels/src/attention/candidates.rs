@@ -164,7 +164,7 @@ impl Retrieval<'_> {
         indices: Range<usize>,
         size: usize,
     ) {
-        let whole = (size as f32).ln();
+        let whole = (size as f32).ln() + self.blocks.far_shift;
         for mass in masses.iter_mut() {
             *mass += whole;
         }
@@ -172,7 +172,7 @@ impl Retrieval<'_> {
         let with_sinks = self.settings.sink_tokens.div_ceil(size).saturating_sub(indices.start);
         for (index, mass) in indices.clone().zip(masses.iter_mut()).take(with_sinks) {
             let tokens = self.positions(index, size).len();
-            *mass = if tokens == 0 { HIDDEN } else { *mass - whole + (tokens as f32).ln() };
+            *mass = if tokens == 0 { HIDDEN } else { *mass - (size as f32).ln() + (tokens as f32).ln() };
         }
         let token = tile.position(row);
         if let Some(slopes) = tile.slopes {

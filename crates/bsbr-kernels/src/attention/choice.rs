@@ -54,6 +54,8 @@ impl Retrieval<'_> {
         let exact = sums.highest.iter().zip(&*sums.sum);
         // A share of the whole can be too small for an f32; its logarithm is not. What is hidden stays so in a text of NaN.
         let shift = exact.map(|(highest, sum)| -(highest + sum.max(f32::MIN_POSITIVE).ln()));
+        // The masses hold the shift of what counts by its means, which a choice leaves out.
+        let shift = shift.map(|shift| shift - self.blocks.far_shift);
         scratch.shifts.extend(shift.map(|shift| if shift < -LOWEST_SCORE { shift } else { 0.0 }));
         self.open(simd, tile, means, radii.0, columns, scratch);
         scratch.chosen.clear();

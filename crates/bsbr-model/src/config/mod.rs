@@ -26,6 +26,9 @@ pub struct ModelConfig {
     /// Layers that keep the original attention although `attention` is set.
     #[serde(default)]
     pub original_layers: Vec<usize>,
+    /// What calibration adds to `far_shift`, for each layer; none where it did not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub far_shifts: Vec<f64>,
     /// What happens past the last learned position.
     #[serde(default)]
     pub position_policy: PositionPolicy,
@@ -48,6 +51,7 @@ impl ModelConfig {
             decoder,
             attention: None,
             original_layers: Vec::new(),
+            far_shifts: Vec::new(),
             position_policy: PositionPolicy::default(),
             stop_tokens: Vec::new(),
             split: None,
@@ -71,6 +75,16 @@ impl ModelConfig {
         if let Some(&layer) = self.original_layers.iter().find(|&&l| l >= self.decoder.layers) {
             let problem = format!("names layer {layer}, the model has layers 0 to {}", self.decoder.layers - 1);
             return Err(ModelError::Config { setting: "original_layers", problem });
+        }
+        if !self.far_shifts.is_empty() && self.far_shifts.len() != self.decoder.layers {
+            let (found, expected) = (self.far_shifts.len(), self.decoder.layers);
+            let problem = format!("has {found} numbers, the model has {expected} layers: calibrate the model again");
+            return Err(ModelError::Config { setting: "far_shifts", problem });
+        }
+        for layer in 0..self.decoder.layers {
+            if let Some(attention) = self.shifted_attention(layer) {
+                attention.validate()?;
+            }
         }
         if let Some(split) = &self.split {
             let shape = |name: &str| self.decoder.linear_shape(name.parse::<LinearPlace>().ok()?);
@@ -116,6 +130,13 @@ impl ModelConfig {
     /// BSBR settings of layer `layer`; `None` where the original attention runs.
     pub fn layer_attention(&self, layer: usize) -> Option<&BlockAttentionConfig> {
         self.attention.as_ref().filter(|_| !self.original_layers.contains(&layer))
+    }
+
+    /// [`ModelConfig::layer_attention`] with what calibration found for that layer.
+    pub fn shifted_attention(&self, layer: usize) -> Option<BlockAttentionConfig> {
+        let attention = self.layer_attention(layer)?.clone();
+        let shift = self.far_shifts.get(layer).copied().unwrap_or(0.0);
+        Some(BlockAttentionConfig { far_shift: attention.far_shift + shift, ..attention })
     }
 
     /// The length past which layer `layer` reads far tokens at other positions than their own; `None` where it never does.
