@@ -37,6 +37,8 @@ pub(crate) fn devices() -> Vec<Runner> {
     runners.push(Runner { device: Device::flex(), kernel: Kernel::Fastest });
     #[cfg(feature = "wgpu")]
     runners.push(Runner { device: Device::wgpu(burn::tensor::DeviceKind::DefaultDevice), kernel: Kernel::Fastest });
+    #[cfg(feature = "cuda")]
+    runners.push(Runner { device: Device::cuda(0u32), kernel: Kernel::Fastest });
     runners
 }
 
@@ -220,11 +222,16 @@ impl Case {
     }
 }
 
+/// With a GPU one of so many cases runs.
+const GPU_CASES: u32 = 48;
+
 /// So many cases, the same in every run: where two blocks score nearly the same, rounding decides which one is read,
 /// and a test that fails once in a thousand runs helps nobody. `PROPTEST_RNG_SEED` chooses other cases.
 pub(crate) fn settings(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     let rng_seed = if default.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { default.rng_seed };
+    // Every shape is compiled anew for a GPU, which a software device does in seconds.
+    let cases = if cfg!(any(feature = "wgpu", feature = "cuda")) { cases.div_ceil(GPU_CASES) } else { cases };
     ProptestConfig { cases, rng_seed, failure_persistence: None, ..default }
 }
 

@@ -23,6 +23,8 @@ pub(crate) fn devices() -> Vec<Device> {
         Device::ndarray(),
         #[cfg(feature = "wgpu")]
         Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Device::cuda(0u32),
     ]
 }
 
@@ -248,10 +250,15 @@ pub(crate) fn argmax(scores: &[f32]) -> u32 {
     (1..scores.len()).fold(0, |best, token| if scores[token] > scores[best] { token } else { best }) as u32
 }
 
+/// With a GPU one of so many cases runs.
+const GPU_CASES: u32 = 16;
+
 /// So many cases, the same in every run: where two blocks score nearly the same, rounding decides which one is read,
 /// and a test that fails once in a thousand runs helps nobody. `PROPTEST_RNG_SEED` chooses other cases.
 pub(crate) fn settings(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     let rng_seed = if default.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { default.rng_seed };
+    // Every shape is compiled anew for a GPU, which a software device does in seconds.
+    let cases = if cfg!(any(feature = "wgpu", feature = "cuda")) { cases.div_ceil(GPU_CASES) } else { cases };
     ProptestConfig { cases, rng_seed, failure_persistence: None, ..default }
 }
