@@ -1,0 +1,17 @@
+//! Attention families as layers of one small decoder, each in a parallel form and a recurrent form that compute the same.
+
+mod config;
+mod decoder;
+mod error;
+mod family;
+mod heads;
+mod init;
+mod layer;
+mod mixers;
+mod state;
+
+pub use config::{DecoderConfig, Positions};
+pub use decoder::SmallDecoder;
+pub use error::ZooError;
+pub use family::Family;
+pub use state::State;
