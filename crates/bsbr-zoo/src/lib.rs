@@ -8,6 +8,7 @@ mod heads;
 mod init;
 mod layer;
 mod mixers;
+mod rows;
 mod state;
 
 pub use config::{DecoderConfig, Positions};
