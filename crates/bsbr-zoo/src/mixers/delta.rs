@@ -142,7 +142,7 @@ fn unit_lower_inverse(a: Tensor<4>) -> Tensor<4> {
     let mut block = 1;
     while block < size {
         let beside = |row: usize, column: usize| {
-            row / (2 * block) == column / (2 * block) && row / block % 2 == 1 && column / block % 2 == 0
+            row / (2 * block) == column / (2 * block) && row / block % 2 == 1 && (column / block).is_multiple_of(2)
         };
         let pairs = fixed.clone() * pattern(size, &device, beside);
         inverse =
