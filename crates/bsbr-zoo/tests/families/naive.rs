@@ -202,13 +202,13 @@ impl Naive<'_> {
         let mut rows = Vec::new();
         for t in 0..x.len() {
             let mut read = vec![0.0; inner];
-            for i in 0..=t {
+            for (i, seen) in active.iter().enumerate().take(t + 1) {
                 let weight = if i / size == t / size {
                     (dot(&of(0, t), &of(1, i)) / size as f64).max(0.0).powi(2)
                 } else {
                     dot(&of(2, t), &of(3, i)) / size as f64
                 };
-                add(&mut read, &active[i][inner..2 * inner], weight);
+                add(&mut read, &seen[inner..2 * inner], weight);
             }
             let gated: Vec<f64> = read.iter().zip(&active[t]).map(|(read, gate)| read * gate).collect();
             rows.push(output.of(&gated));
