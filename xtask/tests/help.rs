@@ -12,7 +12,7 @@ fn the_program_lists_its_commands() {
 
 #[test]
 fn every_command_explains_its_flags() {
-    for command in ["convert", "export", "eval", "generate", "verify", "inspect", "bench"] {
+    for command in ["convert", "export", "eval", "generate", "verify", "inspect", "tune", "bench"] {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
     }
 }
@@ -48,6 +48,7 @@ fn a_missing_flag_is_named() {
         ("verify -m model", "--expected <FILE>"),
         ("convert -m model", "--output-dir DIR"),
         ("generate", "--prompt-file FILE"),
+        ("tune -m model -o out", "--text <FILE>"),
     ] {
         place.refused(arguments, 2, &[flag]);
     }

@@ -63,6 +63,7 @@ mod kernel;
 mod options;
 mod padding;
 mod plain;
+mod shares;
 mod statistics;
 mod tile;
 
@@ -73,3 +74,4 @@ pub use error::AttentionError;
 pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
+pub use shares::{ChunkShares, block_shares};

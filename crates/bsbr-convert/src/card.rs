@@ -64,9 +64,15 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
     text
 }
 
+/// What is said of a model whose weights are no longer the original's.
+pub(crate) const CHANGED: &str =
+    "Weights of the original were changed after converting; exporting gives the changed ones.";
+
 /// What an export can give back.
-fn reversibility(record: &ConversionRecord) -> &'static str {
-    if record.casts.iter().any(|cast| cast.is_lossy()) {
+pub(crate) fn reversibility(record: &ConversionRecord) -> &'static str {
+    if record.changed {
+        CHANGED
+    } else if record.casts.iter().any(|cast| cast.is_lossy()) {
         "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
     } else if record.files.iter().any(|file| record.is_decoded(&file.name)) {
         "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \

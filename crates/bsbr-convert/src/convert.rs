@@ -166,7 +166,7 @@ pub(crate) fn converted_config(
     Ok(config)
 }
 
-fn pretty(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, ConvertError> {
+pub(crate) fn pretty(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, ConvertError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(ConvertError::json(path))?;
     text.push(b'\n');
     Ok(text)
@@ -220,6 +220,7 @@ fn record(
         settings: options.attention.clone(),
         dtype: options.dtype,
         casts,
+        changed: false,
         parameters_before: before,
         parameters_after: before + added,
         tensors: tensors.collect(),

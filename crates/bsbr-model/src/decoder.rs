@@ -79,7 +79,23 @@ impl Decoder {
                 return Err(ModelError::Config { setting: "selector", problem });
             }
         }
-        Ok(Self { config, ..self.clone() })
+        if config.adapters != self.config.adapters {
+            let problem = "cannot change once the weights are loaded".to_owned();
+            return Err(ModelError::Config { setting: "adapters", problem });
+        }
+        let mut blocks = self.blocks.clone();
+        for (layer, block) in blocks.iter_mut().enumerate() {
+            let used = config.layer_attention(layer).is_some();
+            match &mut block.attention.adapters {
+                Some(adapters) => adapters.used = used,
+                None if used && config.adapters.is_some() => {
+                    let problem = format!("= BSBR needs adapters, layer {layer} has none: load the model with it");
+                    return Err(ModelError::Config { setting: "attention", problem });
+                }
+                None => {}
+            }
+        }
+        Ok(Self { config, blocks, ..self.clone() })
     }
 
     /// The same weights with another choice of the code that computes attention; [`Kernel::Fastest`] unless changed.
@@ -128,6 +144,24 @@ impl Decoder {
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         self.check(tokens, cache)?;
+        let (x, rotations) = self.inputs(tokens, cache);
+        let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
+        let mut start = 0;
+        for (text, new) in tokens.iter().enumerate() {
+            if !new.is_empty() {
+                pieces.push((text, start..start + new.len()));
+            }
+            start += new.len();
+        }
+        let x = ops::run(&self.device(), || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
+        for (text, new) in cache.texts.iter_mut().zip(tokens) {
+            text.length += new.len();
+        }
+        Ok(x)
+    }
+
+    /// What enters the blocks, `[tokens, hidden_size]`, and the rotations of the tokens.
+    pub(crate) fn inputs(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> (Tensor<2>, Vec<Rotation>) {
         let device = self.device();
         let ids: Vec<i32> = tokens.iter().flatten().map(|&id| id as i32).collect();
         let count = ids.len();
@@ -157,20 +191,8 @@ impl Decoder {
             let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies[set]));
             Rotation::new(tokens, &device, x.dtype())
         });
-        let rotations: Vec<Rotation> = rotations.collect();
-        let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
-        let mut start = 0;
-        for (text, new) in tokens.iter().enumerate() {
-            if !new.is_empty() {
-                pieces.push((text, start..start + new.len()));
-            }
-            start += new.len();
-        }
-        let x = ops::run(&device, || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
-        for (text, new) in cache.texts.iter_mut().zip(tokens) {
-            text.length += new.len();
-        }
-        Ok(x)
+        let rotations = rotations.collect();
+        (x, rotations)
     }
 
     /// The blocks and the last norm over packed tokens.
@@ -359,7 +381,12 @@ fn attend(
 }
 
 /// Meta queries of the tokens that begin a chunk and meta keys of those that end a block.
-fn meta_inputs(projections: &Projections, normed: &Tensor<2>, range: &Range<usize>, cache: &AttentionCache) -> Meta {
+pub(crate) fn meta_inputs(
+    projections: &Projections,
+    normed: &Tensor<2>,
+    range: &Range<usize>,
+    cache: &AttentionCache,
+) -> Meta {
     let (heads, width) = (cache.config().heads, cache.config().head_dim);
     let project = |linear: &Option<Linear>, at: Vec<usize>| {
         let linear = linear.as_ref()?;

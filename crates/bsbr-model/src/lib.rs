@@ -59,12 +59,13 @@ mod rotary;
 mod sampling;
 #[cfg(feature = "text")]
 mod text;
+mod tune;
 mod weights;
 
 pub use cache::DecoderCache;
 pub use config::{
-    Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
-    Norm, PositionPolicy, Positions, RotaryScaling,
+    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig,
+    HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling,
 };
 pub use decoder::{Decoder, LayerTrace};
 pub use error::ModelError;
@@ -74,9 +75,14 @@ pub use evaluate::{
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use loading::WeightSource;
-pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};
+pub use modules::{
+    Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]
 pub use text::{TextStream, TextTokenizer};
+pub use tune::{
+    Checkpoint, Ending, HeldOutRecord, LayerLoss, Stage, StepRecord, TuneConfig, TuneEvent, TuneLog, Tuned, tune,
+};
 pub use weights::{EXTRA_PREFIX, WeightSpec, parameter_counts, weight_specs};

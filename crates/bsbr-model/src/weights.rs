@@ -1,6 +1,6 @@
 //! The names and shapes of a decoder's weights: the one list that loading, converting and counting share.
 
-use crate::{DecoderConfig, HeadNorm, ModelConfig, Positions};
+use crate::{AdapterConfig, AdapterTarget, DecoderConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +22,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
-/// `head.{weight,bias}`, and for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`. Which of
-/// them there are follows from the configuration.
+/// `head.{weight,bias}`, for the `meta` selector `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, and for adapters
+/// `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`. Which of them there are follows from the
+/// configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
     let mut list = List { specs: Vec::new(), decoder: d };
@@ -40,6 +41,9 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     }
     for layer in 0..d.layers {
         list.layer(layer, config.layer_attention(layer).is_some_and(|a| a.needs_meta()));
+        if let Some(adapters) = config.adapters.as_ref().filter(|_| config.layer_attention(layer).is_some()) {
+            list.adapters(layer, adapters);
+        }
     }
     if d.block.form.final_norm() {
         list.norm("final_norm".into());
@@ -123,6 +127,25 @@ impl List<'_> {
                 self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);
             }
         }
+    }
+
+    fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) {
+        for &target in &adapters.targets {
+            let name = format!("{EXTRA_PREFIX}layers.{layer}.attention.{}", target.name());
+            let [inputs, outputs] = projection_shape(self.decoder, target);
+            self.add(format!("{name}.adapter_down"), &[adapters.rank, inputs]);
+            self.add(format!("{name}.adapter_up"), &[outputs, adapters.rank]);
+        }
+    }
+}
+
+/// Inputs and outputs of a projection.
+pub(crate) fn projection_shape(decoder: &DecoderConfig, target: AdapterTarget) -> [usize; 2] {
+    let (query_width, key_width) = (decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim);
+    match target {
+        AdapterTarget::Query => [decoder.hidden_size, query_width],
+        AdapterTarget::Key | AdapterTarget::Value => [decoder.hidden_size, key_width],
+        AdapterTarget::Output => [query_width, decoder.hidden_size],
     }
 }
 

@@ -9,8 +9,8 @@ use burn::{
 };
 
 use crate::{
-    Activation,
-    modules::{HeadNormalisation, Mlp, Normalisation, Projections},
+    Activation, AdapterTarget,
+    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -109,6 +109,27 @@ impl Map {
     }
 }
 
+/// An adapter and what keeps its numbers.
+struct LowRank {
+    down: Map,
+    up: Map,
+    scale: f32,
+}
+
+impl LowRank {
+    fn of(adapter: Option<&Adapter>) -> Option<Option<Self>> {
+        let Some(adapter) = adapter else { return Some(None) };
+        let map = |weight: &Param<Tensor<2>>| Map::new(&weight.val(), None);
+        Some(Some(Self { down: map(&adapter.down)?, up: map(&adapter.up)?, scale: adapter.scale as f32 }))
+    }
+
+    /// Adds `factor` times what it makes of `x`.
+    fn add(&self, x: &Panels, factor: f32, out: &mut [f32]) {
+        let low = &layer::project(x, &[self.down.view()])[0];
+        layer::project(low, &[self.up.view()])[0].add(factor * self.scale, out);
+    }
+}
+
 /// A norm and what keeps its numbers.
 struct Norm {
     kind: NormKind,
@@ -200,6 +221,9 @@ pub(super) fn heads(
     let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
     let maps = [Map::of(&projections.query)?, Map::of(&projections.key)?, Map::of(&projections.value)?];
     let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
+    let adapters = [AdapterTarget::Query, AdapterTarget::Key, AdapterTarget::Value];
+    let [query, key, value] = adapters.map(|target| LowRank::of(projections.adapter(target)));
+    let adapters = [query?, key?, value?];
     let angles = match rotation {
         Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
         None => None,
@@ -211,9 +235,15 @@ pub(super) fn heads(
     let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
     let projected = layer::project(&x, &maps.each_ref().map(Map::view));
     let rotations = [rotation, rotation, None];
-    let heads = projected.into_iter().zip(norms).zip(rotations).map(|((mut y, norm), rotation)| {
+    let parts = projected.into_iter().zip(adapters).zip(norms).zip(rotations);
+    let heads = parts.map(|(((mut y, adapter), norm), rotation)| {
         let total = y.width();
         let mut out = vec![0.0; tokens * total];
+        if let Some(adapter) = adapter {
+            y.write(&mut out);
+            adapter.add(&x, 1.0, &mut out);
+            y = Panels::pack(Rows::new(&out, total), None);
+        }
         if let Some(HeadNorm::All(norm)) = &norm {
             y.write(&mut out);
             y = Panels::pack(Rows::new(&out, total), Some(&norm.view()));
@@ -234,17 +264,22 @@ pub(super) struct JoinHeads {
     read: Memory,
     shape: [usize; 4],
     output: Map,
+    adapter: Option<LowRank>,
 }
 
 impl JoinHeads {
-    pub(super) fn new(read: &Tensor<4>, output: &Linear, onto: &Option<(Tensor<2>, f64)>) -> Option<Self> {
+    pub(super) fn new(
+        read: &Tensor<4>,
+        (output, adapter): (&Linear, Option<&Adapter>),
+        onto: &Option<(Tensor<2>, f64)>,
+    ) -> Option<Self> {
         let shape = read.dims();
         let mut memory = memory(read)?;
         if memory.layout().strides()[3] != 1 || memory.layout().strides().iter().any(|&stride| stride < 0) {
             memory = memory.to_contiguous();
         }
         onto.as_ref().is_none_or(|(x, _)| runs(x)).then_some(())?;
-        Some(Self { read: memory, shape, output: Map::of(output)? })
+        Some(Self { read: memory, shape, output: Map::of(output)?, adapter: LowRank::of(adapter)? })
     }
 
     pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
@@ -258,18 +293,26 @@ impl JoinHeads {
             group_stride: layout.strides()[1] as usize,
             group_width: width,
         };
-        add(&Panels::pack(rows, None), &self.output, onto)
+        add(&Panels::pack(rows, None), &self.output, self.adapter.as_ref(), onto)
     }
 }
 
-/// A map, and a factor times it added to a tensor where there is one.
-fn add(x: &Panels, map: &Map, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+/// A map and its adapter, and a factor times them added to a tensor where there is one.
+fn add(x: &Panels, map: &Map, adapter: Option<&LowRank>, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
     let y = &layer::project(x, &[map.view()])[0];
     match onto {
-        Some((x, factor)) => changed(x, |x| y.add(factor as f32, x)),
+        Some((to, factor)) => changed(to, |to| {
+            y.add(factor as f32, to);
+            if let Some(adapter) = adapter {
+                adapter.add(x, factor as f32, to);
+            }
+        }),
         None => {
             let mut out = vec![0.0; x.tokens() * map.outputs];
             y.write(&mut out);
+            if let Some(adapter) = adapter {
+                adapter.add(x, 1.0, &mut out);
+            }
             tensor(out, [x.tokens(), map.outputs])
         }
     }
@@ -296,7 +339,7 @@ impl WholeMlp {
     }
 
     pub(super) fn run(self, x: Tensor<2>, onto: Option<f64>) -> Tensor<2> {
-        add(&self.inner, &self.down, onto.map(|factor| (x, factor)))
+        add(&self.inner, &self.down, None, onto.map(|factor| (x, factor)))
     }
 }
 

@@ -15,7 +15,7 @@ use burn::{
 };
 
 use crate::{
-    modules::{Mlp, Normalisation, Projections},
+    modules::{Adapter, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -63,9 +63,13 @@ pub(crate) fn heads(
     plain::heads(x, norm, projections, rotation, width)
 }
 
-/// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that
+/// What the heads read, `[1, heads, tokens, width]`, through the output projection and its adapter; with `onto`, a factor times that
 /// added to a tensor. `[tokens, hidden_size]`.
-pub(crate) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+pub(crate) fn join_heads(
+    read: Tensor<4>,
+    output: (&Linear, Option<&Adapter>),
+    onto: Option<(Tensor<2>, f64)>,
+) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
         drop(read);

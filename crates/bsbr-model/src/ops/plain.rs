@@ -6,8 +6,8 @@ use burn::{
 };
 
 use crate::{
-    Activation,
-    modules::{HeadNormalisation, Mlp, Normalisation, Projections},
+    Activation, AdapterTarget,
+    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -41,8 +41,8 @@ pub(super) fn heads(
         Some(norm) => normalise(norm, x.clone()),
         None => x.clone(),
     };
-    let of = |linear: &Linear, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
-        let y = linear.forward(x.clone());
+    let of = |target, linear: &Linear, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
+        let y = adapted((linear, projections.adapter(target)), x.clone());
         let [tokens, total] = y.dims();
         let mut y = y.reshape([tokens, total / width, width]);
         if let Some(norm) = norm {
@@ -54,15 +54,28 @@ pub(super) fn heads(
         y.swap_dims(0, 1)
     };
     [
-        of(&projections.query, projections.query_norm.as_ref(), rotation),
-        of(&projections.key, projections.key_norm.as_ref(), rotation),
-        of(&projections.value, None, None),
+        of(AdapterTarget::Query, &projections.query, projections.query_norm.as_ref(), rotation),
+        of(AdapterTarget::Key, &projections.key, projections.key_norm.as_ref(), rotation),
+        of(AdapterTarget::Value, &projections.value, None, None),
     ]
 }
 
-pub(super) fn join_heads(read: Tensor<4>, output: &Linear, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+/// A projection with its adapter.
+fn adapted((linear, adapter): (&Linear, Option<&Adapter>), x: Tensor<2>) -> Tensor<2> {
+    let y = linear.forward(x.clone());
+    match adapter {
+        Some(adapter) => y + adapter.forward(x),
+        None => y,
+    }
+}
+
+pub(super) fn join_heads(
+    read: Tensor<4>,
+    output: (&Linear, Option<&Adapter>),
+    onto: Option<(Tensor<2>, f64)>,
+) -> Tensor<2> {
     let [_, heads, tokens, width] = read.dims();
-    let branch = output.forward(read.swap_dims(1, 2).reshape([tokens, heads * width]));
+    let branch = adapted(output, read.swap_dims(1, 2).reshape([tokens, heads * width]));
     match onto {
         Some((x, factor)) => x + scaled(branch, factor),
         None => branch,

@@ -75,6 +75,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         key_norm: norm,
         meta_query: None,
         meta_key: None,
+        adapters: None,
     }
 }
 
@@ -168,9 +169,9 @@ mod fused_and_plain {
                     let x = random([tokens, HIDDEN], &device);
                     let onto = factor.map(|factor| (x.clone(), factor));
                     assert!(fused::JoinHeads::new(&read, &output, &onto).is_some());
-                    let expected = plain::join_heads(read.clone(), &output, onto.clone());
+                    let expected = plain::join_heads(read.clone(), (&output, None), onto.clone());
                     let kept = onto.clone();
-                    assert!(difference(&join_heads(read.clone(), &output, onto), &expected) <= CLOSE);
+                    assert!(difference(&join_heads(read.clone(), (&output, None), onto), &expected) <= CLOSE);
                     // What another still holds is not changed.
                     assert!(kept.is_none_or(|(kept, _)| difference(&kept, &x) == 0.0));
                 }
@@ -218,7 +219,7 @@ mod fused_and_plain {
 fn one_number(x: Tensor<2>, norm: &Normalisation, projections: &Projections, block: &Mlp) -> Tensor<1> {
     let [query, key, value] = heads(&x, Some(norm), projections, None, WIDTH).map(Tensor::unsqueeze::<4>);
     let read = query * key + value;
-    let x = join_heads(read, &projections.output, Some((x, 0.5)));
+    let x = join_heads(read, (&projections.output, None), Some((x, 0.5)));
     mlp(x, Some(norm), block, Some(1.0)).square().sum()
 }
 
