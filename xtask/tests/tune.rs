@@ -55,7 +55,11 @@ fn a_tuned_model_is_evaluated_exported_and_tuned_again() {
     assert!(place.json("merged/config.json").get("adapters").is_none());
     assert!(place.read("merged/README.md").contains("were changed after converting"));
     let (apart, merged) = (report("again"), report("merged"));
-    assert!((kl(&apart) - kl(&merged)).abs() < 1e-4 * kl(&apart), "{} and {}", kl(&apart), kl(&merged));
+    // Not the divergence: what a merged model is compared with has the adapters too.
+    let perplexity =
+        |report: &serde_json::Value| report["variants"][0]["perplexity"]["all"].as_f64().expect("a number");
+    let (apart, merged) = (perplexity(&apart), perplexity(&merged));
+    assert!((apart - merged).abs() < 1e-5 * apart, "{apart} and {merged}");
     assert!(place.done("export -m merged -o changed").contains("changed since it was converted"));
 }
 
