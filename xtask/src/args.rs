@@ -163,6 +163,21 @@ impl DeviceArgs {
     }
 }
 
+impl DeviceArgs {
+    /// The chosen device `count` times; of GPUs as many different ones.
+    pub(crate) fn resolve_all(self, count: usize) -> Result<Vec<Device>> {
+        if count == 0 {
+            bail!("--devices 0: at least one is needed");
+        }
+        #[cfg(feature = "wgpu")]
+        if count > 1 && self.chosen() == Some(DeviceName::Wgpu) {
+            use burn::tensor::DeviceKind;
+            return Ok((0..count).map(|at| Device::wgpu(DeviceKind::DiscreteGpu(at))).collect());
+        }
+        Ok(vec![self.resolve()?; count])
+    }
+}
+
 /// Checks that `dir` can be written, before anything that takes long: it is absent, empty or to be replaced.
 pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
     if !force && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {

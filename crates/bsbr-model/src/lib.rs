@@ -52,9 +52,11 @@ mod calibrate_meta;
 mod calibrate_state;
 mod config;
 mod decoder;
+mod embedding;
 mod error;
 mod evaluate;
 mod generate;
+mod layer_attention;
 mod loading;
 mod modules;
 mod ops;
@@ -65,16 +67,17 @@ mod slide;
 mod split;
 #[cfg(feature = "text")]
 mod text;
+mod tune;
 mod weights;
 
 pub use cache::DecoderCache;
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
-    Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
-    Norm, PositionPolicy, Positions, RotaryScaling,
+    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig,
+    HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling,
 };
-pub use decoder::{Decoder, LayerTrace};
+pub use decoder::Decoder;
 pub use error::ModelError;
 pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
@@ -87,11 +90,17 @@ pub use evaluate::{
     recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
+pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
-pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};
+pub use modules::{
+    Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+};
 pub use projection::{BlockInput, LinearPlace, LinearRole, Projection};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]
 pub use text::{TextStream, TextTokenizer};
+pub use tune::{
+    Checkpoint, Ending, HeldOutRecord, LayerLoss, Stage, StepRecord, TuneConfig, TuneEvent, TuneLog, Tuned, tune,
+};
 pub use weights::{EXTRA_PREFIX, WeightSpec, parameter_counts, weight_specs};
