@@ -58,7 +58,7 @@ fn settings() -> TuneConfig {
         window: 32,
         steps: 12,
         logits_window: 32,
-        learning_rate: 1e-2,
+        learning_rate: 3e-2,
         logits_learning_rate: 1e-2,
         adapters: adapters(),
         held_out: 1,
@@ -242,10 +242,14 @@ fn an_interrupted_run_ends_where_an_uninterrupted_one_does() {
         assert_eq!(losses(&whole), losses(&interrupted));
         assert_eq!(whole.log.held_out, interrupted.log.held_out);
 
-        let other = TuneConfig { learning_rate: 1e-4, ..settings };
+        let other = TuneConfig { learning_rate: 1e-4, ..settings.clone() };
         let kept = Some(Checkpoint { dir: &dir, resume: true });
         let error = tune(&decoder, &text(160, 7), &other, &[Device::flex()], kept, &mut |_| true).unwrap_err();
         assert!(error.to_string().contains("its settings differs"), "{error}");
+        let mut swapped = decoder.clone();
+        swapped.blocks.swap(0, 1);
+        let error = tune(&swapped, &text(160, 7), &settings, &[Device::flex()], kept, &mut |_| true).unwrap_err();
+        assert!(error.to_string().contains("its model differs"), "{error}");
     }
 }
 

@@ -5,15 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::{module::Module, optim::ModuleOptimizer, store::ModuleRecord};
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::ModuleOptimizer,
+    store::ModuleRecord,
+    tensor::Tensor,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
     config::TuneConfig,
     log::{Stage, TuneLog},
-    parameters::Parameters,
+    parameters::{Parameters, numbers},
 };
-use crate::{ModelConfig, ModelError};
+use crate::{Decoder, ModelConfig, ModelError};
 
 const STATE: &str = "state.json";
 const PARAMETERS: &str = "parameters.bpk";
@@ -29,6 +34,8 @@ pub(super) struct Position {
     pub(super) step: usize,
     /// Seconds that took.
     pub(super) seconds: f64,
+    /// Loss of each trained layer at the first step.
+    pub(super) first: Vec<f64>,
     /// Best held-out loss of each trained layer, or of the model.
     pub(super) best: Vec<f64>,
     /// Best mean held-out loss.
@@ -43,25 +50,51 @@ pub(super) struct Position {
 pub(super) struct Identity {
     pub(super) settings: TuneConfig,
     pub(super) model: ModelConfig,
+    /// FNV-1a of the first numbers of every weight.
+    pub(super) weights: u64,
     pub(super) tokens: usize,
     /// FNV-1a of the tokens.
     pub(super) text: u64,
 }
 
+/// FNV-1a, of which `hash` is the state.
+fn fnv(hash: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Numbers of a weight that tell it from another.
+const FIRST_NUMBERS: usize = 64;
+
+/// Hashes the first numbers of every weight.
+struct Fingerprint(Result<u64, ModelError>);
+
+impl ModuleVisitor for Fingerprint {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Ok(hash) = &self.0 else { return };
+        let weight = param.val();
+        let count = weight.shape().num_elements();
+        let first = weight.reshape([count]).narrow(0, 0, count.min(FIRST_NUMBERS));
+        self.0 = numbers(first).map(|numbers| fnv(*hash, numbers.iter().flat_map(|number| number.to_le_bytes())));
+    }
+}
+
 impl Identity {
-    pub(super) fn new(settings: &TuneConfig, model: &ModelConfig, tokens: &[u32]) -> Self {
-        let byte = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        let text = tokens.iter().flat_map(|token| token.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, byte);
+    pub(super) fn new(settings: &TuneConfig, decoder: &Decoder, tokens: &[u32]) -> Result<Self, ModelError> {
+        let text = fnv(FNV_START, tokens.iter().flat_map(|token| token.to_le_bytes()));
         // A run may go on with more time.
         let settings = TuneConfig { budget: None, ..settings.clone() };
-        Self { settings, model: model.clone(), tokens: tokens.len(), text }
+        let mut weights = Fingerprint(Ok(FNV_START));
+        decoder.visit(&mut weights);
+        Ok(Self { settings, model: decoder.config().clone(), weights: weights.0?, tokens: tokens.len(), text })
     }
 
     /// The first thing that differs.
     fn difference(&self, other: &Self) -> Option<&'static str> {
         let pairs = [
             (self.settings == other.settings, "its settings"),
-            (self.model == other.model, "its model"),
+            ((&self.model, self.weights) == (&other.model, other.weights), "its model"),
             ((self.tokens, self.text) == (other.tokens, other.text), "its text"),
         ];
         pairs.into_iter().find(|(same, _)| !same).map(|(_, what)| what)

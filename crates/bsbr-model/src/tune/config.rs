@@ -31,7 +31,8 @@ pub struct TuneConfig {
     pub logits_steps: usize,
     /// Tokens of a window of the second stage.
     pub logits_window: usize,
-    /// Highest learning rate of the first stage.
+    /// Highest learning rate of the first stage, of a layer whose output is all wrong; that of another is less by the
+    /// relative size of its error.
     pub learning_rate: f64,
     /// Highest learning rate of the second stage.
     pub logits_learning_rate: f64,

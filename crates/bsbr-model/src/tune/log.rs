@@ -22,7 +22,7 @@ pub struct StepRecord {
     pub step: usize,
     /// Mean loss of its windows before it, over the trained layers in the first stage.
     pub loss: f64,
-    /// Its learning rate.
+    /// Its learning rate, before that of each layer is made of it.
     pub learning_rate: f64,
     /// Seconds since the start when it was done, those before an interruption included.
     pub seconds: f64,
@@ -71,10 +71,15 @@ pub struct TuneLog {
 }
 
 impl TuneLog {
-    /// First and best held-out loss of a stage.
+    /// Held-out loss at the start of a stage and of what is kept of it: of each layer the best, or the best whole.
     pub fn held_out_change(&self, stage: Stage) -> Option<(f64, f64)> {
         let of_stage = || self.held_out.iter().filter(|record| record.stage == stage);
-        let best = of_stage().map(|record| record.loss).fold(f64::INFINITY, f64::min);
-        Some((of_stage().next()?.loss, best))
+        let first = of_stage().next()?;
+        let least = |of: &dyn Fn(&HeldOutRecord) -> f64| of_stage().map(of).fold(f64::INFINITY, f64::min);
+        let kept = match first.layers.len() {
+            0 => least(&|record| record.loss),
+            layers => (0..layers).map(|at| least(&|record| record.layers[at])).sum::<f64>() / layers as f64,
+        };
+        Some((first.loss, kept))
     }
 }

@@ -220,7 +220,8 @@ impl Decoder {
     }
 }
 
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
+/// The numbers of a tensor.
+pub(super) fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
     let read = tensor.try_into_vec_as::<f32>();
     read.map_err(|error| ModelError::Input(format!("a weight cannot be read back from the device: {error}")))
 }

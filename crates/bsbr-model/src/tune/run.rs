@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use burn::{
     grad_clipping::GradientClippingConfig,
-    module::Module,
+    lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler},
+    module::{Module, ParamGroup},
     optim::{AdamWConfig, ModuleOptimizer, MultiGradientsParams},
     tensor::Device,
 };
@@ -53,7 +54,7 @@ impl<'a> Run<'a> {
         devices: &[Device],
         checkpoint: Option<Checkpoint<'a>>,
     ) -> Result<Self, ModelError> {
-        let identity = Identity::new(config, decoder.config(), tokens);
+        let identity = Identity::new(config, decoder, tokens)?;
         let decoder = with_adapters(decoder, config.adapters.as_ref(), config.seed);
         let parameters = Parameters::of(&decoder, config.layers.as_deref(), &devices[0]);
         let job = |device: &Device| {
@@ -186,19 +187,34 @@ impl<'a> Run<'a> {
             Stage::Logits => self.config.logits_learning_rate,
         };
         let learning_rate = self.config.rate(peak, by_steps.max(by_time).min(1.0));
+        if stage == Stage::Layers && self.state.position.first.is_empty() {
+            self.state.position.first = losses.iter().map(|sum| sum / windows.len() as f64).collect();
+        }
+        let rates = self.rates(learning_rate);
         let parameters = self.state.parameters.clone();
         self.state.parameters = if self.jobs.len() == 1 {
             let Some((gradients, _)) = gradients.grads.into_iter().next() else {
                 return Err(ModelError::Input("no device gave gradients".into()));
             };
-            self.state.optimizer.step(learning_rate, parameters, gradients)
+            self.state.optimizer.step(rates, parameters, gradients)
         } else {
-            self.state.optimizer.step_multi(learning_rate, parameters, gradients)
+            self.state.optimizer.step_multi(rates, parameters, gradients)
         };
         self.state.position.step += 1;
         self.state.position.seconds = self.seconds();
         self.costs[0] = start.elapsed().as_secs_f64();
         Ok(StepRecord { stage, step, loss, learning_rate, seconds: self.state.position.seconds })
+    }
+
+    /// The learning rate of each layer: `rate` times the relative size of its error at first. Steps of AdamW are as long as
+    /// the rate, whatever the gradient: of a layer that hardly errs they would only make errors.
+    fn rates(&self, rate: f64) -> ModuleLearningRate {
+        let layers = self.state.parameters.layers.iter().zip(&self.state.position.first);
+        let mut scheduler = layers.fold(ModuleLrScheduler::new(rate), |scheduler, (layer, first)| {
+            let group = ParamGroup::ids_from_module(layer.clone());
+            scheduler.with_group(group, rate * first.sqrt().min(1.0))
+        });
+        scheduler.step()
     }
 
     /// Losses summed over `windows` and the gradients of their mean, the windows divided among the devices.
@@ -310,6 +326,7 @@ impl<'a> Run<'a> {
 
 impl Position {
     fn start(stage: Stage, seconds: f64) -> Self {
-        Self { stage, step: 0, seconds, best: Vec::new(), best_mean: f64::MAX, stale: 0 }
+        let (first, best) = (Vec::new(), Vec::new());
+        Self { stage, step: 0, seconds, first, best, best_mean: f64::MAX, stale: 0 }
     }
 }
