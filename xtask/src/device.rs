@@ -98,6 +98,23 @@ impl DeviceArgs {
         }
         Ok(device)
     }
+
+    /// As many devices, each one of its own among GPUs; the CPU counts as many times.
+    pub(crate) fn resolve_all(self, count: usize) -> Result<Vec<Device>> {
+        if count == 0 {
+            bail!("--devices 0: at least one is needed");
+        }
+        let first = self.resolve()?;
+        let name = self.chosen().unwrap_or(DeviceName::Flex);
+        if count == 1 || matches!(name, DeviceName::Flex | DeviceName::Ndarray) {
+            return Ok(vec![first; count]);
+        }
+        let all = name.devices().unwrap_or_default();
+        if all.len() < count {
+            bail!("--devices {count}: this machine has {} for `{}`", all.len(), name.name());
+        }
+        Ok(all.into_iter().take(count).collect())
+    }
 }
 
 /// A row for every device: its name, the hardware, whether it is what computes by default.

@@ -8,6 +8,7 @@ mod bench;
 mod builtin;
 mod commands;
 mod device;
+mod loss_curve;
 mod model;
 mod output;
 mod running;
@@ -46,6 +47,8 @@ enum Command {
     Verify(commands::verify::Args),
     /// Show architecture, tensors, parameters, settings and cache size.
     Inspect(commands::inspect::Args),
+    /// Train a converted model to read as its original does.
+    Tune(Box<commands::tune::Args>),
     /// Measure time, memory and quality by length, against dense attention and other implementations.
     Bench(Box<commands::bench::Args>),
     /// Split linear layers into parts that share low-rank bases.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(args),
         Command::Verify(args) => commands::verify::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Tune(args) => commands::tune::run(*args),
         Command::Bench(args) => commands::bench::run(*args),
         Command::Split(args) => commands::split::run(args),
     };

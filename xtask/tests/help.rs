@@ -11,7 +11,9 @@ fn the_program_lists_its_commands() {
 
 #[test]
 fn every_command_explains_its_flags() {
-    for command in ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench", "split"] {
+    let commands =
+        ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "tune", "bench", "split"];
+    for command in commands {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
     }
     for command in ["plan", "verify", "calibrate", "compress", "report", "fold"] {
@@ -50,6 +52,7 @@ fn a_missing_flag_is_named() {
         ("verify -m model", "--expected <FILE>"),
         ("convert -m model", "--output-dir DIR"),
         ("generate", "--prompt-file FILE"),
+        ("tune -m model -o out", "--text <FILE>"),
     ] {
         place.refused(arguments, 2, &[flag]);
     }

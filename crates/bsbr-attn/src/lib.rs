@@ -79,6 +79,7 @@ mod options;
 mod padding;
 mod plain;
 mod reads;
+mod shares;
 mod statistics;
 mod tile;
 
@@ -91,3 +92,4 @@ pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
 pub use reads::KeysRead;
+pub use shares::{ChunkShares, block_shares};

@@ -64,9 +64,15 @@ pub(crate) fn model_card(record: &ConversionRecord, notes: &[String], measured: 
     text
 }
 
+/// What is said of a model whose weights are no longer the original's.
+pub(crate) const CHANGED: &str =
+    "Weights of the original were changed after converting; exporting gives the changed ones.";
+
 /// What an export can give back.
-fn reversibility(record: &ConversionRecord) -> &'static str {
-    if record.casts.iter().any(|cast| cast.is_lossy()) {
+pub(crate) fn reversibility(record: &ConversionRecord) -> &'static str {
+    if record.changed {
+        CHANGED
+    } else if record.casts.iter().any(|cast| cast.is_lossy()) {
         "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
     } else if record.files.iter().any(|file| record.is_decoded(&file.name)) {
         "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \
@@ -78,43 +84,43 @@ fn reversibility(record: &ConversionRecord) -> &'static str {
     }
 }
 
-/// Heading of the section on calibration.
-const CALIBRATION: &str = "\n## Calibration\n";
-
-/// A model card with a section on calibration in place of any that it had.
-pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String {
-    let (before, after) = match card.split_once(CALIBRATION) {
+/// A model card with a section in place of one of the same heading, or at its end.
+pub(crate) fn with_section(card: &str, heading: &str, text: &str) -> String {
+    let start = format!("\n## {heading}\n");
+    let (before, after) = match card.split_once(&start) {
         // Up to the next section.
         Some((before, old)) => (before, old.find("\n## ").map_or("", |next| &old[next..])),
         None => (card, ""),
     };
-    let mut text = if before.is_empty() { model_card(record, &[], &[]) } else { before.to_owned() };
-    if let Some(calibration) = &record.calibration {
-        let accepted = calibration.meta.iter().filter(|layer| layer.accepted).count();
-        let _ = writeln!(text, "{CALIBRATION}");
-        if !calibration.meta.is_empty() {
-            let layers = calibration.meta.len();
-            let _ = writeln!(
-                text,
-                "Meta projections: fitted in {accepted} of {layers} layers, the others keep their start values."
-            );
-        }
-        if !calibration.states.is_empty() {
-            let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
-        }
-        if !calibration.far.is_empty() {
-            let shifted = calibration.far.iter().filter(|layer| layer.shift != 0.0).count();
-            let layers = calibration.far.len();
-            let _ =
-                writeln!(text, "Blocks read by their means: their masses are shifted in {shifted} of {layers} layers.");
-        }
+    format!("{before}{start}\n{}\n{after}", text.trim_end())
+}
+
+/// A model card with a section on calibration in place of any that it had.
+pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String {
+    let whole = if card.is_empty() { model_card(record, &[], &[]) } else { card.to_owned() };
+    let Some(calibration) = &record.calibration else { return whole };
+    let accepted = calibration.meta.iter().filter(|layer| layer.accepted).count();
+    let mut text = String::new();
+    if !calibration.meta.is_empty() {
+        let layers = calibration.meta.len();
         let _ = writeln!(
             text,
-            "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original \
-             was changed. Anything measured above was measured before.",
-            calibration.tokens, calibration.window, calibration.held_out, calibration.text_sha256,
+            "Meta projections: fitted in {accepted} of {layers} layers, the others keep their start values."
         );
     }
-    text.push_str(after);
-    text
+    if !calibration.states.is_empty() {
+        let _ = writeln!(text, "States: a basis to compress them along in {} layers.", calibration.states.len());
+    }
+    if !calibration.far.is_empty() {
+        let shifted = calibration.far.iter().filter(|layer| layer.shift != 0.0).count();
+        let layers = calibration.far.len();
+        let _ = writeln!(text, "Blocks read by their means: their masses are shifted in {shifted} of {layers} layers.");
+    }
+    let _ = writeln!(
+        text,
+        "Read: {} tokens in windows of {}, {} of them held out, of a text with SHA-256 `{}`. No weight of the original was \
+         changed. Anything measured above was measured before.",
+        calibration.tokens, calibration.window, calibration.held_out, calibration.text_sha256,
+    );
+    with_section(&whole, "Calibration", &text)
 }

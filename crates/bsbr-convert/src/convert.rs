@@ -220,6 +220,7 @@ fn record(
         settings: options.attention.clone(),
         dtype: options.dtype,
         casts,
+        changed: false,
         parameters_before: before,
         parameters_after: before + added,
         calibration: None,

@@ -38,6 +38,9 @@ pub struct ConversionRecord {
     /// The weights that have another number format than in the source, and what that cost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub casts: Vec<RecordedCast>,
+    /// Whether weights of the original were changed after converting: an export then gives the changed ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
     /// Numbers in the weights of the original model.
     pub parameters_before: usize,
     /// Numbers in the weights of the converted model.

@@ -8,6 +8,7 @@ use bsbr_model::{ModelConfig, WeightSource, WeightSpec, parameter_counts, weight
 use safetensors::Dtype;
 
 use crate::ConvertError;
+use crate::card::CHANGED;
 use crate::checkpoint::RECORD;
 use crate::converted::ConvertedModel;
 use crate::derive;
@@ -180,7 +181,13 @@ impl ModelSource {
             Weights::Planned(planned) => planned.notes(),
             Weights::Converted(model) => {
                 let casts = &model.record().casts;
-                if casts.is_empty() { Vec::new() } else { vec![CastSummary(casts).to_string()] }
+                if model.record().changed {
+                    vec![CHANGED.to_owned()]
+                } else if casts.is_empty() {
+                    Vec::new()
+                } else {
+                    vec![CastSummary(casts).to_string()]
+                }
             }
         }
     }

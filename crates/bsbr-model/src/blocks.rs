@@ -9,8 +9,8 @@ use bsbr_splitlinear::Tap;
 use burn::tensor::Tensor;
 
 use crate::{
-    BlockInput, Decoder, LinearPlace, LinearRole, ModelError, Projection, decoder::attend, ops, rotary::Rotation,
-    rotary::rotary_set,
+    BlockInput, Decoder, LinearPlace, LinearRole, ModelError, Projection, layer_attention::attend, ops,
+    rotary::Rotation, rotary::rotary_set,
 };
 
 impl LinearPlace {

@@ -2,17 +2,18 @@
 
 use std::ops::Range;
 
-use bsbr_attn::{AttentionCache, Kernel, Meta};
+use bsbr_attn::{AttentionCache, Kernel};
 use burn::{
     module::{Module, Param},
     nn::{Embedding, Linear},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
     DecoderCache, ModelConfig, ModelError, PositionPolicy,
     cache::TextCache,
-    modules::{Block, Normalisation, Projections},
+    layer_attention::{LayerTrace, attend},
+    modules::{Block, Normalisation},
     ops,
     rotary::{Rotation, rotary_set},
 };
@@ -92,7 +93,23 @@ impl Decoder {
                 return Err(ModelError::Config { setting: "calibrated_states", problem });
             }
         }
-        Ok(Self { config, ..self.clone() })
+        if config.adapters != self.config.adapters {
+            let problem = "cannot change once the weights are loaded".to_owned();
+            return Err(ModelError::Config { setting: "adapters", problem });
+        }
+        let mut blocks = self.blocks.clone();
+        for (layer, block) in blocks.iter_mut().enumerate() {
+            let used = config.layer_attention(layer).is_some();
+            match &mut block.attention.adapters {
+                Some(adapters) => adapters.used = used,
+                None if used && config.adapters.is_some() => {
+                    let problem = format!("= BSBR needs adapters, layer {layer} has none: load the model with it");
+                    return Err(ModelError::Config { setting: "attention", problem });
+                }
+                None => {}
+            }
+        }
+        Ok(Self { config, blocks, ..self.clone() })
     }
 
     /// The same weights with another choice of the code that computes attention; [`Kernel::Fastest`] unless changed.
@@ -155,20 +172,7 @@ impl Decoder {
         cache: &mut DecoderCache,
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
-        let device = self.device();
-        let positions: Vec<(usize, usize)> = tokens
-            .iter()
-            .enumerate()
-            .flat_map(|(text, new)| (0..new.len()).map(move |at| (text, at)))
-            .map(|(text, at)| (text, cache.texts[text].position() + at))
-            .collect();
-        let x = self.embedded(tokens.iter().flatten().copied(), &positions, cache);
-        let sets = cache.texts.first().map_or(0, |text| text.frequencies.len());
-        let rotations = (0..sets).map(|set| {
-            let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies[set]));
-            Rotation::new(tokens, &device, x.dtype())
-        });
-        let rotations: Vec<Rotation> = rotations.collect();
+        let (x, rotations) = self.inputs(tokens, cache);
         let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
         let mut start = 0;
         for (text, new) in tokens.iter().enumerate() {
@@ -177,37 +181,11 @@ impl Decoder {
             }
             start += new.len();
         }
-        let x = ops::run(&device, || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
+        let x = ops::run(&self.device(), || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
         }
         Ok(x)
-    }
-
-    /// What the first block reads of tokens that stand at `positions`, texts and places in them.
-    pub(crate) fn embedded(
-        &self,
-        tokens: impl Iterator<Item = u32>,
-        positions: &[(usize, usize)],
-        cache: &DecoderCache,
-    ) -> Tensor<2> {
-        let ids: Vec<i32> = tokens.map(|id| id as i32).collect();
-        let count = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device());
-        let mut x = self.embed.weight.val().select(0, ids);
-        if let Some(scale) = self.config.decoder.embedding.scale {
-            x = x * scale;
-        }
-        if let Some(projection) = &self.project_in {
-            x = projection.forward(x);
-        }
-        if let Some(table) = &self.position {
-            x = x + self.positions(table.val(), positions, cache);
-        }
-        match &self.embed_norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        }
     }
 
     /// The blocks and the last norm over packed tokens.
@@ -271,38 +249,6 @@ impl Decoder {
         Ok(self.logits(self.hidden(&[tokens.to_vec()], &mut cache)?))
     }
 
-    /// Rows of the position table, `[tokens, hidden_size]`.
-    fn positions(&self, table: Tensor<2>, tokens: &[(usize, usize)], cache: &DecoderCache) -> Tensor<2> {
-        let last = self.config.decoder.max_positions - 1;
-        let device = table.device();
-        let offset = self.config.decoder.embedding.position_offset as i32;
-        let rows = |index: Vec<i32>| {
-            let count = index.len();
-            let index: Vec<i32> = index.into_iter().map(|row| row + offset).collect();
-            table.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &device))
-        };
-        // Where each token stands in the table, possibly between two rows.
-        let place = |&(text, position): &(usize, usize)| {
-            let expected = cache.texts[text].expected;
-            match self.config.position_policy {
-                PositionPolicy::Interpolate if expected > last + 1 => {
-                    (position as f64 * last as f64 / (expected - 1) as f64).min(last as f64)
-                }
-                _ => position.min(last) as f64,
-            }
-        };
-        let places: Vec<f64> = tokens.iter().map(place).collect();
-        let below = rows(places.iter().map(|place| place.floor() as i32).collect());
-        if places.iter().all(|place| place.fract() == 0.0) {
-            return below;
-        }
-        let above = rows(places.iter().map(|place| (place.ceil() as i32).min(last as i32)).collect());
-        let share: Vec<f32> = places.iter().map(|place| place.fract() as f32).collect();
-        let count = share.len();
-        let share = Tensor::<2>::from_data(TensorData::new(share, [count, 1]), &device);
-        below.clone() + (above - below) * share
-    }
-
     pub(crate) fn check(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> Result<(), ModelError> {
         if tokens.len() != cache.batch() {
             let problem = format!("{} texts were given, the cache holds {}", tokens.len(), cache.batch());
@@ -346,82 +292,5 @@ impl Decoder {
             return Err(ModelError::TooLong { length, max_positions });
         }
         Ok(())
-    }
-}
-
-/// What the attention of one layer made of the tokens of one text.
-#[derive(Debug, Clone)]
-pub struct LayerTrace {
-    /// Number of the layer.
-    pub layer: usize,
-    /// Inputs of the projections, `[tokens, hidden_size]`.
-    pub normed: Tensor<2>,
-    /// Queries, rotated where the layer rotates, `[1, heads, tokens, head_dim]`.
-    pub query: Tensor<4>,
-    /// Keys likewise, `[1, kv_heads, tokens, head_dim]`.
-    pub keys: Tensor<4>,
-    /// Values, `[1, kv_heads, tokens, head_dim]`.
-    pub values: Tensor<4>,
-    /// What the heads read, before the output projection, `[1, heads, tokens, head_dim]`.
-    pub read: Tensor<4>,
-}
-
-/// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`: queries, keys and values, and
-/// what the heads read, `[1, heads, tokens, head_dim]`. `pieces` are the texts with new tokens and where those stand.
-pub(crate) fn attend(
-    projections: &Projections,
-    norm: Option<&Normalisation>,
-    x: &Tensor<2>,
-    rotation: Option<&Rotation>,
-    pieces: &[(usize, Range<usize>)],
-    layer: usize,
-    cache: &mut DecoderCache,
-) -> Result<([Tensor<4>; 3], Tensor<4>), ModelError> {
-    let Some((first, _)) = pieces.first() else { return Err(ModelError::EmptyInput) };
-    let made = cache.texts[*first].layers[layer].config();
-    let normed = made.attention.as_ref().is_some_and(|attention| attention.needs_meta()).then(|| match norm {
-        Some(norm) => norm.forward(x.clone()),
-        None => x.clone(),
-    });
-    let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
-    let mut outputs = Vec::with_capacity(pieces.len());
-    for (text, range) in pieces {
-        let [query, key, value] = if pieces.len() == 1 {
-            heads.clone()
-        } else {
-            heads.each_ref().map(|heads| heads.clone().narrow(2, range.start, range.len()))
-        };
-        let cache = &mut cache.texts[*text].layers[layer];
-        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, rotation, range, cache));
-        outputs.push(cache.prefill(query, key, value, meta)?);
-    }
-    Ok((heads, if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
-}
-
-/// Meta queries of the tokens that begin a chunk and meta keys of those that end a block, rotated as queries and keys are.
-fn meta_inputs(
-    projections: &Projections,
-    normed: &Tensor<2>,
-    rotation: Option<&Rotation>,
-    range: &Range<usize>,
-    cache: &AttentionCache,
-) -> Meta {
-    let (heads, width) = (cache.config().heads, cache.config().head_dim);
-    let project = |linear: &Option<Linear>, at: Vec<usize>| {
-        let linear = linear.as_ref()?;
-        if at.is_empty() {
-            return None;
-        }
-        let count = at.len();
-        let index: Vec<i32> = at.into_iter().map(|at| (range.start + at) as i32).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &normed.device());
-        let rows = linear.forward(normed.clone().select(0, index.clone())).reshape([count, heads, width]);
-        let rows = rotation.map_or_else(|| rows.clone(), |rotation| rotation.at(index).apply(rows.clone()));
-        Some(rows.unsqueeze::<4>().swap_dims(1, 2))
-    };
-    let count = range.len();
-    Meta {
-        query: project(&projections.meta_query, cache.chunk_starts(count)),
-        key: project(&projections.meta_key, cache.block_ends(count)),
     }
 }

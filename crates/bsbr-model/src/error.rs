@@ -67,6 +67,14 @@ pub enum ModelError {
     /// Inputs that do not fit each other or the caches.
     #[error("{0}")]
     Input(String),
+    /// A checkpoint of a tuning run cannot be written, read or continued.
+    #[error("{path}: {problem}", path = .path.display())]
+    Checkpoint {
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A tokenizer cannot be read or used.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -53,9 +53,11 @@ mod calibrate_meta;
 mod calibrate_state;
 mod config;
 mod decoder;
+mod embedding;
 mod error;
 mod evaluate;
 mod generate;
+mod layer_attention;
 mod loading;
 mod modules;
 mod ops;
@@ -66,6 +68,7 @@ mod slide;
 mod split;
 #[cfg(feature = "text")]
 mod text;
+mod tune;
 mod weights;
 
 pub use cache::DecoderCache;
@@ -73,10 +76,10 @@ pub use calibrate_far::{FarCalibration, FarLayer, calibrate_far, has_far_shift};
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
-    Activation, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig,
-    Norm, PositionPolicy, Positions, RotaryScaling,
+    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig,
+    HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, RotaryScaling,
 };
-pub use decoder::{Decoder, LayerTrace};
+pub use decoder::Decoder;
 pub use error::ModelError;
 pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
@@ -89,11 +92,18 @@ pub use evaluate::{
     recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
+pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
-pub use modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections};
+pub use modules::{
+    Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+};
 pub use projection::{BlockInput, LinearPlace, LinearRole, Projection};
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]
 pub use text::{TextStream, TextTokenizer};
+pub use tune::{
+    Checkpoint, Ending, HeldOutRecord, LayerLoss, NamedNumbers, Stage, StepRecord, TuneConfig, TuneEvent, TuneLog,
+    Tuned, tune,
+};
 pub use weights::{EXTRA_PREFIX, WeightSpec, parameter_counts, weight_specs};

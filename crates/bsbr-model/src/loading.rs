@@ -11,9 +11,11 @@ use burn::{
 };
 
 use crate::{
-    Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole, ModelConfig, ModelError, Norm, Projection,
-    WeightSpec,
-    modules::{Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections},
+    AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole, ModelConfig,
+    ModelError, Norm, Projection, WeightSpec,
+    modules::{
+        Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+    },
     split::rest,
     weight_specs,
 };
@@ -165,7 +167,24 @@ impl Loader<'_> {
         }))
     }
 
-    fn block(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<Block, ModelError> {
+    /// The adapters of a layer, where the list of weights has them.
+    fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) -> Result<Adapters, ModelError> {
+        Adapters::new(|target: AdapterTarget| {
+            let name = format!("{EXTRA_PREFIX}{}", target.place(layer));
+            if !adapters.targets.contains(&target) {
+                return Ok(None);
+            }
+            let mut factor = |part: &str| {
+                let weight = self.tensor::<2>(&format!("{name}.{part}"))?.transpose();
+                Ok::<_, ModelError>(Param::from_tensor(weight))
+            };
+            Ok(Some(Adapter { down: factor("adapter_down")?, up: factor("adapter_up")?, scale: adapters.scale() }))
+        })
+    }
+
+    fn block(&mut self, layer: usize, config: &ModelConfig) -> Result<Block, ModelError> {
+        let decoder = &config.decoder;
+        let adapters = config.adapters.as_ref().filter(|_| config.layer_attention(layer).is_some());
         let at = |part: &str| format!("layers.{layer}.{part}");
         let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
         let projection = |loader: &mut Self, role: LinearRole| {
@@ -186,6 +205,7 @@ impl Loader<'_> {
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
                 state_basis: self.optional(&extra("state_basis"))?,
+                adapters: adapters.map(|adapters| self.adapters(layer, adapters)).transpose()?,
             },
             attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
@@ -224,7 +244,7 @@ impl Decoder {
         let project_in = loader.optional_linear("project_in")?;
         let mut blocks = Vec::with_capacity(decoder.layers);
         for layer in 0..decoder.layers {
-            blocks.push(loader.block(layer, decoder)?);
+            blocks.push(loader.block(layer, &config)?);
         }
         let final_norm = loader.stream_norm("final_norm", decoder.block.form.final_norm(), decoder)?;
         let project_out = loader.optional_linear("project_out")?;

@@ -6,7 +6,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::{Activation, BlockConfig, BlockForm, Projection, ops};
+use crate::{Activation, AdapterTarget, BlockConfig, BlockForm, Projection, ops};
 
 /// LayerNorm or RMSNorm.
 #[derive(Module, Debug)]
@@ -101,6 +101,79 @@ pub struct Projections {
     pub meta_key: Option<Linear>,
     /// `[kv_heads, head_dim, head_dim]`: orthonormal columns along which states are compressed, the leading ones first.
     pub state_basis: Option<Param<Tensor<3>>>,
+    /// Of the four projections.
+    pub adapters: Option<Adapters>,
+}
+
+impl Projections {
+    /// The adapter of a projection, where there is one and it is used.
+    pub(crate) fn adapter(&self, target: AdapterTarget) -> Option<&Adapter> {
+        let adapters = self.adapters.as_ref().filter(|adapters| adapters.used)?;
+        adapters.of(target)
+    }
+}
+
+/// A low-rank map added to a projection.
+#[derive(Module, Debug)]
+pub struct Adapter {
+    /// `[inputs, rank]`.
+    pub down: Param<Tensor<2>>,
+    /// `[rank, outputs]`.
+    pub up: Param<Tensor<2>>,
+    /// Factor on both.
+    #[module(skip)]
+    pub scale: f64,
+}
+
+impl Adapter {
+    /// `[tokens, inputs]` to `[tokens, outputs]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.down.val()).matmul(self.up.val()) * self.scale
+    }
+
+    /// The same map as one matrix, `[inputs, outputs]`.
+    pub fn product(&self) -> Tensor<2> {
+        self.down.val().matmul(self.up.val()) * self.scale
+    }
+}
+
+/// The adapters of one attention.
+#[derive(Module, Debug)]
+pub struct Adapters {
+    /// Of the query projection.
+    pub query: Option<Adapter>,
+    /// Of the key projection.
+    pub key: Option<Adapter>,
+    /// Of the value projection.
+    pub value: Option<Adapter>,
+    /// Of the output projection.
+    pub output: Option<Adapter>,
+    /// Whether they are used: they belong to BSBR attention, the original attention has none.
+    #[module(skip)]
+    pub used: bool,
+}
+
+impl Adapters {
+    /// The adapter of a projection.
+    pub fn of(&self, target: AdapterTarget) -> Option<&Adapter> {
+        match target {
+            AdapterTarget::Query => self.query.as_ref(),
+            AdapterTarget::Key => self.key.as_ref(),
+            AdapterTarget::Value => self.value.as_ref(),
+            AdapterTarget::Output => self.output.as_ref(),
+        }
+    }
+
+    /// Adapters that `make` gives for each projection.
+    pub(crate) fn new<E>(mut make: impl FnMut(AdapterTarget) -> Result<Option<Adapter>, E>) -> Result<Self, E> {
+        Ok(Self {
+            query: make(AdapterTarget::Query)?,
+            key: make(AdapterTarget::Key)?,
+            value: make(AdapterTarget::Value)?,
+            output: make(AdapterTarget::Output)?,
+            used: true,
+        })
+    }
 }
 
 /// `down(act(up x))`, or `down(act(gate x) * up x)`.
@@ -158,7 +231,7 @@ impl Block {
     ) -> Result<Tensor<2>, E> {
         let factor = self.config.residual_multiplier.unwrap_or(1.0);
         let read = attend(&self.attention, self.attention_norm.as_ref(), &x)?;
-        let output = &self.attention.output;
+        let output = (&self.attention.output, self.attention.adapter(AdapterTarget::Output));
         Ok(match self.config.form {
             BlockForm::Sequential => {
                 let x = ops::join_heads(read, output, Some((x, factor)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{DecoderConfig, HeadNorm, ModelConfig, Positions};
+use crate::{AdapterConfig, DecoderConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +25,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
-/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`. Which of
-/// them there are follows from the configuration.
+/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for adapters
+/// `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`. Which of them there are follows from the
+/// configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
     let taken = config.split.as_ref().map(|split| split.taken()).unwrap_or_default();
@@ -48,6 +49,9 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
         if attention.is_some_and(|a| a.needs_state_basis()) {
             let name = format!("{EXTRA_PREFIX}layers.{layer}.state_basis");
             list.add(name, &[d.kv_heads, d.head_dim, d.head_dim]);
+        }
+        if let Some(adapters) = config.adapters.as_ref().filter(|_| attention.is_some()) {
+            list.adapters(layer, adapters);
         }
     }
     if d.block.form.final_norm() {
@@ -139,6 +143,16 @@ impl List<'_> {
             for part in ["meta_query", "meta_key"] {
                 self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);
             }
+        }
+    }
+
+    fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) {
+        for &target in &adapters.targets {
+            let place = target.place(layer);
+            let [inputs, outputs] = self.decoder.linear_shape(place).unwrap_or_default();
+            let name = format!("{EXTRA_PREFIX}{place}");
+            self.add(format!("{name}.adapter_down"), &[adapters.rank, inputs]);
+            self.add(format!("{name}.adapter_up"), &[outputs, adapters.rank]);
         }
     }
 }

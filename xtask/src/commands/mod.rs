@@ -8,4 +8,5 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod split;
+pub(crate) mod tune;
 pub(crate) mod verify;

@@ -1,9 +1,11 @@
 //! The decoder as data: every switch a checkpoint can set.
 
+mod adapters;
 mod decoder;
 mod parts;
 mod positions;
 
+pub use adapters::{AdapterConfig, AdapterTarget};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
@@ -32,6 +34,9 @@ pub struct ModelConfig {
     /// What happens past the last learned position.
     #[serde(default)]
     pub position_policy: PositionPolicy,
+    /// Low-rank adapters that tuning added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<AdapterConfig>,
     /// Tokens that end a text.
     #[serde(default)]
     pub stop_tokens: Vec<u32>,
@@ -53,6 +58,7 @@ impl ModelConfig {
             original_layers: Vec::new(),
             far_shifts: Vec::new(),
             position_policy: PositionPolicy::default(),
+            adapters: None,
             stop_tokens: Vec::new(),
             split: None,
         }
@@ -71,6 +77,9 @@ impl ModelConfig {
         self.decoder.validate()?;
         if let Some(attention) = &self.attention {
             attention.validate()?;
+        }
+        if let Some(adapters) = &self.adapters {
+            adapters.validate()?;
         }
         if let Some(&layer) = self.original_layers.iter().find(|&&l| l >= self.decoder.layers) {
             let problem = format!("names layer {layer}, the model has layers 0 to {}", self.decoder.layers - 1);

@@ -12,8 +12,8 @@ use maps::{Layer, project};
 
 use super::show;
 use crate::{
-    Activation, Projection,
-    modules::{HeadNormalisation, Mlp, Normalisation, Projections},
+    Activation, AdapterTarget, Projection,
+    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -105,6 +105,27 @@ impl Map {
         let start = self.weight.layout().start_offset();
         let weight = &self.weight.storage::<f32>()[start..start + self.inputs * self.outputs];
         layer::Linear { weight, inputs: self.inputs, bias: self.bias.as_ref().map(Numbers::get) }
+    }
+}
+
+/// An adapter and what keeps its numbers.
+struct LowRank {
+    down: Map,
+    up: Map,
+    scale: f32,
+}
+
+impl LowRank {
+    fn of(adapter: Option<&Adapter>) -> Option<Option<Self>> {
+        let Some(adapter) = adapter else { return Some(None) };
+        let map = |weight: &Param<Tensor<2>>| Map::new(&weight.val(), None);
+        Some(Some(Self { down: map(&adapter.down)?, up: map(&adapter.up)?, scale: adapter.scale as f32 }))
+    }
+
+    /// Adds `factor` times what it makes of `x`.
+    fn add(&self, x: &Panels, factor: f32, out: &mut [f32]) {
+        let low = &layer::project(x, &[self.down.view()])[0];
+        layer::project(low, &[self.up.view()])[0].add(factor * self.scale, out);
     }
 }
 
@@ -200,6 +221,8 @@ pub(super) fn heads(
     let maps = [&projections.query, &projections.key, &projections.value].map(Layer::of);
     let [Some(query), Some(key), Some(value)] = maps else { return None };
     let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
+    let adapter = |target| LowRank::of(projections.adapter(target));
+    let adapters = [adapter(AdapterTarget::Query)?, adapter(AdapterTarget::Key)?, adapter(AdapterTarget::Value)?];
     let angles = match rotation {
         Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
         None => None,
@@ -211,9 +234,15 @@ pub(super) fn heads(
     let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
     let projected = project(&x, &[&query, &key, &value]);
     let rotations = [rotation, rotation, None];
-    let heads = projected.into_iter().zip(norms).zip(rotations).map(|((mut y, norm), rotation)| {
+    let parts = projected.into_iter().zip(adapters).zip(norms).zip(rotations);
+    let heads = parts.map(|(((mut y, adapter), norm), rotation)| {
         let total = y.width();
         let mut out = vec![0.0; tokens * total];
+        if let Some(adapter) = adapter {
+            y.write(&mut out);
+            adapter.add(&x, 1.0, &mut out);
+            y = Panels::pack(Rows::new(&out, total), None);
+        }
         if let Some(HeadNorm::All(norm)) = &norm {
             y.write(&mut out);
             y = Panels::pack(Rows::new(&out, total), Some(&norm.view()));
@@ -234,17 +263,22 @@ pub(super) struct JoinHeads {
     read: Memory,
     shape: [usize; 4],
     output: Layer,
+    adapter: Option<LowRank>,
 }
 
 impl JoinHeads {
-    pub(super) fn new(read: &Tensor<4>, output: &Projection, onto: &Option<(Tensor<2>, f64)>) -> Option<Self> {
+    pub(super) fn new(
+        read: &Tensor<4>,
+        (output, adapter): (&Projection, Option<&Adapter>),
+        onto: &Option<(Tensor<2>, f64)>,
+    ) -> Option<Self> {
         let shape = read.dims();
         let mut memory = memory(read)?;
         if memory.layout().strides()[3] != 1 || memory.layout().strides().iter().any(|&stride| stride < 0) {
             memory = memory.to_contiguous();
         }
         onto.as_ref().is_none_or(|(x, _)| runs(x)).then_some(())?;
-        Some(Self { read: memory, shape, output: Layer::of(output)? })
+        Some(Self { read: memory, shape, output: Layer::of(output)?, adapter: LowRank::of(adapter)? })
     }
 
     pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
@@ -258,15 +292,26 @@ impl JoinHeads {
             group_stride: layout.strides()[1] as usize,
             group_width: width,
         };
-        add(&Panels::pack(rows, None), &self.output, onto)
+        add(&Panels::pack(rows, None), &self.output, self.adapter.as_ref(), onto)
     }
 }
 
-/// A map, and a factor times it added to a tensor where there is one.
-fn add(x: &Panels, layer: &Layer, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+/// A map and its adapter, and a factor times them added to a tensor where there is one.
+fn add(x: &Panels, layer: &Layer, adapter: Option<&LowRank>, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
     let y = &project(x, &[layer])[0];
+    let whole = |factor: f32, out: &mut [f32]| {
+        y.add(factor, out);
+        if let Some(adapter) = adapter {
+            adapter.add(x, factor, out);
+        }
+    };
     match onto {
-        Some((x, factor)) => changed(x, |x| y.add(factor as f32, x)),
+        Some((to, factor)) => changed(to, |to| whole(factor as f32, to)),
+        None if adapter.is_some() => {
+            let mut out = vec![0.0; y.tokens() * y.width()];
+            whole(1.0, &mut out);
+            tensor(out, [y.tokens(), y.width()])
+        }
         None => rows(y),
     }
 }
@@ -313,7 +358,7 @@ impl<'a> WholeMlp<'a> {
 
     pub(super) fn run(self, x: Tensor<2>, onto: Option<f64>) -> Tensor<2> {
         show([Some(&self.mlp.down)], || rows(&self.inner));
-        add(&self.inner, &self.down, onto.map(|factor| (x, factor)))
+        add(&self.inner, &self.down, None, onto.map(|factor| (x, factor)))
     }
 }
 

@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{
     Projection,
-    modules::{Mlp, Normalisation, Projections},
+    modules::{Adapter, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -63,11 +63,15 @@ pub(crate) fn heads(
     plain::heads(x, norm, projections, rotation, width)
 }
 
-/// What the heads read, `[1, heads, tokens, width]`, through the output projection; with `onto`, a factor times that
+/// What the heads read, `[1, heads, tokens, width]`, through the output projection and its adapter; with `onto`, a factor times that
 /// added to a tensor. `[tokens, hidden_size]`.
-pub(crate) fn join_heads(read: Tensor<4>, output: &Projection, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+pub(crate) fn join_heads(
+    read: Tensor<4>,
+    output: (&Projection, Option<&Adapter>),
+    onto: Option<(Tensor<2>, f64)>,
+) -> Tensor<2> {
     let [_, heads, tokens, width] = read.dims();
-    show([Some(output)], || read.clone().swap_dims(1, 2).reshape([tokens, heads * width]));
+    show([Some(output.0)], || read.clone().swap_dims(1, 2).reshape([tokens, heads * width]));
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
         drop(read);

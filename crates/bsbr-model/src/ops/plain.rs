@@ -1,11 +1,14 @@
 //! The operations in plain tensor operations.
 
-use burn::tensor::{Tensor, activation};
+use burn::{
+    module::ParamId,
+    tensor::{Tensor, activation},
+};
 
 use super::show;
 use crate::{
-    Activation, Projection,
-    modules::{HeadNormalisation, Mlp, Normalisation, Projections},
+    Activation, AdapterTarget, Projection,
+    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Rotation,
 };
 
@@ -40,8 +43,8 @@ pub(super) fn heads(
         None => x.clone(),
     };
     let mut reduced = Vec::new();
-    let mut of = |projection: &Projection, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
-        let y = projection.forward_with(x.clone(), &mut reduced);
+    let mut of = |target, projection: &Projection, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
+        let y = adapted((projection, projections.adapter(target)), x.clone(), &mut reduced);
         let [tokens, total] = y.dims();
         let mut y = y.reshape([tokens, total / width, width]);
         if let Some(norm) = norm {
@@ -53,16 +56,32 @@ pub(super) fn heads(
         y.swap_dims(0, 1)
     };
     [
-        of(&projections.query, projections.query_norm.as_ref(), rotation),
-        of(&projections.key, projections.key_norm.as_ref(), rotation),
-        of(&projections.value, None, None),
+        of(AdapterTarget::Query, &projections.query, projections.query_norm.as_ref(), rotation),
+        of(AdapterTarget::Key, &projections.key, projections.key_norm.as_ref(), rotation),
+        of(AdapterTarget::Value, &projections.value, None, None),
     ]
 }
 
-pub(super) fn join_heads(read: Tensor<4>, output: &Projection, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+/// A projection with its adapter; `reduced` as for [`Projection::forward_with`].
+fn adapted(
+    (projection, adapter): (&Projection, Option<&Adapter>),
+    x: Tensor<2>,
+    reduced: &mut Vec<(ParamId, Tensor<2>)>,
+) -> Tensor<2> {
+    let y = projection.forward_with(x.clone(), reduced);
+    match adapter {
+        Some(adapter) => y + adapter.forward(x),
+        None => y,
+    }
+}
+
+pub(super) fn join_heads(
+    read: Tensor<4>,
+    output: (&Projection, Option<&Adapter>),
+    onto: Option<(Tensor<2>, f64)>,
+) -> Tensor<2> {
     let [_, heads, tokens, width] = read.dims();
-    let read = read.swap_dims(1, 2).reshape([tokens, heads * width]);
-    let branch = output.forward_with(read, &mut Vec::new());
+    let branch = adapted(output, read.swap_dims(1, 2).reshape([tokens, heads * width]), &mut Vec::new());
     match onto {
         Some((x, factor)) => x + scaled(branch, factor),
         None => branch,

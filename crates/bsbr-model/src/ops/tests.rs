@@ -76,6 +76,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         meta_query: None,
         meta_key: None,
         state_basis: None,
+        adapters: None,
     }
 }
 
@@ -168,10 +169,10 @@ mod fused_and_plain {
                 for factor in [None, Some(1.0), Some(0.3)] {
                     let x = random([tokens, HIDDEN], &device);
                     let onto = factor.map(|factor| (x.clone(), factor));
-                    assert!(fused::JoinHeads::new(&read, &output, &onto).is_some());
-                    let expected = plain::join_heads(read.clone(), &output, onto.clone());
+                    assert!(fused::JoinHeads::new(&read, (&output, None), &onto).is_some());
+                    let expected = plain::join_heads(read.clone(), (&output, None), onto.clone());
                     let kept = onto.clone();
-                    assert!(difference(&join_heads(read.clone(), &output, onto), &expected) <= CLOSE);
+                    assert!(difference(&join_heads(read.clone(), (&output, None), onto), &expected) <= CLOSE);
                     // What another still holds is not changed.
                     assert!(kept.is_none_or(|(kept, _)| difference(&kept, &x) == 0.0));
                 }
@@ -219,7 +220,7 @@ mod fused_and_plain {
 fn one_number(x: Tensor<2>, norm: &Normalisation, projections: &Projections, block: &Mlp) -> Tensor<1> {
     let [query, key, value] = heads(&x, Some(norm), projections, None, WIDTH).map(Tensor::unsqueeze::<4>);
     let read = query * key + value;
-    let x = join_heads(read, &projections.output, Some((x, 0.5)));
+    let x = join_heads(read, (&projections.output, None), Some((x, 0.5)));
     mlp(x, Some(norm), block, Some(1.0)).square().sum()
 }
 

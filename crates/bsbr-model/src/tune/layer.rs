@@ -1,0 +1,189 @@
+//! The loss of one layer: what its attention gives for the original's inputs against what the original gave.
+
+use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Meta, Retrieval, attend, block_shares};
+use burn::{
+    module::Param,
+    tensor::{Tensor, activation::log_softmax},
+};
+
+use super::{config::LayerLoss, parameters::LayerParameters};
+use crate::{
+    AdapterTarget, Decoder, DecoderCache, LayerTrace, ModelError,
+    layer_attention::meta_inputs,
+    modules::{Normalisation, Projections},
+    ops,
+    rotary::{Rotation, rotary_set},
+};
+
+/// Attention of whole texts with gradients, one text at a time.
+pub(super) struct Student<'a> {
+    decoder: &'a Decoder,
+    /// Empty: it says how each layer is configured and where its chunks are.
+    cache: DecoderCache,
+    /// The same for tensors with gradients.
+    tracked: DecoderCache,
+    rotations: Vec<Rotation>,
+    tokens: usize,
+}
+
+impl<'a> Student<'a> {
+    /// For one text of `tokens`; also what enters its blocks, `[tokens, hidden_size]`.
+    pub(super) fn new(decoder: &'a Decoder, tokens: &[u32]) -> Result<(Self, Tensor<2>), ModelError> {
+        let cache = decoder.new_cache(&[tokens.len()])?;
+        let device = decoder.device().autodiff();
+        let tracked = DecoderCache::with_kernel(&decoder.config, &[tokens.len()], decoder.kernel, &device)?;
+        let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
+        let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
+        let (x, rotations) = decoder.inputs(&[tokens.to_vec()], &cache);
+        Ok((Self { decoder, cache, tracked, rotations, tokens: tokens.len() }, x))
+    }
+
+    fn options(&self, layer: usize) -> AttentionOptions {
+        self.cache.texts[0].layers[layer].config().options
+    }
+
+    /// What the heads read in layer `layer` from inputs `x` `[tokens, hidden_size]` before `norm`,
+    /// `[1, heads, tokens, head_dim]`, and the meta queries and keys where there are any.
+    pub(super) fn read(
+        &self,
+        layer: usize,
+        projections: &Projections,
+        norm: Option<&Normalisation>,
+        x: &Tensor<2>,
+    ) -> Result<(Tensor<4>, Option<Meta>), ModelError> {
+        let cache = &self.cache.texts[0].layers[layer];
+        let made = cache.config();
+        let rotation = rotary_set(&self.decoder.config.decoder, layer).and_then(|set| self.rotations.get(set));
+        let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
+        let meta = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta).then(|| {
+            let normed = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
+            meta_inputs(projections, &normed, rotation, &(0..self.tokens), cache)
+        });
+        let parts = |meta: &Meta| [meta.query.clone(), meta.key.clone()];
+        let tracked = heads.iter().any(Tensor::is_autodiff)
+            || meta.iter().flat_map(parts).flatten().any(|tensor| tensor.is_autodiff());
+        // All of one kind: a graph does not begin in the middle of an operation.
+        let (heads, meta) = if tracked {
+            let of = |tensor: Option<Tensor<4>>| tensor.map(Tensor::autodiff);
+            (heads.map(Tensor::autodiff), meta.map(|meta| Meta { query: of(meta.query), key: of(meta.key) }))
+        } else {
+            (heads, meta)
+        };
+        let [query, keys, values] = heads;
+        let based = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
+        let read = if based || cache.far_positions().is_some() {
+            let mut cache = if tracked { &self.tracked } else { &self.cache }.texts[0].layers[layer].clone();
+            cache.prefill(query, keys, values, meta.clone())?
+        } else {
+            attend(query, keys, values, meta.clone(), made.attention.as_ref(), made.options)?
+        };
+        Ok((read, meta))
+    }
+}
+
+/// The loss of a layer for one text, and the settings that make it.
+pub(super) struct LayerObjective {
+    pub(super) loss: LayerLoss,
+    pub(super) meta_weight: f64,
+}
+
+impl LayerObjective {
+    /// `[1]`, from what the original's layer saw and read.
+    pub(super) fn of(
+        &self,
+        student: &Student<'_>,
+        trace: &LayerTrace,
+        parameters: &LayerParameters,
+    ) -> Result<Tensor<1>, ModelError> {
+        let layer = trace.layer;
+        let Some(attention) = student.decoder.config.layer_attention(layer) else {
+            return Ok(Tensor::zeros([1], &trace.normed.device()));
+        };
+        let mut projections = student.decoder.blocks[layer].attention.clone();
+        parameters.place(&mut projections);
+        let (read, meta) = student.read(layer, &projections, None, &trace.normed)?;
+        let adapter = projections.adapter(AdapterTarget::Output);
+        let found = ops::join_heads(read, (&projections.output, adapter), None);
+        let through = |read: Tensor<4>| ops::join_heads(read, (&projections.output, None), None);
+        let wanted = through(trace.read.clone());
+        let error = match self.loss {
+            LayerLoss::All => {
+                let centred = wanted.clone() - wanted.clone().mean_dim(0);
+                relative(found - wanted, &centred)
+            }
+            LayerLoss::Far => {
+                let exact = if attention.retrieval == Retrieval::Blocks { attention.exact_tokens } else { 0 };
+                let first = (attention.local_chunks + 1) * attention.chunk_size;
+                let first = first.max(attention.sink_tokens).max(exact).min(student.tokens);
+                if first == student.tokens {
+                    (found - wanted).square().sum() * 0.0
+                } else {
+                    let none = BlockAttentionConfig {
+                        retrieval: Retrieval::None,
+                        max_chunks: None,
+                        kept_tokens: 0,
+                        ..attention.clone()
+                    };
+                    let (query, keys, values) = (trace.query.clone(), trace.keys.clone(), trace.values.clone());
+                    let near = attend(query, keys, values, None, Some(&none), student.options(layer))?;
+                    let far = |x: Tensor<2>| x.narrow(0, first, student.tokens - first);
+                    relative(far(found - wanted.clone()), &far(through(near) - wanted))
+                }
+            }
+        };
+        match meta {
+            Some(meta) if self.meta_weight > 0.0 => {
+                let divergence = meta_divergence(&meta, trace, attention, &student.options(layer));
+                Ok(match divergence {
+                    Some(divergence) => error + divergence * self.meta_weight,
+                    None => error,
+                })
+            }
+            _ => Ok(error),
+        }
+    }
+}
+
+/// Squares of `error` relative to those of `scale`.
+fn relative(error: Tensor<2>, scale: &Tensor<2>) -> Tensor<1> {
+    error.square().sum() / (scale.clone().square().sum() + 1e-20)
+}
+
+/// Divergence of the softmax of meta scores from the shares of attention that the blocks have in truth, in nats, weighted
+/// by how much of its attention a chunk pays to them. A hard choice of blocks has no gradient: this is what trains it.
+fn meta_divergence(
+    meta: &Meta,
+    trace: &LayerTrace,
+    attention: &BlockAttentionConfig,
+    options: &AttentionOptions,
+) -> Option<Tensor<1>> {
+    let (queries, keys) = (meta.query.as_ref()?, meta.key.as_ref()?);
+    let kv_heads = trace.keys.dims()[1];
+    let mut sum: Option<Tensor<1>> = None;
+    let mut weight: Option<Tensor<1>> = None;
+    for chunk in block_shares(&trace.query, &trace.keys, attention, options) {
+        let query = queries.clone().narrow(2, chunk.chunk, 1);
+        let keys = keys.clone().narrow(2, chunk.blocks.start, chunk.blocks.len());
+        let scores = query.matmul(keys.swap_dims(2, 3)) * options.scale;
+        let [batch, heads, _, blocks] = scores.dims();
+        let (scores, shares) = (scores.reshape([batch, heads, blocks]), chunk.shares);
+        // Blocks are chosen by a KV head for all its queries, states are mixed by each head for itself.
+        let (scores, shares) = if attention.retrieval == Retrieval::Blocks {
+            let grouped = |x: Tensor<3>| x.reshape([batch, kv_heads, heads / kv_heads, blocks]).sum_dim(2);
+            let together = |x: Tensor<3>| grouped(x).reshape([batch, kv_heads, blocks]);
+            (together(scores), together(shares))
+        } else {
+            (scores, shares)
+        };
+        let mass = shares.clone().sum_dim(2);
+        let share = shares.clone() / (mass.clone() + 1e-20);
+        let surprise = (share.clone() + 1e-20).log() - log_softmax(scores, 2);
+        let divergence = (share * surprise * mass.clone()).sum();
+        let mass = mass.sum();
+        (sum, weight) = match (sum, weight) {
+            (Some(sum), Some(weight)) => (Some(sum + divergence), Some(weight + mass)),
+            _ => (Some(divergence), Some(mass)),
+        };
+    }
+    Some(sum? / (weight? + 1e-20))
+}
