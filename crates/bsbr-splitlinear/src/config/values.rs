@@ -33,6 +33,26 @@ pub enum Share {
     None,
 }
 
+/// How the factors of a group are kept. What they compute is the same; a rank costs less where it is pivoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Two matrices, all of whose numbers are kept: `y = (x basis) coefficients`.
+    #[default]
+    TwoFactor,
+    /// The basis passes some inputs on as they are, one for each of its dimensions (an interpolative decomposition): a
+    /// product of rank `r` has `r^2` numbers fewer than its two factors, and these it does not keep. Not for a shared
+    /// output side.
+    Pivoted,
+}
+
+impl Form {
+    /// For files, which do not say so.
+    pub(crate) fn is_two_factor(&self) -> bool {
+        *self == Self::TwoFactor
+    }
+}
+
 /// What the error is measured on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,7 +1,7 @@
 //! `cargo xtask split plan`.
 
 use anyhow::Result;
-use bsbr_splitlinear::{Plan, PlannedGroup};
+use bsbr_splitlinear::{Form, Plan, PlannedGroup};
 
 use super::setup::SplitArgs;
 use crate::output::{self, grouped};
@@ -70,6 +70,7 @@ fn table(plan: &Plan) -> String {
         vec![
             group.part().to_owned(),
             format!("{:?}", group.share).to_lowercase(),
+            if group.form == Form::Pivoted { "pivoted" } else { "two-factor" }.to_owned(),
             group.inputs.to_string(),
             group.outputs.to_string(),
             groups.len().to_string(),
@@ -81,6 +82,7 @@ fn table(plan: &Plan) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = plan.groups.chunk_by(alike).map(row).collect();
-    let header = ["part", "shared", "in", "out", "groups", "layers", "rank", "parameters", "compressed", "cost"];
+    let header =
+        ["part", "shared", "form", "in", "out", "groups", "layers", "rank", "parameters", "compressed", "cost"];
     output::table(&header, &rows)
 }

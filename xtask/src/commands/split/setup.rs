@@ -32,8 +32,8 @@ pub(super) struct SplitArgs {
     /// What is split and shared: TOML, or the YAML of the Python original
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Configuration made for the model where none is given: each, published, anchored, svd
-    #[arg(long, value_name = "NAME", value_parser = crate::args::by_name::<SplitPreset>, default_value = "each", conflicts_with = "config")]
+    /// Configuration made for the model where none is given: pivoted, each, published, anchored, svd
+    #[arg(long, value_name = "NAME", value_parser = crate::args::by_name::<SplitPreset>, default_value = "pivoted", conflicts_with = "config")]
     preset: SplitPreset,
     /// Fraction of the parameters to keep [default: that of the configuration, 0.8]
     #[arg(long, value_name = "X")]
