@@ -13,8 +13,8 @@ use bsbr_convert::{
 };
 use bsbr_model::{Decoder, compare_logits};
 use bsbr_splitlinear::{
-    CompressedGroup, Form, LinearShape, SavedSplit, Share, Split, SplitConfig, Tap, compress_alone, plan,
-    stored_tensors,
+    CompressedGroup, Form, LinearShape, SavedSplit, Share, Split, SplitConfig, Tap, Window, compress_alone,
+    held_out_divergence, plan, sensitivities, stored_tensors,
 };
 use burn::tensor::Device;
 use common::{BOTH_STYLES, VARIANTS, all_fixtures, checkout, fixtures};
@@ -171,7 +171,11 @@ fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_
                 assert_eq!(written.keys().filter(|key| **key == group.basis()).count(), 1);
             }
             let stored: usize = split.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-            assert_eq!(stored, split.groups.iter().map(|group| group.size().parameters(group.rank)).sum::<usize>(), "{name}");
+            assert_eq!(
+                stored,
+                split.groups.iter().map(|group| group.size().parameters(group.rank)).sum::<usize>(),
+                "{name}"
+            );
             let shares = written.iter().filter(|(name, _)| name.starts_with("share."));
             assert_eq!(shares.map(|(_, tensor)| tensor.bytes.len() / 4).sum::<usize>(), stored, "{name}");
 
@@ -284,6 +288,64 @@ fn pivots_that_are_none_are_refused_by_name() {
         std::fs::write(&config, damaged.to_string()).expect("room");
         let text = refusal(&dir);
         assert!(text.contains(words), "{key}: {text}");
+    }
+}
+
+/// The mean over `tokens` of the divergence of softmax(b) from softmax(a), in f64.
+fn divergence(a: &[f32], b: &[f32], tokens: std::ops::Range<usize>, vocabulary: usize) -> f64 {
+    let logs = |row: &[f32]| -> Vec<f64> {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+    };
+    let count = tokens.len() as f64;
+    let row = |token: usize| token * vocabulary..(token + 1) * vocabulary;
+    let of = |token: usize| {
+        let (a, b) = (logs(&a[row(token)]), logs(&b[row(token)]));
+        a.iter().zip(&b).map(|(a, b)| a.exp() * (a - b)).sum::<f64>()
+    };
+    tokens.map(of).sum::<f64>() / count
+}
+
+#[test]
+fn what_a_group_does_to_predictions_is_the_divergence_with_it_alone_compressed() {
+    for name in ["gpt2", "llama"] {
+        let (_temp, dir) = checkout(name, "config.json");
+        let source = ModelSource::open(&dir).expect("a sound model");
+        let linears = checkpoint_linears(&source).expect("layers");
+        let sizes = &source.model_config().decoder;
+        let vocabulary = sizes.vocab_size;
+        let split = parts(&linears, &pivoted(&linears, Split::Qkv, (sizes.heads, sizes.kv_heads)), None);
+        let decoder = load(&dir);
+        let (model, groups) = compressed(&decoder, &split);
+        let divided = decoder.divided(&split).expect("parts that fit");
+        // Two windows to measure on, two that judge; of four windows the second and the last are held out.
+        let length = 12;
+        let tokens: Vec<u32> = (0..4 * length as u32).map(|at| (at * at + 5 * at) % vocabulary as u32).collect();
+        let windows: Vec<Window> =
+            (0..4).map(|at| Window { tokens: at * length..(at + 1) * length, held_out: at % 2 == 1 }).collect();
+        let text = |at: usize| &tokens[windows[at].tokens.clone()];
+        let mean = |model: &Decoder, of: [usize; 2]| -> f64 {
+            let one = |at| divergence(&logits(&decoder, text(at)), &logits(model, text(at)), 0..length, vocabulary);
+            of.map(one).iter().sum::<f64>() / 2.0
+        };
+        let mut calls = Vec::new();
+        let found = sensitivities(&divided, &groups, (&tokens, &windows), &mut |done, total| calls.push((done, total)));
+        let found = found.expect("measured");
+        assert_eq!((found.len(), calls.last()), (groups.len(), Some(&(groups.len(), groups.len()))));
+        for (group, found) in groups.iter().zip(found) {
+            let mut alone = divided.clone();
+            bsbr_splitlinear::BlockModel::install(&mut alone, &group.saved, &group.factors).expect("a group that fits");
+            let expected = mean(&alone, [0, 2]);
+            let within = 1e-5 + 1e-3 * expected;
+            assert!((found - expected).abs() < within, "{name} {}: {found}, expected {expected}", group.saved.name);
+        }
+        let judged = held_out_divergence(&decoder, &model, (&tokens, &windows), 4).expect("measured");
+        let expected = mean(&model, [1, 3]);
+        assert!((judged.expect("held out") - expected).abs() < 1e-5 + 1e-3 * expected, "{name}: {judged:?} {expected}");
+        let shown = [windows[0].clone()];
+        assert_eq!(held_out_divergence(&decoder, &model, (&tokens, &shown), 4).expect("measured"), None);
+        let held = [windows[1].clone()];
+        assert!(sensitivities(&divided, &groups, (&tokens, &held), &mut |_, _| ()).is_err());
     }
 }
 

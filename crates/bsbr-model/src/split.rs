@@ -121,6 +121,14 @@ impl BlockModel for Decoder {
         Decoder::run_block(self, block, states, &mut |role, x| see(&LinearPlace { layer: block, role }.input_name(), x))
     }
 
+    fn logits(&self, states: Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward(states),
+            None => states,
+        };
+        Ok(Decoder::logits(self, states))
+    }
+
     fn install(&mut self, group: &SavedGroup, factors: &GroupFactors) -> Result<(), ModelError> {
         let GroupFactors { share, rank, inputs, outputs, pivots, basis, coefficients } = factors;
         let (shape, wanted) = ((*rank, *inputs, *outputs), (group.rank, group.inputs, group.outputs));

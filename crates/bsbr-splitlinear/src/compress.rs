@@ -114,6 +114,13 @@ pub struct Spectrum {
 }
 
 impl Spectrum {
+    /// The spectrum in other units: those in which what is lost from rank `rank` on comes to `loss`.
+    pub fn scaled(&self, rank: usize, loss: f64) -> Self {
+        let lost: f64 = self.values.iter().skip(rank).sum();
+        let unit = if lost > 0.0 { loss / lost } else { 0.0 };
+        Self { values: self.values.iter().map(|value| value * unit).collect(), energy: self.energy * unit }
+    }
+
     /// Exponential of the entropy of the squared singular values: how many directions matter.
     pub fn effective_rank(&self) -> f64 {
         let total: f64 = self.values.iter().sum();

@@ -165,6 +165,14 @@ impl SplitConfig {
         kept("keep", self.keep)?;
         check_groups("groups", self.groups.as_deref())?;
         self.calibration.validate()?;
+        if self.rank == RankAllocation::Sensitivity && self.objective == Objective::Weights {
+            let expected = "`uniform`, `d-rank` or `marginal-loss`, because `objective` is `weights` and needs no text";
+            return Err(SplitError::setting("rank", expected, "`sensitivity`"));
+        }
+        if self.rank == RankAllocation::Sensitivity && self.calibration.holdout == 0.0 {
+            let expected = "above 0, because `rank` is `sensitivity`: held-out text judges it";
+            return Err(SplitError::setting("calibration.holdout", expected, 0));
+        }
         if !(self.refit.rho.is_finite() && self.refit.rho >= 0.0) {
             return Err(SplitError::setting("refit.rho", "0 or more", self.refit.rho));
         }

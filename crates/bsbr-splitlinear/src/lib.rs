@@ -11,7 +11,8 @@
 //!    weights.
 //! 3. [`Moments`] gather what each layer reads; [`MomentsWriter`] keeps them for any later fraction. [`PairedMoments`] do
 //!    so for a model whose earlier layers are compressed already.
-//! 4. [`group_spectrum`] and [`allocate`] move parameters to the groups that need them, at the same total.
+//! 4. [`group_spectrum`] and [`allocate`] move parameters to the groups that need them, at the same total;
+//!    [`sensitivities`] measures what an error of each group does to what a model predicts.
 //! 5. [`compress_group`] gives factors and a report, one group at a time.
 //!
 //! The crate depends on no model, downloads nothing and prints nothing. It never guesses: a pattern that matches nothing,
@@ -98,5 +99,5 @@ pub use report::{Decomposition, GroupReport, MemberReport, RefitOutcome, RefitRe
 pub use saved::{SavedGroup, SavedMember, SavedPart, SavedSplit, SavedTarget, StoredFactors, stored_tensors};
 pub use stream::{
     AnchoredSettings, BlockModel, CompressedGroup, See, Window, calibrate, choose_windows, compress_alone,
-    compress_anchored, member_weight, moments_entries, read_moments, spectrum,
+    compress_anchored, held_out_divergence, member_weight, moments_entries, read_moments, sensitivities, spectrum,
 };

@@ -23,7 +23,7 @@ pub fn allocate(plan: &mut Plan, spectra: &[Spectrum], allocation: RankAllocatio
     match allocation {
         RankAllocation::Uniform => {}
         RankAllocation::DRank => by_effective_rank(&mut open),
-        RankAllocation::MarginalLoss => by_marginal_loss(&mut open),
+        RankAllocation::MarginalLoss | RankAllocation::Sensitivity => by_marginal_loss(&mut open),
     }
     Ok(())
 }

@@ -315,6 +315,9 @@ fn inconsistencies_name_their_cause() {
     check(&(one("") + "\n[calibration]\nridge = 'some'"), &["some", "auto"]);
     check(&(one("") + "\n[calibration]\nsamples = 0"), &["calibration.samples"]);
     check(&(one("") + "\n[refit]\nrho = -1.0"), &["refit.rho"]);
+    let judged = format!("rank = 'sensitivity'\n{}\n[calibration]\nholdout = 0.0", one(""));
+    check(&judged, &["calibration.holdout", "sensitivity"]);
+    check(&format!("rank = 'sensitivity'\nobjective = 'weights'\n{}", one("")), &["rank", "weights"]);
 
     let mut uneven = attn.to_vec();
     uneven[1].outputs = 96;
@@ -363,6 +366,32 @@ fn marginal_loss_gives_dimensions_to_the_largest_gains() {
     // The first 20 dimensions' worth makes the flat one whole, which takes all its error away; the rest is left to the
     // steep one.
     assert_eq!(ranks, [None, Some(9), Some(1)]);
+}
+
+#[test]
+fn parameters_go_to_where_an_error_costs_predictions_most() {
+    let linears: Vec<_> = (0..3).map(|layer| linear(format!("h.{layer}.attn.c_attn"), 40, 40)).collect();
+    for form in ["two-factor", "pivoted"] {
+        let mut plan =
+            plan(&toml(&format!("keep = 0.6\nform = '{form}'\n{}", one("share = 'none'"))), &linears).unwrap();
+        let budget = plan.parameters_after();
+        let rank = plan.groups[0].rank.unwrap();
+        let alike = spectrum((0..40).map(|index| 0.85_f64.powi(index)).collect());
+        let spectra = [1.0, 0.03, 0.0].map(|loss| alike.scaled(rank, loss));
+        let lost = |of: usize, rank: usize| spectra[of].values.iter().skip(rank).sum::<f64>();
+        assert!((lost(0, rank) - 1.0).abs() < 1e-12 && (lost(1, rank) - 0.03).abs() < 1e-12 && lost(2, 1) == 0.0);
+        // The best of all ranks of the first two and 1 of the last; rank 40 stands for the weights as they are.
+        let size = plan.groups[0].size();
+        let cost = |rank: usize| if rank == 40 { size.dense() } else { size.parameters(rank).min(size.dense()) };
+        let fits = |&(a, b): &(usize, usize)| cost(a) + cost(b) + cost(1) <= budget;
+        let all = (1..=40).flat_map(|a| (1..=40).map(move |b| (a, b))).filter(fits);
+        let best = all.map(|(a, b)| lost(0, a) + lost(1, b)).fold(f64::MAX, f64::min);
+        allocate(&mut plan, &spectra, RankAllocation::Sensitivity).unwrap();
+        let ranks: Vec<usize> = plan.groups.iter().map(|group| group.rank.unwrap_or(40)).collect();
+        assert!(ranks[0] > ranks[1] && ranks[1] > ranks[2] && plan.parameters_after() <= budget, "{ranks:?}");
+        let found = lost(0, ranks[0]) + lost(1, ranks[1]);
+        assert!(found <= 1.1 * best, "{form} {ranks:?}: {found}, best {best}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask split plan`.
 
 use anyhow::Result;
-use bsbr_splitlinear::{Form, Plan, PlannedGroup};
+use bsbr_splitlinear::{Form, Plan, PlannedGroup, RankAllocation};
 
 use super::setup::SplitArgs;
 use crate::output::{self, grouped};
@@ -54,6 +54,9 @@ pub(super) fn run(args: Args) -> Result<()> {
         share(whole, all)
     ));
     lines.push(format!("multiplications: {:.2} times those of the dense layers", setup.plan.flop_ratio()));
+    if setup.config.rank != RankAllocation::Uniform {
+        lines.push("ranks are those of the same fraction kept of every group: compressing gives parameters to where they do most".to_owned());
+    }
     lines.extend(setup.plan.excluded.iter().map(|name| format!("left as it is: {name}")));
     lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
     output::result(&lines.join("\n"))

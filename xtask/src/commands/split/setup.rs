@@ -100,10 +100,14 @@ impl Setup {
 
     /// What a compressed model with the groups of `plan` says of itself.
     pub(super) fn saved(&self, plan: &Plan, calibration: String) -> Result<SavedSplit> {
+        Ok(SavedSplit { base: self.source.sha256()?, calibration, ..self.draft(plan)? })
+    }
+
+    /// The same without what it was made of.
+    pub(super) fn draft(&self, plan: &Plan) -> Result<SavedSplit> {
         let groups = SavedSplit::of_plan(plan, &self.targets()).map_err(anyhow::Error::msg)?;
-        let base = self.source.sha256()?;
-        let format_version = SavedSplit::FORMAT_VERSION;
-        Ok(SavedSplit { format_version, keep: self.config.keep, base, calibration, groups })
+        let (base, calibration, keep) = (String::new(), String::new(), self.config.keep);
+        Ok(SavedSplit { format_version: SavedSplit::FORMAT_VERSION, keep, base, calibration, groups })
     }
 }
 
