@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bsbr_model::{ModelConfig, weight_specs};
+use safetensors::Dtype;
 
 use crate::ConvertError;
 use crate::checkpoint::RECORD;
@@ -76,7 +77,10 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConvertEr
 
 /// The differences between the tensors asked for and the tensors in the file.
 fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -> Vec<PlanProblem> {
-    let weights = weight_specs(config).into_iter().map(|spec| (spec.name, (spec.shape, None)));
+    let weights = weight_specs(config).into_iter().map(|spec| {
+        let dtype = spec.whole.then(|| Dtype::I32.to_string());
+        (spec.name, (spec.shape, dtype))
+    });
     let ignored = record.tensors.iter().flat_map(|tensor| {
         let kept = tensor.becomes.iter().filter(|name| name.starts_with(IGNORED_PREFIX));
         kept.map(|name| (name.clone(), (tensor.shape.clone(), Some(tensor.dtype.clone()))))

@@ -96,7 +96,7 @@ fn a_weight_the_model_does_not_have_is_refused() {
         ("layers.9.attention.query.weight", vec![48, 48]),
         ("bsbr.layers.0.meta_query.weight", vec![48, 48]),
     ] {
-        let spec = WeightSpec { name: name.into(), shape, extra: false };
+        let spec = WeightSpec { name: name.into(), shape, extra: false, whole: false };
         let error = source.read_weight(&spec).expect_err(name);
         assert!(error.to_string().contains(&format!("no weight `{name}` of shape")), "{error}");
     }

@@ -13,7 +13,8 @@ use bsbr_convert::{
 };
 use bsbr_model::{Decoder, compare_logits};
 use bsbr_splitlinear::{
-    CompressedGroup, LinearShape, SavedSplit, Share, Split, SplitConfig, Tap, compress_alone, plan, stored_tensors,
+    CompressedGroup, Form, LinearShape, SavedSplit, Share, Split, SplitConfig, Tap, Window, compress_alone,
+    held_out_divergence, plan, sensitivities, stored_tensors,
 };
 use burn::tensor::Device;
 use common::{BOTH_STYLES, VARIANTS, all_fixtures, checkout, fixtures};
@@ -130,6 +131,15 @@ fn sharing(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) ->
     shared
 }
 
+/// The same with pivoted factors, which share no outputs.
+fn pivoted(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) -> SplitConfig {
+    let mut pivoted = sharing(linears, split, heads);
+    for kind in pivoted.weight_types.values_mut().filter(|kind| kind.share == Share::Output) {
+        kind.share = Share::None;
+    }
+    SplitConfig { form: Form::Pivoted, ..pivoted }
+}
+
 #[test]
 fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_the_same() {
     for name in BOTH_STYLES.into_iter().chain(VARIANTS) {
@@ -141,8 +151,14 @@ fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_
         let text = &texts(name).tokens[0];
         let (converted, output) = (temp.path().join("converted"), temp.path().join("split"));
         convert(&dir, &converted, &ConvertOptions::default(), &mut |_| {}).expect("sound");
-        for (base, split) in [(&dir, Split::None), (&converted, Split::Heads)] {
-            let split = parts(&linears, &sharing(&linears, split, (sizes.heads, sizes.kv_heads)), None);
+        let cases: [(_, _, fn(&[CheckpointLinear], Split, (usize, usize)) -> SplitConfig); 4] = [
+            (&dir, Split::None, sharing),
+            (&converted, Split::Heads, sharing),
+            (&dir, Split::None, pivoted),
+            (&converted, Split::Qkv, pivoted),
+        ];
+        for (base, split, config) in cases {
+            let split = parts(&linears, &config(&linears, split, (sizes.heads, sizes.kv_heads)), None);
             assert!(split.groups.len() > 1, "{name}");
             let (model, groups) = compressed(&decoder, &split);
             let found = logits(&model, text);
@@ -154,10 +170,14 @@ fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_
             for group in &split.groups {
                 assert_eq!(written.keys().filter(|key| **key == group.basis()).count(), 1);
             }
-            let numbers = |weights: &[usize]| weights.iter().product::<usize>();
-            let stored: usize = split.tensors().iter().map(|(_, shape)| numbers(shape)).sum();
+            let stored: usize = split.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            assert_eq!(
+                stored,
+                split.groups.iter().map(|group| group.size().parameters(group.rank)).sum::<usize>(),
+                "{name}"
+            );
             let shares = written.iter().filter(|(name, _)| name.starts_with("share."));
-            assert_eq!(shares.map(|(_, tensor)| tensor.values().len()).sum::<usize>(), stored, "{name}");
+            assert_eq!(shares.map(|(_, tensor)| tensor.bytes.len() / 4).sum::<usize>(), stored, "{name}");
 
             let folded = temp.path().join("folded");
             fold(&output, &folded, false, &mut |_| {}).expect("folded");
@@ -200,6 +220,133 @@ fn small() -> (tempfile::TempDir, std::path::PathBuf, SavedSplit) {
     let output = temp.path().join("split");
     write(&dir, &output, &split, &groups);
     (temp, output, split)
+}
+
+/// A small compressed model with pivots.
+fn small_pivoted() -> (tempfile::TempDir, std::path::PathBuf, SavedSplit) {
+    let (temp, dir) = checkout("gpt2", "config.json");
+    let source = ModelSource::open(&dir).expect("a sound model");
+    let linears = checkpoint_linears(&source).expect("layers");
+    let sizes = &source.model_config().decoder;
+    let split = parts(&linears, &pivoted(&linears, Split::None, (sizes.heads, sizes.kv_heads)), None);
+    let (_, groups) = compressed(&load(&dir), &split);
+    let output = temp.path().join("split");
+    write(&dir, &output, &split, &groups);
+    (temp, output, split)
+}
+
+#[test]
+fn pivots_that_are_none_are_refused_by_name() {
+    let (temp, dir, split) = small_pivoted();
+    let group = &split.groups[0];
+    let (name, inputs) = (group.pivots().expect("pivots"), group.inputs);
+    let path = dir.join("model.safetensors");
+    let sound = std::fs::read(&path).expect("a file");
+    let header = u64::from_le_bytes(sound[..8].try_into().expect("8 bytes")) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&sound[8..8 + header]).expect("JSON");
+    let entry = &json[&name];
+    assert_eq!((entry["dtype"].as_str(), entry["shape"][0].as_u64()), (Some("I32"), Some(group.rank as u64)));
+    let start = 8 + header + entry["data_offsets"][0].as_u64().expect("a number") as usize;
+    let first = i32::from_le_bytes(sound[start..start + 4].try_into().expect("4 bytes"));
+    for (value, words) in
+        [(inputs as i32, "below"), (-1, "below"), (i32::MAX, "below"), (i32::MIN, "below"), (first, "second time")]
+    {
+        let mut damaged = sound.clone();
+        damaged[start + 4..start + 8].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, damaged).expect("room");
+        let mut source = ModelSource::open(&dir).expect("sound headers");
+        let config = source.model_config().clone();
+        let text = Decoder::load(config, &mut source, &Device::flex()).map(drop).expect_err("damage").to_string();
+        assert!(text.contains(&name) && text.contains(words), "{value}: {text}");
+        let folded = temp.path().join("folded");
+        let error = fold(&dir, &folded, false, &mut |_| {}).expect_err("damage");
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(format!("{error} {cause}").contains(&name), "{value}: {error} {cause}");
+        assert!(!folded.exists());
+    }
+    // Numbers of another kind, or of another shape.
+    let text = String::from_utf8(sound[8..8 + header].to_vec()).expect("text");
+    let at = text.find(&format!("\"{name}\"")).expect("the name");
+    let at = at + text[at..].find("I32").expect("a format");
+    let mut damaged = sound.clone();
+    damaged[8 + at..8 + at + 3].copy_from_slice(b"F32");
+    std::fs::write(&path, damaged).expect("room");
+    let text = refusal(&dir);
+    assert!(text.contains(&name) && text.contains("I32"), "{text}");
+    std::fs::write(&path, &sound).expect("room");
+    let config = dir.join("config.json");
+    let sound: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).expect("a file")).expect("JSON");
+    for (edit, words) in [
+        (serde_json::json!({"rank": inputs}), "rank"),
+        (serde_json::json!({"share": "output"}), "pivots are inputs"),
+        (serde_json::json!({"form": "two-factor"}), "share."),
+        (serde_json::json!({"form": "round"}), "round"),
+    ] {
+        let mut damaged = sound.clone();
+        let (key, value) = edit.as_object().and_then(|edit| edit.iter().next()).expect("one");
+        damaged["split"]["groups"][0][key] = value.clone();
+        std::fs::write(&config, damaged.to_string()).expect("room");
+        let text = refusal(&dir);
+        assert!(text.contains(words), "{key}: {text}");
+    }
+}
+
+/// The mean over `tokens` of the divergence of softmax(b) from softmax(a), in f64.
+fn divergence(a: &[f32], b: &[f32], tokens: std::ops::Range<usize>, vocabulary: usize) -> f64 {
+    let logs = |row: &[f32]| -> Vec<f64> {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+    };
+    let count = tokens.len() as f64;
+    let row = |token: usize| token * vocabulary..(token + 1) * vocabulary;
+    let of = |token: usize| {
+        let (a, b) = (logs(&a[row(token)]), logs(&b[row(token)]));
+        a.iter().zip(&b).map(|(a, b)| a.exp() * (a - b)).sum::<f64>()
+    };
+    tokens.map(of).sum::<f64>() / count
+}
+
+#[test]
+fn what_a_group_does_to_predictions_is_the_divergence_with_it_alone_compressed() {
+    for name in ["gpt2", "llama"] {
+        let (_temp, dir) = checkout(name, "config.json");
+        let source = ModelSource::open(&dir).expect("a sound model");
+        let linears = checkpoint_linears(&source).expect("layers");
+        let sizes = &source.model_config().decoder;
+        let vocabulary = sizes.vocab_size;
+        let split = parts(&linears, &pivoted(&linears, Split::Qkv, (sizes.heads, sizes.kv_heads)), None);
+        let decoder = load(&dir);
+        let (model, groups) = compressed(&decoder, &split);
+        let divided = decoder.divided(&split).expect("parts that fit");
+        // Two windows to measure on, two that judge; of four windows the second and the last are held out.
+        let length = 12;
+        let tokens: Vec<u32> = (0..4 * length as u32).map(|at| (at * at + 5 * at) % vocabulary as u32).collect();
+        let windows: Vec<Window> =
+            (0..4).map(|at| Window { tokens: at * length..(at + 1) * length, held_out: at % 2 == 1 }).collect();
+        let text = |at: usize| &tokens[windows[at].tokens.clone()];
+        let mean = |model: &Decoder, of: [usize; 2]| -> f64 {
+            let one = |at| divergence(&logits(&decoder, text(at)), &logits(model, text(at)), 0..length, vocabulary);
+            of.map(one).iter().sum::<f64>() / 2.0
+        };
+        let mut calls = Vec::new();
+        let found = sensitivities(&divided, &groups, (&tokens, &windows), &mut |done, total| calls.push((done, total)));
+        let found = found.expect("measured");
+        assert_eq!((found.len(), calls.last()), (groups.len(), Some(&(groups.len(), groups.len()))));
+        for (group, found) in groups.iter().zip(found) {
+            let mut alone = divided.clone();
+            bsbr_splitlinear::BlockModel::install(&mut alone, &group.saved, &group.factors).expect("a group that fits");
+            let expected = mean(&alone, [0, 2]);
+            let within = 1e-5 + 1e-3 * expected;
+            assert!((found - expected).abs() < within, "{name} {}: {found}, expected {expected}", group.saved.name);
+        }
+        let judged = held_out_divergence(&decoder, &model, (&tokens, &windows), 4).expect("measured");
+        let expected = mean(&model, [1, 3]);
+        assert!((judged.expect("held out") - expected).abs() < 1e-5 + 1e-3 * expected, "{name}: {judged:?} {expected}");
+        let shown = [windows[0].clone()];
+        assert_eq!(held_out_divergence(&decoder, &model, (&tokens, &shown), 4).expect("measured"), None);
+        let held = [windows[1].clone()];
+        assert!(sensitivities(&divided, &groups, (&tokens, &held), &mut |_, _| ()).is_err());
+    }
 }
 
 fn refusal(dir: &Path) -> String {

@@ -1,18 +1,13 @@
-//! A linear layer whole, and as the factors that sharing a basis between two layers at keep 0.8 gives. What the
-//! multiplications of the factors are in units of those of the whole layer stands in the name.
+//! A linear layer whole, as two factors, and as pivoted factors, each with the rank that keeping 0.8 of the parameters
+//! gives. What the multiplications are in units of those of the whole layer stands in the name.
 
 use std::hint::black_box;
 
-use bsbr_kernels::layer::{Linear, Panels, Rows, in_pool, project, project_joined};
+use bsbr_kernels::layer::{Linear, Panels, Rows, in_pool, project, project_joined, project_passing};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-/// Name, inputs, outputs, rank.
-const LAYERS: [(&str, usize, usize, usize); 4] = [
-    ("c_attn whole", 768, 2304, 526),
-    ("c_fc", 768, 3072, 546),
-    ("c_proj, outputs shared", 3072, 768, 546),
-    ("query of its own", 768, 768, 307),
-];
+/// Inputs, outputs, rank of two factors, rank of pivoted ones.
+const LAYERS: [(usize, usize, usize, usize); 3] = [(768, 3072, 491, 578), (768, 768, 307, 423), (576, 1536, 335, 417)];
 
 fn numbers(count: usize) -> Vec<f32> {
     let mut state = 1u32;
@@ -23,26 +18,48 @@ fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+/// Every third input first, so that no two of them stand side by side.
+fn order(inputs: usize) -> Vec<u32> {
+    (0..3).flat_map(|start| (start..inputs as u32).step_by(3)).collect()
+}
+
 fn factors(c: &mut Criterion) {
-    for (name, inputs, outputs, rank) in LAYERS {
-        let ratio = rank as f64 * (inputs + outputs) as f64 / (inputs * outputs) as f64;
-        let mut group = c.benchmark_group(format!("{name}, {inputs} to {outputs} by {rank}, cost {ratio:.2}"));
-        let (whole, left, right) = (numbers(inputs * outputs), numbers(inputs * rank), numbers(rank * outputs));
-        for tokens in [1, 128, 1024] {
+    for (inputs, outputs, two, pivoted) in LAYERS {
+        let mut group = c.benchmark_group(format!("{inputs} to {outputs}"));
+        let order = order(inputs);
+        let dense = (inputs * outputs) as f64;
+        let cost = |rank: usize, inputs: usize| (rank * (inputs + outputs)) as f64 / dense;
+        let whole = numbers(inputs * outputs);
+        let [left, right] = [inputs, outputs].map(|side| numbers(side * two));
+        let [rest, own] = [inputs - pivoted, outputs].map(|side| numbers(side * pivoted));
+        for tokens in [1, 16, 1024] {
             let x = numbers(tokens * inputs);
             group.throughput(Throughput::Elements(tokens as u64));
             let whole = Linear { weight: &whole, inputs, bias: None };
-            let left = Linear { weight: &left, inputs, bias: None };
-            let right = Linear { weight: &right, inputs: rank, bias: None };
             group.bench_function(BenchmarkId::new("whole", tokens), |b| {
                 b.iter(|| in_pool(|| black_box(project(&Panels::pack(Rows::new(&x, inputs), None), &[whole]))));
             });
-            group.bench_function(BenchmarkId::new("factors", tokens), |b| {
+            let (left, right) =
+                (Linear { weight: &left, inputs, bias: None }, Linear { weight: &right, inputs: two, bias: None });
+            let name = format!("two factors of {two}, cost {:.2}", cost(two, inputs));
+            group.bench_function(BenchmarkId::new(name, tokens), |b| {
                 b.iter(|| {
                     in_pool(|| {
                         let x = Panels::pack(Rows::new(&x, inputs), None);
                         let reduced = project(&x, &[left]);
                         black_box(project_joined(&[vec![(&reduced[0], right)]]))
+                    })
+                });
+            });
+            let rest = Linear { weight: &rest, inputs: inputs - pivoted, bias: None };
+            let own = Linear { weight: &own, inputs: pivoted, bias: None };
+            let name = format!("pivoted factors of {pivoted}, cost {:.2}", cost(pivoted, inputs - pivoted));
+            group.bench_function(BenchmarkId::new(name, tokens), |b| {
+                b.iter(|| {
+                    in_pool(|| {
+                        let x = Panels::pack(Rows::new(&x, inputs), None);
+                        let reduced = project_passing(&x, &[(rest, Some(&order[..]))]);
+                        black_box(project_joined(&[vec![(&reduced[0], own)]]))
                     })
                 });
             });

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use bsbr_attn::Kernel;
-use bsbr_splitlinear::{Factors, SavedPart, SavedSplit, Share, ShareLinear, SplitLinear};
+use bsbr_splitlinear::{
+    Factors, Pivots, SavedGroup, SavedPart, SavedSplit, Share, ShareLinear, SplitLinear, checked_pivots,
+};
 use burn::{
     module::Param,
     nn::{Embedding, LayerNormConfig, Linear, RmsNorm},
@@ -38,10 +40,17 @@ struct Loader<'a> {
     split: Option<SavedSplit>,
     /// The bases read so far: layers that share one hold the same tensor.
     bases: HashMap<String, Param<Tensor<2>>>,
+    /// The inputs that bases pass on, by the name of their tensor.
+    pivots: HashMap<String, Pivots>,
 }
 
 impl Loader<'_> {
     fn tensor<const D: usize>(&mut self, name: &str) -> Result<Tensor<D>, ModelError> {
+        let (numbers, shape) = self.numbers(name)?;
+        Ok(Tensor::from_data(TensorData::new(numbers, shape), self.device))
+    }
+
+    fn numbers(&mut self, name: &str) -> Result<(Vec<f32>, Vec<usize>), ModelError> {
         let spec = self.specs.get(name).ok_or_else(|| ModelError::Input(format!("no weight is called `{name}`")))?;
         let numbers =
             self.source.read(spec).map_err(|source| ModelError::WeightSource { tensor: name.to_owned(), source })?;
@@ -52,7 +61,7 @@ impl Loader<'_> {
                 found: vec![numbers.len()],
             });
         }
-        Ok(Tensor::from_data(TensorData::new(numbers, spec.shape.clone()), self.device))
+        Ok((numbers, spec.shape.clone()))
     }
 
     fn optional<const D: usize>(&mut self, name: &str) -> Result<Option<Param<Tensor<D>>>, ModelError> {
@@ -109,7 +118,20 @@ impl Loader<'_> {
         let whole = part.from == (0..part.group.outputs);
         let (start, width) = (part.from.start, part.from.len());
         let right = if whole { right } else { Param::from_tensor(right.val().narrow(1, start, width)) };
-        Ok(Factors { left, right, share })
+        Ok(Factors { left, right, pivots: self.pivots(part.group)?, share })
+    }
+
+    /// The inputs that the basis of a group passes on, if it does.
+    fn pivots(&mut self, group: &SavedGroup) -> Result<Option<Pivots>, ModelError> {
+        let Some(name) = group.pivots() else { return Ok(None) };
+        if let Some(known) = self.pivots.get(&name) {
+            return Ok(Some(known.clone()));
+        }
+        let (numbers, _) = self.numbers(&name)?;
+        let pivots = checked_pivots(&name, &numbers, group.rank, group.inputs)?;
+        let pivots = Pivots::new(&name, &pivots, group.inputs, self.device)?;
+        self.pivots.insert(name, pivots.clone());
+        Ok(Some(pivots))
     }
 
     fn factor(&mut self, name: &str) -> Result<Param<Tensor<2>>, ModelError> {
@@ -236,7 +258,7 @@ impl Decoder {
         config.validate()?;
         let specs = weight_specs(&config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         let split = config.split.clone();
-        let mut loader = Loader { specs, source, device, split, bases: HashMap::new() };
+        let mut loader = Loader { specs, source, device, split, bases: HashMap::new(), pivots: HashMap::new() };
         let decoder = &config.decoder;
         let embed = loader.table("embed.weight")?;
         let position = loader.optional("position.weight")?;

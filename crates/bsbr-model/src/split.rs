@@ -1,6 +1,8 @@
 //! Linear layers of a decoder in parts, in memory.
 
-use bsbr_splitlinear::{BlockModel, Factors, GroupFactors, SavedGroup, SavedSplit, See, Share, SplitError, Tap};
+use bsbr_splitlinear::{
+    BlockModel, Factors, Form, GroupFactors, Pivots, SavedGroup, SavedSplit, See, Share, SplitError, Tap,
+};
 use burn::{
     module::Param,
     tensor::{Tensor, TensorData},
@@ -119,15 +121,26 @@ impl BlockModel for Decoder {
         Decoder::run_block(self, block, states, &mut |role, x| see(&LinearPlace { layer: block, role }.input_name(), x))
     }
 
+    fn logits(&self, states: Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward(states),
+            None => states,
+        };
+        Ok(Decoder::logits(self, states))
+    }
+
     fn install(&mut self, group: &SavedGroup, factors: &GroupFactors) -> Result<(), ModelError> {
-        let GroupFactors { share, rank, inputs, outputs, basis, coefficients } = factors;
+        let GroupFactors { share, rank, inputs, outputs, pivots, basis, coefficients } = factors;
         let (shape, wanted) = ((*rank, *inputs, *outputs), (group.rank, group.inputs, group.outputs));
-        if shape != wanted || coefficients.len() != group.members.len() {
-            let (expected, found) = (format!("rank, inputs and outputs {wanted:?}"), format!("{shape:?}"));
+        let passed_on = if group.form == Form::Pivoted { *rank } else { 0 };
+        if shape != wanted || pivots.len() != passed_on || coefficients.len() != group.members.len() {
+            let expected = format!("rank, inputs and outputs {wanted:?} with {passed_on} pivots");
+            let found = format!("{shape:?} with {}", pivots.len());
             return Err(SplitError::Shape { module: group.name.clone(), expected, found }.into());
         }
         let output = *share == Share::Output;
-        let left = |numbers: &[f32]| self.factor(numbers, *inputs, *rank);
+        let pivots = group.pivots().map(|name| Pivots::new(&name, pivots, *inputs, &self.device())).transpose()?;
+        let left = |numbers: &[f32]| self.factor(numbers, *inputs - passed_on, *rank);
         let right = |numbers: &[f32]| self.factor(numbers, *rank, *outputs);
         let basis = if output { right(basis) } else { left(basis) };
         let coefficients: Vec<_> = coefficients.iter().map(|c| if output { left(c) } else { right(c) }).collect();
@@ -148,7 +161,7 @@ impl BlockModel for Decoder {
                 let whole = target.width == *outputs;
                 let right =
                     if whole { right.clone() } else { Param::from_tensor(right.val().narrow(1, from, target.width)) };
-                let factors = Factors { left: left.clone(), right, share: *share };
+                let factors = Factors { left: left.clone(), right, pivots: pivots.clone(), share: *share };
                 *projection = Projection::Split(split.compress(part, factors)?);
                 from += target.width;
             }

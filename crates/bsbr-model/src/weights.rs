@@ -13,6 +13,8 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
     /// Added by BSBR: not part of the original model and never exported.
     pub extra: bool,
+    /// Whole numbers, which files keep as I32.
+    pub whole: bool,
 }
 
 /// Prefix of the weights BSBR adds.
@@ -66,8 +68,12 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     if d.head.bias {
         list.add("head.bias".into(), &[d.vocab_size]);
     }
-    for (name, shape) in config.split.iter().flat_map(|split| split.tensors()) {
-        list.add(name, &shape);
+    for group in config.split.iter().flat_map(|split| &split.groups) {
+        let pivots = group.pivots();
+        for (name, shape) in group.tensors() {
+            let whole = Some(&name) == pivots.as_ref();
+            list.specs.push(WeightSpec { name, shape, extra: false, whole });
+        }
     }
     list.specs
 }
@@ -83,7 +89,7 @@ struct List<'a> {
 impl List<'_> {
     fn add(&mut self, name: String, shape: &[usize]) {
         let extra = name.starts_with(EXTRA_PREFIX);
-        self.specs.push(WeightSpec { name, shape: shape.to_vec(), extra });
+        self.specs.push(WeightSpec { name, shape: shape.to_vec(), extra, whole: false });
     }
 
     fn linear(&mut self, name: String, out: usize, input: usize, bias: bool) {

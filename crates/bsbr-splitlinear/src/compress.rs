@@ -1,7 +1,8 @@
 //! One group at a time: from weights and moments to factors.
 
 use crate::{
-    GroupReport, Moments, Objective, PairedMoments, RefitReport, RefitSettings, Ridge, Share, SplitError, Weighting,
+    Form, GroupReport, GroupSize, Moments, Objective, PairedMoments, RefitReport, RefitSettings, Ridge, Share,
+    SplitError, Weighting,
 };
 
 /// What is known of the inputs of a layer.
@@ -35,6 +36,8 @@ pub struct Group<'a> {
     pub name: &'a str,
     /// The side whose basis is shared; [`Share::None`] takes one member.
     pub share: Share,
+    /// How the factors are kept; [`Form::Pivoted`] not with [`Share::Output`].
+    pub form: Form,
     /// Width of what a member reads.
     pub inputs: usize,
     /// Width of what a member gives.
@@ -43,6 +46,14 @@ pub struct Group<'a> {
     pub rank: usize,
     /// The layers.
     pub members: &'a [Member<'a>],
+}
+
+impl Group<'_> {
+    /// Its sizes.
+    pub fn size(&self) -> GroupSize {
+        let Self { form, share, inputs, outputs, members, .. } = *self;
+        GroupSize { form, share, layers: members.len(), inputs, outputs }
+    }
 }
 
 /// How groups are solved.
@@ -59,7 +70,8 @@ pub struct SolveSettings {
 }
 
 /// The factors of a group, row by row: `W_i` is about `basis coefficients[i]` for [`Share::Input`] and [`Share::None`],
-/// `coefficients[i] basis` for [`Share::Output`].
+/// `coefficients[i] basis` for [`Share::Output`]. Of pivoted factors the basis is the identity in the rows of the pivots,
+/// which are not kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupFactors {
     /// The side whose basis is shared.
@@ -70,7 +82,9 @@ pub struct GroupFactors {
     pub inputs: usize,
     /// Width of what a member gives.
     pub outputs: usize,
-    /// `[inputs, rank]`, or `[rank, outputs]` for [`Share::Output`].
+    /// The input that each dimension passes on, where factors are pivoted; else none.
+    pub pivots: Vec<u32>,
+    /// `[inputs, rank]`, of pivoted factors without the rows of the pivots; `[rank, outputs]` for [`Share::Output`].
     pub basis: Vec<f32>,
     /// `[rank, outputs]` for each member, or `[inputs, rank]` for [`Share::Output`].
     pub coefficients: Vec<Vec<f32>>,
@@ -100,6 +114,13 @@ pub struct Spectrum {
 }
 
 impl Spectrum {
+    /// The spectrum in other units: those in which what is lost from rank `rank` on comes to `loss`.
+    pub fn scaled(&self, rank: usize, loss: f64) -> Self {
+        let lost: f64 = self.values.iter().skip(rank).sum();
+        let unit = if lost > 0.0 { loss / lost } else { 0.0 };
+        Self { values: self.values.iter().map(|value| value * unit).collect(), energy: self.energy * unit }
+    }
+
     /// Exponential of the entropy of the squared singular values: how many directions matter.
     pub fn effective_rank(&self) -> f64 {
         let total: f64 = self.values.iter().sum();

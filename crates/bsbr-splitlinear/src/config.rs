@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use values::{CalibrationMode, Objective, RankAllocation, Refit, Ridge, Share, Split, Weighting};
+pub use values::{CalibrationMode, Form, Objective, RankAllocation, Refit, Ridge, Share, Split, Weighting};
 
 use crate::SplitError;
 
@@ -45,6 +45,8 @@ pub struct SplitConfig {
     pub groups: Option<Vec<Vec<usize>>>,
     /// The fraction of the parameters of each group that is kept: above 0, at most 1.
     pub keep: f64,
+    /// How factors are kept.
+    pub form: Form,
     /// Layers that are left as they are.
     pub exclude_layers: Vec<usize>,
     /// What the error is measured on.
@@ -163,10 +165,25 @@ impl SplitConfig {
         kept("keep", self.keep)?;
         check_groups("groups", self.groups.as_deref())?;
         self.calibration.validate()?;
+        if self.rank == RankAllocation::Sensitivity && self.objective == Objective::Weights {
+            let expected = "`uniform`, `d-rank` or `marginal-loss`, because `objective` is `weights` and needs no text";
+            return Err(SplitError::setting("rank", expected, "`sensitivity`"));
+        }
+        if self.rank == RankAllocation::Sensitivity && self.calibration.holdout == 0.0 {
+            let expected = "above 0, because `rank` is `sensitivity`: held-out text judges it";
+            return Err(SplitError::setting("calibration.holdout", expected, 0));
+        }
         if !(self.refit.rho.is_finite() && self.refit.rho >= 0.0) {
             return Err(SplitError::setting("refit.rho", "0 or more", self.refit.rho));
         }
-        self.weight_types.iter().try_for_each(|(name, weight_type)| weight_type.validate(name))
+        self.weight_types.iter().try_for_each(|(name, weight_type)| {
+            weight_type.validate(name)?;
+            if self.form == Form::Pivoted && weight_type.share == Share::Output {
+                let expected = "`input` or `none`, because `form` is `pivoted`: pivots are inputs";
+                return Err(SplitError::setting(format!("weight_types.{name}.share"), expected, "`output`"));
+            }
+            Ok(())
+        })
     }
 
     /// What the solvers need of the configuration.

@@ -150,6 +150,14 @@ pub enum SplitError {
         /// The checks that failed.
         problem: String,
     },
+    /// The inputs that a basis passes on are not such.
+    #[error("`{tensor}` {problem}; the compressed model is damaged: compress the original again")]
+    Pivots {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file of moments is damaged, hostile or of something else.
     #[error("{}: {problem}; it is not a file of moments as calibration writes it: calibrate again", path.display())]
     MomentsFile {

@@ -3,14 +3,16 @@
 //! A linear layer `y = x W` is cut into parts (the whole, queries, keys and values, or single heads), and the same part of
 //! several layers becomes one basis for all of them and coefficients for each: `y = (x basis) coefficients`, or
 //! `y = (x coefficients) basis` where the side of the outputs is shared. Which directions are kept is decided by what the
-//! layers read on calibration text, in closed form and without an inverse.
+//! layers read on calibration text, in closed form and without an inverse. Where the factors are pivoted ([`Form`]) the
+//! basis passes some inputs on as they are, so that a rank costs fewer parameters and multiplications than two factors.
 //!
 //! 1. [`SplitConfig`] says which layers are meant, how they are cut and grouped, and what fraction is kept.
 //! 2. [`plan()`] turns it and the shapes of a model into groups and ranks, and refuses what does not fit. It needs no
 //!    weights.
 //! 3. [`Moments`] gather what each layer reads; [`MomentsWriter`] keeps them for any later fraction. [`PairedMoments`] do
 //!    so for a model whose earlier layers are compressed already.
-//! 4. [`group_spectrum`] and [`allocate`] move parameters to the groups that need them, at the same total.
+//! 4. [`group_spectrum`] and [`allocate`] move parameters to the groups that need them, at the same total;
+//!    [`sensitivities`] measures what an error of each group does to what a model predicts.
 //! 5. [`compress_group`] gives factors and a report, one group at a time.
 //!
 //! The crate depends on no model, downloads nothing and prints nothing. It never guesses: a pattern that matches nothing,
@@ -54,6 +56,7 @@
 //!     &Group {
 //!         name: &group.name,
 //!         share: group.share,
+//!         form: group.form,
 //!         inputs: group.inputs,
 //!         outputs: group.outputs,
 //!         rank: group.rank.expect("these factors are smaller than the weights"),
@@ -71,6 +74,7 @@ mod config;
 mod error;
 mod linear;
 mod moments;
+mod pivots;
 mod plan;
 mod rank;
 mod report;
@@ -82,17 +86,18 @@ pub use compress::{
     Calibration, Group, GroupFactors, Member, SolveSettings, Spectrum, compress_group, group_spectrum, refit_member,
 };
 pub use config::{
-    CalibrationMode, CalibrationSettings, Objective, RankAllocation, Refit, RefitSettings, Ridge, Share, Split,
+    CalibrationMode, CalibrationSettings, Form, Objective, RankAllocation, Refit, RefitSettings, Ridge, Share, Split,
     SplitConfig, WeightType, Weighting,
 };
 pub use error::SplitError;
-pub use linear::{Factors, Run, ShareLinear, ShareState, SplitLinear, Tap};
+pub use linear::{Factors, Pivots, Run, ShareLinear, ShareState, SplitLinear, Tap};
 pub use moments::{Moments, MomentsFile, MomentsHeader, MomentsWriter, PairedMoments};
-pub use plan::{LinearShape, Plan, PlanWarning, PlannedGroup, PlannedLinear, PlannedPart, plan};
-pub use rank::{allocate, rank_for};
+pub use pivots::checked_pivots;
+pub use plan::{GroupSize, LinearShape, Plan, PlanWarning, PlannedGroup, PlannedLinear, PlannedPart, plan};
+pub use rank::allocate;
 pub use report::{Decomposition, GroupReport, MemberReport, RefitOutcome, RefitReport};
-pub use saved::{SavedGroup, SavedMember, SavedPart, SavedSplit, SavedTarget, dense_of_stored, stored_tensors};
+pub use saved::{SavedGroup, SavedMember, SavedPart, SavedSplit, SavedTarget, StoredFactors, stored_tensors};
 pub use stream::{
     AnchoredSettings, BlockModel, CompressedGroup, See, Window, calibrate, choose_windows, compress_alone,
-    compress_anchored, member_weight, moments_entries, read_moments, spectrum,
+    compress_anchored, held_out_divergence, member_weight, moments_entries, read_moments, sensitivities, spectrum,
 };

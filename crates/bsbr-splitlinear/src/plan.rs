@@ -2,13 +2,16 @@
 
 mod groups;
 mod parts;
+mod size;
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::{Share, SplitConfig, SplitError};
+pub use size::GroupSize;
+
+use crate::{Form, Share, SplitConfig, SplitError};
 
 /// A linear layer as a model names it. Its weight is `[inputs, outputs]`: `y = x W + b`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,6 +63,8 @@ pub struct PlannedGroup {
     pub weight_type: String,
     /// The side whose basis is shared.
     pub share: Share,
+    /// How its factors are kept.
+    pub form: Form,
     /// Indices into [`Plan::linears`] and into the parts of that layer, by rising layer.
     pub members: Vec<(usize, usize)>,
     /// Width of what a member reads.
@@ -150,50 +155,31 @@ pub fn plan(config: &SplitConfig, linears: &[LinearShape]) -> Result<Plan, Split
 }
 
 impl PlannedGroup {
+    /// Its sizes.
+    pub fn size(&self) -> GroupSize {
+        let (layers, inputs, outputs) = (self.members.len(), self.inputs, self.outputs);
+        GroupSize { form: self.form, share: self.share, layers, inputs, outputs }
+    }
+
     /// Numbers in the weights of all members.
     pub fn parameters_before(&self) -> usize {
-        self.members.len() * self.inputs * self.outputs
+        self.size().dense()
     }
 
     /// Numbers in the factors, or in the weights where these stay.
     pub fn parameters_after(&self) -> usize {
-        self.rank.map_or_else(|| self.parameters_before(), |rank| rank * self.parameters_per_rank())
-    }
-
-    /// Numbers that one more dimension of the basis costs.
-    pub fn parameters_per_rank(&self) -> usize {
-        parameters_per_rank(self.share, self.members.len(), self.inputs, self.outputs)
-    }
-
-    /// Largest rank that a product of the factors can have.
-    pub fn largest_rank(&self) -> usize {
-        let layers = self.members.len();
-        match self.share {
-            Share::Input => self.inputs.min(layers * self.outputs),
-            Share::Output => self.outputs.min(layers * self.inputs),
-            Share::None => self.inputs.min(self.outputs),
-        }
+        self.rank.map_or_else(|| self.parameters_before(), |rank| self.size().parameters(rank))
     }
 
     /// Multiplications of a member in units of those of the dense layer, when it runs by itself.
     pub fn flop_ratio(&self) -> f64 {
-        let (inputs, outputs) = (self.inputs as f64, self.outputs as f64);
-        self.rank.map_or(1.0, |rank| rank as f64 * (inputs + outputs) / (inputs * outputs))
+        self.rank.map_or(1.0, |rank| self.size().flop_ratio(rank))
     }
 
     /// Sets the rank, or `None` where the factors would be no smaller than the weights.
     pub(crate) fn set_rank(&mut self, rank: usize) {
-        let rank = rank.min(self.largest_rank());
-        self.rank = (rank * self.parameters_per_rank() < self.parameters_before()).then_some(rank);
-    }
-}
-
-/// Numbers that one dimension of a basis costs: its own and those of the coefficients of every layer.
-pub(crate) fn parameters_per_rank(share: Share, layers: usize, inputs: usize, outputs: usize) -> usize {
-    match share {
-        Share::Input => inputs + layers * outputs,
-        Share::Output => layers * inputs + outputs,
-        Share::None => layers * (inputs + outputs),
+        let rank = rank.min(self.size().largest_rank());
+        self.rank = (self.size().parameters(rank) < self.parameters_before()).then_some(rank);
     }
 }
 

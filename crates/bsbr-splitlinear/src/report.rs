@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Share;
+use crate::{Form, Share};
 
 /// How a decomposition was computed. Every one is checked; the second is the fallback of the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,9 @@ pub struct GroupReport {
     pub name: String,
     /// The side whose basis is shared.
     pub share: Share,
+    /// How its factors are kept.
+    #[serde(default)]
+    pub form: Form,
     /// Width of what a member reads.
     pub inputs: usize,
     /// Width of what a member gives.

@@ -8,14 +8,15 @@ use std::{
 use faer::{Accum, Mat, get_global_parallelism, linalg::matmul::matmul};
 use serde::{Deserialize, Serialize};
 
-use crate::{GroupFactors, Plan, Share, SplitError};
+use crate::{Form, GroupFactors, GroupSize, Plan, Share, SplitError, checked_pivots, pivots::others};
 
 /// The compressed parts of a model, as its configuration keeps them.
 ///
 /// The numbers are tensors beside the others of the model: `share.{group}.basis`, once for all its members, and
 /// `share.{part}.coef` for each member. Both are stored as linear weights are, `[outputs, inputs]`: a shared input side as
 /// a basis `[rank, inputs]` and coefficients `[outputs, rank]`, a shared output side as coefficients `[rank, inputs]` and
-/// a basis `[outputs, rank]`. Outputs stand in the order of the layers that [`SavedTarget`] names. What remains of a
+/// a basis `[outputs, rank]`. A pivoted basis is `[rank, inputs - rank]`, without the inputs that it passes on; which
+/// they are is `share.{group}.pivots`, `[rank]` whole numbers (I32). Outputs stand in the order of the layers that [`SavedTarget`] names. What remains of a
 /// weight is stored under its own name, outputs that no part takes in their order; nothing where all are taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +42,9 @@ pub struct SavedGroup {
     pub name: String,
     /// The side that is shared.
     pub share: Share,
+    /// How its factors are kept.
+    #[serde(default, skip_serializing_if = "Form::is_two_factor")]
+    pub form: Form,
     /// Numbers between basis and coefficient.
     pub rank: usize,
     /// Inputs of every member.
@@ -79,64 +83,102 @@ impl SavedGroup {
         format!("share.{}.basis", self.name)
     }
 
-    /// Name and shape of every tensor, the basis first.
-    pub fn tensors(&self) -> Vec<(String, [usize; 2])> {
-        let (left, right) = ([self.rank, self.inputs], [self.outputs, self.rank]);
+    /// Name of the tensor of the pivots, where there are some.
+    pub fn pivots(&self) -> Option<String> {
+        (self.form == Form::Pivoted).then(|| format!("share.{}.pivots", self.name))
+    }
+
+    /// Its sizes.
+    pub fn size(&self) -> GroupSize {
+        let Self { form, share, inputs, outputs, ref members, .. } = *self;
+        GroupSize { form, share, layers: members.len(), inputs, outputs }
+    }
+
+    /// Name and shape of every tensor: the basis, its pivots where there are some, the coefficients.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let passed_on = if self.form == Form::Pivoted { self.rank } else { 0 };
+        let left = [self.rank, self.inputs.saturating_sub(passed_on)];
+        let right = [self.outputs, self.rank];
         let (basis, coefficient) = if self.share == Share::Output { (right, left) } else { (left, right) };
-        let coefficients = self.members.iter().map(|member| (member.coefficient(), coefficient));
-        std::iter::once((self.basis(), basis)).chain(coefficients).collect()
+        let pivots = self.pivots().map(|name| (name, vec![self.rank]));
+        let coefficients = self.members.iter().map(|member| (member.coefficient(), coefficient.to_vec()));
+        std::iter::once((self.basis(), basis.to_vec())).chain(pivots).chain(coefficients).collect()
     }
 
     /// Numbers in its tensors.
     pub fn parameters(&self) -> usize {
-        self.tensors().iter().map(|(_, [rows, width])| rows * width).sum()
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 }
 
-/// The map that stored factors make together, `[outputs, inputs]`: `right` `[outputs, rank]` times `left` `[rank, inputs]`,
-/// summed in f64.
-///
-/// # Errors
-///
-/// [`SplitError`] if the factors are of other sizes.
-pub fn dense_of_stored(
-    name: &str,
-    right: &[f32],
-    left: &[f32],
-    [outputs, rank, inputs]: [usize; 3],
-) -> Result<Vec<f32>, SplitError> {
-    for (factor, rows, columns) in [(right, outputs, rank), (left, rank, inputs)] {
-        if rows.checked_mul(columns) != Some(factor.len()) {
-            let expected = format!("a factor of {rows} x {columns} numbers");
-            return Err(SplitError::shape(name, expected, factor.len().to_string()));
+/// The factors of a part as they are stored; see [`SavedSplit`].
+#[derive(Debug, Clone, Copy)]
+pub struct StoredFactors<'a> {
+    /// `[outputs, rank]`.
+    pub right: &'a [f32],
+    /// `[rank, inputs]`, without the inputs that are pivots.
+    pub left: &'a [f32],
+    /// The input that each dimension passes on; none of two factors.
+    pub pivots: Option<&'a [f32]>,
+}
+
+impl StoredFactors<'_> {
+    /// The map that they make together, `[outputs, inputs]`, summed in f64.
+    ///
+    /// # Errors
+    ///
+    /// [`SplitError`] if they are of other sizes, or the pivots are not such.
+    pub fn dense(&self, name: &str, [outputs, rank, inputs]: [usize; 3]) -> Result<Vec<f32>, SplitError> {
+        let pivots = match self.pivots {
+            Some(numbers) => checked_pivots(name, numbers, rank, inputs)?,
+            None => Vec::new(),
+        };
+        let rest = others(inputs, pivots.iter().map(|&pivot| pivot as usize));
+        for (factor, rows, columns) in [(self.right, outputs, rank), (self.left, rank, rest.len())] {
+            if rows.checked_mul(columns) != Some(factor.len()) {
+                let expected = format!("a factor of {rows} x {columns} numbers");
+                return Err(SplitError::shape(name, expected, factor.len().to_string()));
+            }
         }
+        let matrix = |numbers: &[f32], rows: usize, columns: usize| {
+            Mat::<f64>::from_fn(rows, columns, |row, column| f64::from(numbers[row * columns + column]))
+        };
+        let mut product = Mat::<f64>::zeros(outputs, rest.len());
+        let (right, left) = (matrix(self.right, outputs, rank), matrix(self.left, rank, rest.len()));
+        matmul(&mut product, Accum::Replace, &right, &left, 1.0, get_global_parallelism());
+        let mut dense = vec![0.0; outputs * inputs];
+        for (row, dense) in dense.chunks_exact_mut(inputs.max(1)).enumerate() {
+            for (column, &input) in rest.iter().enumerate() {
+                dense[input] = product[(row, column)] as f32;
+            }
+            for (dimension, &pivot) in pivots.iter().enumerate() {
+                dense[pivot as usize] = right[(row, dimension)] as f32;
+            }
+        }
+        Ok(dense)
     }
-    let matrix = |numbers: &[f32], rows: usize, columns: usize| {
-        Mat::<f64>::from_fn(rows, columns, |row, column| f64::from(numbers[row * columns + column]))
-    };
-    let mut product = Mat::<f64>::zeros(outputs, inputs);
-    let (right, left) = (matrix(right, outputs, rank), matrix(left, rank, inputs));
-    matmul(&mut product, Accum::Replace, &right, &left, 1.0, get_global_parallelism());
-    Ok((0..outputs).flat_map(|row| (0..inputs).map(move |column| (row, column))).map(|at| product[at] as f32).collect())
 }
 
-/// The tensors of a group as they are stored, basis first; see [`SavedSplit`].
+/// The tensors of a group as they are stored, in the order of [`SavedGroup::tensors`]; pivots as whole numbers.
 ///
 /// # Errors
 ///
 /// [`SplitError`] if the factors are not those of the group.
 pub fn stored_tensors(group: &SavedGroup, factors: &GroupFactors) -> Result<Vec<(String, Vec<f32>)>, SplitError> {
-    let numbers = std::iter::once(&factors.basis).chain(&factors.coefficients);
+    let pivots: Vec<f32> = factors.pivots.iter().map(|&pivot| pivot as f32).collect();
+    let pivots = (group.form == Form::Pivoted).then_some(&pivots);
+    let numbers = std::iter::once(&factors.basis).chain(pivots).chain(&factors.coefficients);
     let tensors = group.tensors();
-    if tensors.len() != 1 + factors.coefficients.len() || factors.share != group.share {
+    if group.members.len() != factors.coefficients.len() || factors.share != group.share {
         let expected = format!("{} coefficients with the {:?} side shared", group.members.len(), group.share);
         let found = format!("{} with {:?}", factors.coefficients.len(), factors.share);
         return Err(SplitError::shape(&group.name, expected, found));
     }
-    let stored = tensors.into_iter().zip(numbers).map(|((name, [rows, columns]), numbers)| {
-        if numbers.len() != rows * columns {
-            return Err(SplitError::shape(&name, format!("{rows} x {columns} numbers"), numbers.len().to_string()));
+    let stored = tensors.into_iter().zip(numbers).map(|((name, shape), numbers)| {
+        if numbers.len() != shape.iter().product::<usize>() {
+            return Err(SplitError::shape(&name, format!("numbers of the shape {shape:?}"), numbers.len().to_string()));
         }
+        let [rows, columns] = shape[..] else { return Ok((name, numbers.clone())) };
         // Factors are kept `[inputs, outputs]`.
         let turned = (0..rows).flat_map(|row| (0..columns).map(move |column| numbers[column * rows + row]));
         Ok((name, turned.collect()))
@@ -192,6 +234,7 @@ impl SavedSplit {
             groups.push(SavedGroup {
                 name: group.name.clone(),
                 share: group.share,
+                form: group.form,
                 rank,
                 inputs: group.inputs,
                 outputs: group.outputs,
@@ -217,11 +260,15 @@ impl SavedSplit {
         let mut taken: BTreeMap<&str, Vec<Range<usize>>> = BTreeMap::new();
         for group in &self.groups {
             let name = &group.name;
-            let largest = group.inputs.min(group.outputs.saturating_mul(group.members.len()));
-            let most = if group.share == Share::Output {
-                group.inputs.saturating_mul(group.members.len()).min(group.outputs)
-            } else {
-                largest
+            let most = match (group.share, group.form) {
+                (Share::Output, Form::Pivoted) => {
+                    return Err(format!("group `{name}` is pivoted with a shared output side: pivots are inputs"));
+                }
+                (Share::Output, Form::TwoFactor) => group.inputs.saturating_mul(group.members.len()).min(group.outputs),
+                (_, form) => {
+                    let most = group.inputs.min(group.outputs.saturating_mul(group.members.len()));
+                    if form == Form::Pivoted { most.min(group.inputs.saturating_sub(1)) } else { most }
+                }
             };
             if group.rank == 0 || group.rank > most {
                 return Err(format!("group `{name}` has rank {}, expected 1 to {most}", group.rank));
@@ -292,7 +339,7 @@ impl SavedSplit {
     }
 
     /// Name and shape of every tensor of the groups.
-    pub fn tensors(&self) -> Vec<(String, [usize; 2])> {
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         self.groups.iter().flat_map(SavedGroup::tensors).collect()
     }
 }

@@ -4,6 +4,7 @@ mod basis;
 mod decompose;
 mod layer;
 mod matrix;
+mod pivot;
 mod refit;
 mod store;
 
@@ -14,9 +15,8 @@ use faer::Mat;
 use self::basis::{Solution, weights_of};
 use self::layer::{Judge, Layer};
 use self::refit::product;
-use crate::plan::parameters_per_rank;
 use crate::{
-    Group, GroupFactors, GroupReport, Member, MemberReport, Objective, Refit, RefitOutcome, RefitReport, Share,
+    Form, Group, GroupFactors, GroupReport, Member, MemberReport, Objective, Refit, RefitOutcome, RefitReport, Share,
     SolveSettings, Spectrum, SplitError,
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn compress(group: &Group<'_>, settings: &SolveSettings) -> Result<(G
 
     let before = error_of(&layers, group.share, &basis, &coefficients, true);
     let outcome = refit(&layers, group.share, settings, &mut basis, &mut coefficients);
-    let factors = store::factors(group.share, basis, coefficients, &scales);
+    let factors = store::factors((group.share, group.form), basis, coefficients, &scales);
     let (basis, coefficients) = store::read(&factors);
 
     let after = error_of(&layers, group.share, &basis, &coefficients, true);
@@ -43,12 +43,13 @@ pub(crate) fn compress(group: &Group<'_>, settings: &SolveSettings) -> Result<(G
     let report = GroupReport {
         name: group.name.to_owned(),
         share: group.share,
+        form: group.form,
         inputs: group.inputs,
         outputs: group.outputs,
         rank,
-        parameters_before: layers.len() * group.inputs * group.outputs,
-        parameters_after: rank * parameters_per_rank(group.share, layers.len(), group.inputs, group.outputs),
-        flop_ratio: rank as f64 * (group.inputs + group.outputs) as f64 / (group.inputs as f64 * group.outputs as f64),
+        parameters_before: group.size().dense(),
+        parameters_after: group.size().parameters(rank),
+        flop_ratio: group.size().flop_ratio(rank),
         effective_rank: spectrum.effective_rank(),
         error: error_of(&layers, group.share, &basis, &coefficients, false).unwrap_or(0.0),
         held_out_error: after,
@@ -128,6 +129,9 @@ fn layers_of(group: &Group<'_>, settings: &SolveSettings) -> Result<Vec<Layer>, 
     if group.share == Share::None && members > 1 {
         return Err(SplitError::shape(group.name, "one layer, because nothing is shared", members.to_string()));
     }
+    if group.share == Share::Output && group.form == Form::Pivoted {
+        return Err(SplitError::shape(group.name, "two factors, because its outputs are shared", "pivoted ones"));
+    }
     group.members.iter().map(|member| Layer::new(member, group.inputs, group.outputs, settings)).collect()
 }
 
@@ -136,11 +140,7 @@ fn usable_rank(group: &Group<'_>) -> Result<usize, SplitError> {
     if group.rank == 0 {
         return Err(SplitError::shape(group.name, "a rank of 1 or more", "0"));
     }
-    let layers = group.members.len();
-    Ok(group.rank.min(match group.share {
-        Share::Input | Share::None => group.inputs.min(layers * group.outputs),
-        Share::Output => group.outputs.min(layers * group.inputs),
-    }))
+    Ok(group.rank.min(group.size().largest_rank()))
 }
 
 /// Fits to the layers' own inputs where the closed form had to pool them.

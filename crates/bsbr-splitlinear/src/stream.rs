@@ -3,10 +3,12 @@
 
 mod anchored;
 mod independent;
+mod sensitivity;
 mod windows;
 
 pub use anchored::{AnchoredSettings, CompressedGroup, compress_anchored};
 pub use independent::{compress_alone, spectrum};
+pub use sensitivity::{held_out_divergence, sensitivities};
 pub use windows::{Window, choose_windows};
 
 use burn::tensor::Tensor;
@@ -55,6 +57,13 @@ pub trait BlockModel {
         states: Tensor<2>,
         see: &mut See<'_, Self::Error>,
     ) -> Result<Tensor<2>, Self::Error>;
+
+    /// What the model predicts from the states behind its last block: logits, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// If the states are no such.
+    fn logits(&self, states: Tensor<2>) -> Result<Tensor<2>, Self::Error>;
 
     /// Puts the factors of a group in the place of its weights, or of the factors it has.
     ///

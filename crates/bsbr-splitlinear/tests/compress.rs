@@ -1,8 +1,8 @@
 //! Groups through the public functions: what the factors compute, what the report says, what is refused.
 
 use bsbr_splitlinear::{
-    Calibration, Group, GroupFactors, Member, Moments, Objective, PairedMoments, Refit, RefitOutcome, RefitSettings,
-    Ridge, Share, SolveSettings, Weighting, compress_group, group_spectrum, refit_member,
+    Calibration, Form, Group, GroupFactors, Member, Moments, Objective, PairedMoments, Refit, RefitOutcome,
+    RefitSettings, Ridge, Share, SolveSettings, Weighting, compress_group, group_spectrum, refit_member,
 };
 use proptest::prelude::*;
 
@@ -67,7 +67,7 @@ fn member<'a>(weight: &'a [f32], fit: &'a Moments, held_out: Option<&'a Moments>
 }
 
 fn group<'a>(share: Share, rank: usize, members: &'a [Member<'a>]) -> Group<'a> {
-    Group { name: "fc.g0", share, inputs: INPUTS, outputs: OUTPUTS, rank, members }
+    Group { name: "fc.g0", share, form: Form::TwoFactor, inputs: INPUTS, outputs: OUTPUTS, rank, members }
 }
 
 fn no_ridge() -> SolveSettings {
@@ -206,6 +206,56 @@ fn plain_truncation_looks_at_no_text_but_is_measured_on_it() {
     let (_, aware) = compress_group(&group(Share::None, 4, &with_text), &SolveSettings::default()).unwrap();
     assert!(aware.error < report.error);
     assert_eq!(report.refit.outcome, RefitOutcome::NotNeeded);
+}
+
+#[test]
+fn pivoted_factors_are_the_same_matrix_in_fewer_numbers() {
+    let weights = [noise(INPUTS * OUTPUTS, 5), noise(INPUTS * OUTPUTS, 6)];
+    let fit = [moments(&text(200, 1)), moments(&text(200, 2))];
+    let members: Vec<_> = (0..2).map(|i| member(&weights[i], &fit[i], Some(&fit[1 - i]))).collect();
+    for (share, count) in [(Share::Input, 2), (Share::None, 1)] {
+        for rank in 1..OUTPUTS {
+            let two = group(share, rank, &members[..count]);
+            let (expected, two_report) = compress_group(&two, &SolveSettings::default()).unwrap();
+            let pivoted = Group { form: Form::Pivoted, ..two };
+            let (factors, report) = compress_group(&pivoted, &SolveSettings::default()).unwrap();
+            // One pivot for each dimension, each once, and no entry that would make rounding grow.
+            let mut pivots = factors.pivots.clone();
+            pivots.dedup();
+            assert_eq!(pivots.len(), rank);
+            assert!(pivots.is_sorted() && pivots.iter().all(|&pivot| (pivot as usize) < INPUTS));
+            assert_eq!(factors.basis.len(), (INPUTS - rank) * rank);
+            assert!(factors.basis.iter().all(|value| value.abs() <= 2.0 + 1e-5));
+            let numbers = factors.pivots.len() + factors.basis.len() + factors.coefficients.concat().len();
+            assert_eq!(report.parameters_after, numbers);
+            assert_eq!(report.parameters_after + rank * rank - rank, two_report.parameters_after);
+            for member in 0..count {
+                let (found, expected) = (factors.weight(member).unwrap(), expected.weight(member).unwrap());
+                let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(apart < 1e-5, "{share:?} {rank}: {apart}");
+                // The rows of the pivots are the coefficients themselves.
+                for (dimension, &pivot) in factors.pivots.iter().enumerate() {
+                    let own = &factors.coefficients[member][dimension * OUTPUTS..][..OUTPUTS];
+                    assert_eq!(&found[pivot as usize * OUTPUTS..][..OUTPUTS], own);
+                }
+            }
+            assert!((report.error - two_report.error).abs() < 1e-5);
+            assert!((report.held_out_error.unwrap() - two_report.held_out_error.unwrap()).abs() < 1e-5);
+        }
+    }
+    // Nothing cut: exact. Nothing there, or nothing shown: finite.
+    let whole = Group { form: Form::Pivoted, ..group(Share::None, OUTPUTS, &members[..1]) };
+    let (factors, _) = compress_group(&whole, &SolveSettings::default()).unwrap();
+    let worst = factors.weight(0).unwrap().iter().zip(&weights[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-5, "{worst}");
+    for weight in [vec![0.0; INPUTS * OUTPUTS], vec![1.0; INPUTS * OUTPUTS]] {
+        let members = [member(&weight, &fit[0], None)];
+        let flat = Group { form: Form::Pivoted, ..group(Share::None, 4, &members) };
+        let found = compress_group(&flat, &SolveSettings::default()).unwrap().0.weight(0).unwrap();
+        assert!(found.iter().zip(&weight).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+    }
+    let shared = Group { form: Form::Pivoted, ..group(Share::Output, 4, &members) };
+    assert!(compress_group(&shared, &SolveSettings::default()).unwrap_err().to_string().contains("fc.g0"));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bsbr_splitlinear::{Factors, Run, Share, ShareState, SplitLinear, Tap};
+use bsbr_splitlinear::{Factors, Pivots, Run, Share, ShareState, SplitLinear, Tap};
 use burn::{
     module::Param,
     nn::Linear,
@@ -40,6 +40,7 @@ fn factors(rank: usize, outputs: usize, share: Share) -> Factors {
     Factors {
         left: Param::from_tensor(random([INPUTS, rank])),
         right: Param::from_tensor(random([rank, outputs])),
+        pivots: None,
         share,
     }
 }
@@ -136,6 +137,53 @@ fn any_mixture_of_states_is_the_product_of_its_parts_with_the_bias_once() {
             assert_eq!(split.original.as_ref().map_or(0, |weight| weight.dims()[1]), kept, "dense numbers are kept");
         }
     }
+}
+
+#[test]
+fn a_pivoted_part_is_the_product_with_its_pivots_in_place() {
+    let pivots = [3_u32, 0, 20, 7, 11];
+    let rest: Vec<usize> = (0..INPUTS).filter(|&input| !pivots.contains(&(input as u32))).collect();
+    let linear = layer(true);
+    let dense = numbers(&linear.weight.val());
+    let bias = numbers(&linear.bias.as_ref().expect("a bias").val());
+    let split = SplitLinear::new(linear, columns()).expect("parts that fit");
+    let taken = Pivots::new("q", &pivots, INPUTS, &Device::flex()).expect("pivots");
+    let pivoted = |outputs: usize| Factors {
+        left: Param::from_tensor(random([INPUTS - 5, 5])),
+        pivots: Some(taken.clone()),
+        ..factors(5, outputs, Share::Input)
+    };
+    let own = pivoted(32);
+    let split = split.compress(0, own.clone()).expect("factors that fit");
+    assert_eq!(split.parameters(), (INPUTS - 5) * 5 + 5 + 5 * 32 + INPUTS * 32);
+    let (left, right) = (numbers(&own.left.val()), numbers(&own.right.val()));
+    let mut basis = vec![0.0; INPUTS * 5];
+    for (dimension, &pivot) in pivots.iter().enumerate() {
+        basis[pivot as usize * 5 + dimension] = 1.0;
+    }
+    for (row, &input) in rest.iter().enumerate() {
+        basis[input * 5..][..5].copy_from_slice(&left[row * 5..][..5]);
+    }
+    let made = product(&basis, &right, 5);
+    let mut weight = dense;
+    for input in 0..INPUTS {
+        weight[input * OUTPUTS..][..32].copy_from_slice(&made[input * 32..][..32]);
+    }
+    close(&split.dense_weight(), &weight);
+    for tokens in [1, 50] {
+        let x = random([tokens, INPUTS]);
+        let mut expected = product(&numbers(&x), &weight, INPUTS);
+        expected.chunks_mut(OUTPUTS).for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+        close(&split.forward(x), &expected);
+    }
+    // What does not fit is refused by name.
+    let refused = |pivots: &[u32], inputs| Pivots::new("q", pivots, inputs, &Device::flex()).map(drop).is_err();
+    assert!(refused(&[3, 3], INPUTS) && refused(&[24], INPUTS) && refused(&[0, 1], 2));
+    let wide = Pivots::new("q", &pivots, INPUTS + 1, &Device::flex()).expect("pivots");
+    assert!(split.clone().compress(1, Factors { pivots: Some(wide), ..pivoted(16) }).is_err());
+    let few = Pivots::new("q", &pivots[..4], INPUTS, &Device::flex()).expect("pivots");
+    assert!(split.clone().compress(1, Factors { pivots: Some(few), ..pivoted(16) }).is_err());
+    assert!(split.compress(1, Factors { pivots: None, ..pivoted(16) }).is_err());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Which layers are meant, how they are cut and grouped, and what rank they get.
 
 use bsbr_splitlinear::{
-    LinearShape, Plan, PlanWarning, RankAllocation, Share, Spectrum, SplitConfig, SplitError, allocate, plan, rank_for,
+    Form, GroupSize, LinearShape, Plan, PlanWarning, RankAllocation, Share, Spectrum, SplitConfig, SplitError,
+    allocate, plan,
 };
 use proptest::prelude::*;
 
@@ -56,6 +57,11 @@ fn one(extra: &str) -> String {
     format!("block_pattern = 'h\\.(\\d+)'\n[weight_types.attn]\npattern = '.*\\.attn\\.c_attn$'\n{extra}")
 }
 
+/// The rank of two factors.
+fn rank_for(keep: f64, layers: usize, inputs: usize, outputs: usize, share: Share) -> usize {
+    GroupSize { form: Form::TwoFactor, share, layers, inputs, outputs }.rank_for(keep)
+}
+
 #[test]
 fn ranks_are_the_published_ones() {
     let ranks = |keep, inputs, outputs, layers: &[usize]| {
@@ -88,6 +94,34 @@ fn rounding_of_the_fraction_kept_costs_no_rank() {
     }
     assert_eq!(rank_for(1.0 - 0.9, 1, 100, 100, Share::None), 5);
     assert_eq!(toml(&format!("remove = 20\n{}", one(""))).keep, 0.8);
+}
+
+#[test]
+fn a_rank_of_pivoted_factors_costs_what_their_numbers_are() {
+    // r (in + out - r) numbers and r pivots: by hand for 768 x 768 at 0.8, 423 * (1536 - 423) + 423 = 471,222 of 471,859,
+    // and 424 * (1536 - 424) + 424 = 471,912 would be too many.
+    for (inputs, outputs, layers, rank) in [
+        (768, 768, 1, 423),
+        (576, 576, 1, 317),
+        (576, 192, 1, 140),
+        (576, 1536, 1, 417),
+        (1536, 576, 1, 417),
+        (768, 768, 2, 532),
+    ] {
+        let size = GroupSize { form: Form::Pivoted, share: Share::Input, layers, inputs, outputs };
+        let numbers = |rank: usize| rank * (inputs - rank) + layers * rank * outputs + rank;
+        assert_eq!(size.rank_for(0.8), rank);
+        assert_eq!(size.parameters(rank), numbers(rank));
+        let allowed = 0.8 * (layers * inputs * outputs) as f64;
+        assert!(numbers(rank) as f64 <= allowed && numbers(rank + 1) as f64 > allowed);
+        // A matrix that is not cut costs no less than the weight, and multiplications are one less for each pivot.
+        assert!(size.parameters(size.largest_rank()) >= size.dense());
+        let multiplications = (rank * (inputs - rank) + rank * outputs) as f64;
+        assert!((size.flop_ratio(rank) - multiplications / (inputs * outputs) as f64).abs() < 1e-12);
+    }
+    let message =
+        fails(&format!("form = 'pivoted'\n{}", one("share = 'output'")), &[linear("h.0.attn.c_attn".into(), 8, 8)]);
+    assert!(message.contains("weight_types.attn.share") && message.contains("pivoted"), "{message}");
 }
 
 #[test]
@@ -281,6 +315,9 @@ fn inconsistencies_name_their_cause() {
     check(&(one("") + "\n[calibration]\nridge = 'some'"), &["some", "auto"]);
     check(&(one("") + "\n[calibration]\nsamples = 0"), &["calibration.samples"]);
     check(&(one("") + "\n[refit]\nrho = -1.0"), &["refit.rho"]);
+    let judged = format!("rank = 'sensitivity'\n{}\n[calibration]\nholdout = 0.0", one(""));
+    check(&judged, &["calibration.holdout", "sensitivity"]);
+    check(&format!("rank = 'sensitivity'\nobjective = 'weights'\n{}", one("")), &["rank", "weights"]);
 
     let mut uneven = attn.to_vec();
     uneven[1].outputs = 96;
@@ -321,14 +358,40 @@ fn spectrum(values: Vec<f64>) -> Spectrum {
 fn marginal_loss_gives_dimensions_to_the_largest_gains() {
     let mut plan = three_groups();
     assert_eq!(plan.groups[0].rank, Some(10));
-    // All 30 dimensions but one for each are taken by the 28 largest values, whichever group has them.
     let flat = spectrum(vec![1.0; 40]);
     let steep = spectrum((0..40).map(|index| 100.0 * 0.1_f64.powi(index)).collect());
     let none = spectrum(vec![0.0; 40]);
     allocate(&mut plan, &[flat, steep, none], RankAllocation::MarginalLoss).unwrap();
-    let ranks: Vec<_> = plan.groups.iter().map(|group| group.rank.unwrap()).collect();
-    // 19 is the largest rank at which 40 x 40 shrinks; the steep one has 3 values of 1 and more, the rest is left to it.
-    assert_eq!(ranks, [19, 10, 1]);
+    let ranks: Vec<_> = plan.groups.iter().map(|group| group.rank).collect();
+    // The first 20 dimensions' worth makes the flat one whole, which takes all its error away; the rest is left to the
+    // steep one.
+    assert_eq!(ranks, [None, Some(9), Some(1)]);
+}
+
+#[test]
+fn parameters_go_to_where_an_error_costs_predictions_most() {
+    let linears: Vec<_> = (0..3).map(|layer| linear(format!("h.{layer}.attn.c_attn"), 40, 40)).collect();
+    for form in ["two-factor", "pivoted"] {
+        let mut plan =
+            plan(&toml(&format!("keep = 0.6\nform = '{form}'\n{}", one("share = 'none'"))), &linears).unwrap();
+        let budget = plan.parameters_after();
+        let rank = plan.groups[0].rank.unwrap();
+        let alike = spectrum((0..40).map(|index| 0.85_f64.powi(index)).collect());
+        let spectra = [1.0, 0.03, 0.0].map(|loss| alike.scaled(rank, loss));
+        let lost = |of: usize, rank: usize| spectra[of].values.iter().skip(rank).sum::<f64>();
+        assert!((lost(0, rank) - 1.0).abs() < 1e-12 && (lost(1, rank) - 0.03).abs() < 1e-12 && lost(2, 1) == 0.0);
+        // The best of all ranks of the first two and 1 of the last; rank 40 stands for the weights as they are.
+        let size = plan.groups[0].size();
+        let cost = |rank: usize| if rank == 40 { size.dense() } else { size.parameters(rank).min(size.dense()) };
+        let fits = |&(a, b): &(usize, usize)| cost(a) + cost(b) + cost(1) <= budget;
+        let all = (1..=40).flat_map(|a| (1..=40).map(move |b| (a, b))).filter(fits);
+        let best = all.map(|(a, b)| lost(0, a) + lost(1, b)).fold(f64::MAX, f64::min);
+        allocate(&mut plan, &spectra, RankAllocation::Sensitivity).unwrap();
+        let ranks: Vec<usize> = plan.groups.iter().map(|group| group.rank.unwrap_or(40)).collect();
+        assert!(ranks[0] > ranks[1] && ranks[1] > ranks[2] && plan.parameters_after() <= budget, "{ranks:?}");
+        let found = lost(0, ranks[0]) + lost(1, ranks[1]);
+        assert!(found <= 1.1 * best, "{form} {ranks:?}: {found}, best {best}");
+    }
 }
 
 #[test]
@@ -348,9 +411,11 @@ proptest! {
         seeds in proptest::collection::vec(proptest::collection::vec(0.0..10.0_f64, 40), 3),
         keep in 0.1..0.95_f64,
         drank in any::<bool>(),
+        pivoted in any::<bool>(),
     ) {
         let linears: Vec<_> = (0..3).map(|layer| linear(format!("h.{layer}.attn.c_attn"), 40, 40)).collect();
-        let mut plan = plan(&toml(&format!("keep = {keep}\n{}", one("share = 'none'"))), &linears).unwrap();
+        let form = if pivoted { "pivoted" } else { "two-factor" };
+        let mut plan = plan(&toml(&format!("keep = {keep}\nform = '{form}'\n{}", one("share = 'none'"))), &linears).unwrap();
         let before = plan.parameters_after();
         let spectra: Vec<_> = seeds
             .into_iter()
@@ -363,7 +428,8 @@ proptest! {
         allocate(&mut plan, &spectra, how).unwrap();
         prop_assert!(plan.parameters_after() <= before);
         for group in &plan.groups {
-            prop_assert!((1..=40).contains(&group.rank.unwrap()));
+            let Some(rank) = group.rank else { continue };
+            prop_assert!((1..=40).contains(&rank));
             prop_assert!(group.parameters_after() < group.parameters_before());
         }
     }
@@ -371,17 +437,26 @@ proptest! {
     #[test]
     fn no_rank_keeps_more_than_asked(
         keep in 0.01..1.0_f64, layers in 1_usize..6, inputs in 1_usize..300, outputs in 1_usize..300, side in 0..3,
+        pivoted in any::<bool>(),
     ) {
         let share = [Share::Input, Share::Output, Share::None][side as usize];
-        let rank = rank_for(keep, layers, inputs, outputs, share);
-        let cost = |rank: usize| (rank * match share {
-            Share::Input => inputs + layers * outputs,
-            Share::Output => layers * inputs + outputs,
-            Share::None => layers * (inputs + outputs),
-        }) as f64;
+        let layers = if pivoted && share == Share::None { 1 } else { layers };
+        let form = if pivoted && share != Share::Output { Form::Pivoted } else { Form::TwoFactor };
+        let size = GroupSize { form, share, layers, inputs, outputs };
+        let rank = size.rank_for(keep);
+        let cost = |rank: usize| {
+            let two = rank * match share {
+                Share::Input => inputs + layers * outputs,
+                Share::Output => layers * inputs + outputs,
+                Share::None => layers * (inputs + outputs),
+            };
+            // A square of the basis is the identity; which rows it is in is one number for each.
+            (if form == Form::Pivoted { two - rank * rank + rank } else { two }) as f64
+        };
         let allowed = keep * (layers * inputs * outputs) as f64;
         prop_assert!(cost(rank) <= allowed * (1.0 + 1e-9) + 1e-6);
-        prop_assert!(cost(rank + 1) > allowed);
+        let limit = if form == Form::Pivoted { inputs.min(layers * outputs) } else { usize::MAX };
+        prop_assert!(rank == limit || cost(rank + 1) > allowed);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use bsbr_model::{LinearPlace, ModelConfig, weight_specs};
-use bsbr_splitlinear::{SavedSplit, Share, dense_of_stored};
+use bsbr_splitlinear::{SavedSplit, Share, StoredFactors};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -178,8 +178,11 @@ fn dense_weight(model: &ConvertedModel, split: &SavedSplit, name: &str) -> Resul
         let (left, right) = if part.group.share == Share::Output { (coefficient, basis) } else { (basis, coefficient) };
         let rank = part.group.rank;
         let right = &right[part.from.start * rank..part.from.end * rank];
-        let sizes = [part.from.len(), rank, inputs];
-        weight.extend(dense_of_stored(&part.member.part, right, &left, sizes).map_err(bsbr_model::ModelError::from)?);
+        let pivots = part.group.pivots().map(|name| read(&name)).transpose()?;
+        let factors = StoredFactors { right, left: &left, pivots: pivots.as_deref() };
+        let (name, sizes) = (part.group.pivots(), [part.from.len(), rank, inputs]);
+        let dense = factors.dense(name.as_ref().unwrap_or(&part.member.part), sizes);
+        weight.extend(dense.map_err(bsbr_model::ModelError::from)?);
     }
     weight.extend_from_slice(&rest[used..]);
     Ok(weight)

@@ -128,7 +128,12 @@ fn write_weights(
                 if let Some(at) = numbers.iter().position(|number| !number.is_finite()) {
                     return Err(bad(format!("holds {} at element {at}", numbers[at])));
                 }
-                write_numbers(&mut writer, &numbers)?;
+                if tensor.dtype == Dtype::I32 {
+                    let bytes: Vec<u8> = numbers.iter().flat_map(|&number| (number as i32).to_le_bytes()).collect();
+                    writer.write(&bytes)?;
+                } else {
+                    write_numbers(&mut writer, &numbers)?;
+                }
             }
         }
         done += tensor.bytes() as u64;
@@ -140,10 +145,11 @@ fn write_weights(
 fn tensor<'a>(
     model: &'a ConvertedModel,
     split: &SavedSplit,
-    WeightSpec { name, shape, .. }: WeightSpec,
+    WeightSpec { name, shape, whole, .. }: WeightSpec,
 ) -> Result<(TensorDeclaration, Origin<'a>), ConvertError> {
     let Some(recipe) = model.recipe(&name) else {
-        return Ok((TensorDeclaration { name, dtype: Dtype::F32, shape }, Origin::Factor));
+        let dtype = if whole { Dtype::I32 } else { Dtype::F32 };
+        return Ok((TensorDeclaration { name, dtype, shape }, Origin::Factor));
     };
     if recipe.shape == shape {
         return Ok((TensorDeclaration { name, dtype: recipe.dtype, shape }, Origin::Kept(recipe)));

@@ -1,4 +1,4 @@
-//! Numbers of the three weight formats.
+//! Numbers of the three weight formats, and whole numbers.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -8,12 +8,13 @@ pub(crate) fn is_weight_dtype(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// The numbers in `bytes`, little-endian, of a weight format.
+/// The numbers in `bytes`, little-endian, of a weight format or of I32, which is exact below 2^24.
 pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Box<dyn Iterator<Item = f32> + '_> {
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
         Dtype::F16 => Box::new(pairs().map(|b| f16::from_le_bytes(b).to_f32())),
         Dtype::BF16 => Box::new(pairs().map(|b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::I32 => Box::new(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32)),
         _ => Box::new(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
     }
 }
@@ -24,6 +25,9 @@ pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Box<dyn Iterator<Item = f32
 /// instructions, and all conversions and loads go through here.
 pub(crate) fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
     const BLOCK: usize = 4096;
+    if dtype == Dtype::I32 {
+        return None;
+    }
     let (size, exponent) = match dtype {
         Dtype::F16 => (2, 0x7c00_u32),
         Dtype::BF16 => (2, 0x7f80),

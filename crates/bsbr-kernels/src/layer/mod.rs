@@ -30,6 +30,6 @@ pub use heads::{Rotation, write_heads};
 pub use level::in_pool;
 pub use norm::{NormKind, RowNorm, normalise};
 pub use panels::{Panels, Rows};
-pub use product::{Linear, gated, project, project_joined};
+pub use product::{Linear, gated, project, project_joined, project_passing};
 pub use softcap::softcap;
 pub use softmax::softmax;

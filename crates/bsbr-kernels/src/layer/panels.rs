@@ -157,6 +157,29 @@ impl Panels {
         strips.map(|(at, strip)| (strip, self.lanes.min(self.tokens - at * self.lanes)))
     }
 
+    /// The same tokens with their numbers in another order: number `i` is number `order[i]` of before.
+    ///
+    /// # Panics
+    ///
+    /// If the order is not as long as a token is wide, or names a number that is not there.
+    pub(super) fn ordered(&self, order: &[u32]) -> Self {
+        assert_eq!(order.len(), self.width, "an order of {} numbers", self.width);
+        let mut ordered = Self::new(self.arch, self.tokens, self.width, self.lanes);
+        let (lanes, size) = (self.lanes, (self.width * self.lanes).max(1));
+        let copy = |(to, from): (&mut [f32], &[f32])| {
+            for (to, &number) in to.chunks_exact_mut(lanes).zip(order) {
+                to.copy_from_slice(&from[number as usize * lanes..][..lanes]);
+            }
+        };
+        if lanes == 1 {
+            // So few numbers that handing them over costs more than copying them.
+            ordered.data.chunks_exact_mut(size).zip(self.data.chunks_exact(size)).for_each(copy);
+        } else {
+            ordered.data.par_chunks_exact_mut(size).zip(self.data.par_chunks_exact(size)).for_each(copy);
+        }
+        ordered
+    }
+
     /// As rows `[tokens, width]`, written to `out`.
     ///
     /// # Panics

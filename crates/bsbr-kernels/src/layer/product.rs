@@ -66,6 +66,34 @@ pub fn project(x: &Panels, maps: &[Linear<'_>]) -> Vec<Panels> {
     outputs
 }
 
+/// The same of maps some of which pass inputs on, with an order of the inputs: output `i` of such a map is input `order[i]`
+/// and what the map makes of the inputs `order[outputs..]`.
+///
+/// # Panics
+///
+/// As [`project`], and if an order is not as long as `x` is wide, names no input or comes with a bias.
+pub fn project_passing(x: &Panels, maps: &[(Linear<'_>, Option<&[u32]>)]) -> Vec<Panels> {
+    let ordered: Vec<Option<Panels>> = maps.iter().map(|(_, order)| order.map(|order| x.ordered(order))).collect();
+    let inputs = |ordered: &'_ Option<Panels>, map: &Linear<'_>| match ordered {
+        Some(_) => x.width().saturating_sub(map.outputs()),
+        None => x.width(),
+    };
+    let of = |((map, order), ordered): (&(Linear<'_>, Option<&[u32]>), &Option<Panels>)| {
+        map.check(inputs(ordered, map));
+        assert!(order.is_none() || map.bias.is_none(), "a map that passes inputs on adds no bias");
+        Panels::new(x.arch, x.tokens(), map.outputs(), x.lanes())
+    };
+    let mut outputs: Vec<Panels> = maps.iter().zip(&ordered).map(of).collect();
+    let mut tasks = Vec::new();
+    for (((map, order), ordered), out) in maps.iter().zip(&ordered).zip(&mut outputs) {
+        let passed = order.map_or(0, |_| map.outputs());
+        let blocks = blocks(ordered.as_ref().unwrap_or(x), *map, Finish::Plain);
+        tasks.extend(place(blocks.map(|task| Task { passed, ..task }).collect(), out));
+    }
+    run(tasks);
+    outputs
+}
+
 /// For each of `joined` the outputs of its maps side by side, each map of an input of its own. None may be without maps.
 ///
 /// # Panics
@@ -119,6 +147,8 @@ fn output(x: &Panels, map: &Linear<'_>) -> Panels {
 struct Task<'a> {
     x: &'a Panels,
     map: Linear<'a>,
+    /// So many inputs come before those that are multiplied: the sums start from them.
+    passed: usize,
     finish: Finish<'a>,
     outputs: Range<usize>,
     /// Where they go, one slice to a strip.
@@ -134,7 +164,8 @@ fn split<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>, out: &'a mut Pa
 fn blocks<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>) -> impl Iterator<Item = Task<'a>> {
     let total = map.outputs();
     let starts = (0..total).step_by(BLOCK);
-    starts.map(move |start| Task { x, map, finish, outputs: start..(start + BLOCK).min(total), out: Vec::new() })
+    let task = move |start: usize| start..(start + BLOCK).min(total);
+    starts.map(move |start| Task { x, map, passed: 0, finish, outputs: task(start), out: Vec::new() })
 }
 
 /// Gives the tasks their places in `out`, one after the other.
@@ -177,11 +208,11 @@ impl Task<'_> {
     #[inline(always)]
     fn strips<S: Simd, const V: usize>(self, simd: S) {
         for ((strip, _), out) in self.x.strips().zip(self.out) {
-            let x = S::as_simd_f32s(strip).0.as_chunks::<V>().0;
+            let (passed, x) = S::as_simd_f32s(strip).0.as_chunks::<V>().0.split_at(self.passed);
             let out = S::as_mut_simd_f32s(out).0.as_chunks_mut::<V>().0;
             for (at, out) in out.chunks_mut(OUTPUTS).enumerate() {
                 let first = self.outputs.start + at * OUTPUTS;
-                let mut sums = outputs(simd, x, self.map, first);
+                let mut sums = outputs(simd, x, self.map, first, passed);
                 match self.finish {
                     Finish::Plain => {}
                     Finish::Activated(activation) => {
@@ -190,7 +221,7 @@ impl Task<'_> {
                         }
                     }
                     Finish::Gated(activation, gate) => {
-                        let gates = outputs(simd, x, gate, first);
+                        let gates = outputs(simd, x, gate, first, &[]);
                         for (sum, &gate) in sums.as_flattened_mut().iter_mut().zip(gates.as_flattened()) {
                             *sum = simd.mul_f32s(activated(simd, activation, gate), *sum);
                         }
@@ -207,7 +238,11 @@ impl Task<'_> {
     #[inline(always)]
     fn rows<S: Simd>(self, simd: S) {
         for ((x, _), out) in self.x.strips().zip(self.out) {
+            let (passed, x) = x.split_at(self.passed);
             dots(simd, x, self.map, self.outputs.start, out);
+            if let Some(passed) = passed.get(self.outputs.clone()) {
+                out.iter_mut().zip(passed).for_each(|(out, passed)| *out += passed);
+            }
             match self.finish {
                 Finish::Plain => {}
                 Finish::Activated(activation) => each(simd, out, &[], |x, _| activated(simd, activation, x)),
@@ -273,11 +308,15 @@ fn outputs<S: Simd, const V: usize>(
     x: &[[S::f32s; V]],
     map: Linear<'_>,
     first: usize,
+    passed: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; OUTPUTS] {
     let last = map.outputs() - 1;
     let row = |at: usize| (first + at).min(last);
     let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|at| &map.weight[row(at) * map.inputs..][..map.inputs]);
-    let start = |at: usize| [simd.splat_f32s(map.bias.map_or(0.0, |bias| bias[row(at)])); V];
+    let start = |at: usize| match passed.get(row(at)) {
+        Some(passed) => *passed,
+        None => [simd.splat_f32s(map.bias.map_or(0.0, |bias| bias[row(at)])); V],
+    };
     let mut sums: [[S::f32s; V]; OUTPUTS] = std::array::from_fn(start);
     let [r0, r1, r2, r3, r4, r5] = rows;
     for ((((((x, a), b), c), d), e), f) in x.iter().zip(r0).zip(r1).zip(r2).zip(r3).zip(r4).zip(r5) {
@@ -426,6 +465,32 @@ mod tests {
                 assert_eq!(found[token * 157..][..157], expected);
             }
         }
+    }
+
+    #[test]
+    fn a_map_that_passes_inputs_on_is_that_of_f64_at_every_level() {
+        each_case(|arch, panels, x, numbers, inputs, outputs| {
+            let passed = outputs.min(inputs - 1);
+            if passed == 0 {
+                return;
+            }
+            // Inputs in an order that is no run: every third first.
+            let order: Vec<u32> = (0..3).flat_map(|start| (start..inputs as u32).step_by(3)).collect();
+            let map = Map::new(numbers, inputs - passed, passed);
+            let plain = Map::new(numbers, inputs, outputs);
+            let maps = [(map.view(inputs - passed, false), Some(&order[..])), (plain.view(inputs, true), None)];
+            let found = project_passing(panels, &maps);
+            assert_eq!(rows(&found[1]), rows(&project(panels, &[plain.view(inputs, true)])[0]));
+            for (x, found) in x.chunks(inputs).zip(rows(&found[0]).chunks(passed)) {
+                let x: Vec<f32> = order.iter().map(|&at| x[at as usize]).collect();
+                for ((found, &start), (expected, size)) in found.iter().zip(&x).zip(map.exact(&x[passed..], false)) {
+                    let (expected, size) = (expected + f64::from(start), size + f64::from(start).abs());
+                    let bound = size * (inputs + 1) as f64 * f64::from(f32::EPSILON) / 2.0;
+                    let error = (*found as f64 - expected).abs();
+                    assert!(error <= bound, "{arch:?} {inputs} past {passed}: {found}, expected {expected}");
+                }
+            }
+        });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{CalibrationSettings, Objective, RankAllocation, RefitSettings, SplitConfig, WeightType, Weighting};
+use super::{CalibrationSettings, Form, Objective, RankAllocation, RefitSettings, SplitConfig, WeightType, Weighting};
 use crate::SplitError;
 
 /// Kept where neither `keep` nor `remove` says otherwise.
@@ -28,6 +28,8 @@ pub(super) struct Written {
     /// In percent.
     #[serde(default)]
     remove: Option<f64>,
+    #[serde(default)]
+    form: Form,
     #[serde(default)]
     exclude_layers: Vec<usize>,
     #[serde(default)]
@@ -65,6 +67,7 @@ impl TryFrom<Written> for SplitConfig {
             group_size: written.group_size,
             groups: written.groups,
             keep,
+            form: written.form,
             exclude_layers: written.exclude_layers,
             objective: written.objective,
             calibration: written.calibration,

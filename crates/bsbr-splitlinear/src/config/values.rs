@@ -33,6 +33,26 @@ pub enum Share {
     None,
 }
 
+/// How the factors of a group are kept. What they compute is the same; a rank costs less where it is pivoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Two matrices, all of whose numbers are kept: `y = (x basis) coefficients`.
+    #[default]
+    TwoFactor,
+    /// The basis passes some inputs on as they are, one for each of its dimensions (an interpolative decomposition): a
+    /// product of rank `r` has `r^2` numbers fewer than its two factors, and these it does not keep. Not for a shared
+    /// output side.
+    Pivoted,
+}
+
+impl Form {
+    /// For files, which do not say so.
+    pub(crate) fn is_two_factor(&self) -> bool {
+        *self == Self::TwoFactor
+    }
+}
+
 /// What the error is measured on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,6 +110,9 @@ pub enum RankAllocation {
     /// Parameter by parameter to the group whose error shrinks most for it.
     #[serde(alias = "waterfill", alias = "marginal_loss")]
     MarginalLoss,
+    /// The same with the errors in units of what they do to what the model predicts: measured on a little of the
+    /// calibration text with each group compressed by itself, and kept where held-out text is served better for it.
+    Sensitivity,
 }
 
 /// What the error of a layer counts beside that of other layers.

@@ -7,6 +7,7 @@ use burn::{
     tensor::Tensor,
 };
 
+use super::Pivots;
 use crate::Share;
 
 /// What a part computes with.
@@ -24,10 +25,13 @@ pub enum ShareState {
 /// then: tensors are counted references.
 #[derive(Module, Debug)]
 pub struct Factors {
-    /// `[inputs, rank]`: the basis where inputs are shared, else the coefficient.
+    /// `[inputs, rank]`: the basis where inputs are shared, else the coefficient. Without the rows of the pivots, where
+    /// there are some.
     pub left: Param<Tensor<2>>,
     /// `[rank, outputs]`: the coefficient where inputs are shared, else the basis.
     pub right: Param<Tensor<2>>,
+    /// The inputs that the left map passes on as they are.
+    pub pivots: Option<Pivots>,
     /// Which side is the basis.
     #[module(skip)]
     pub share: Share,
@@ -41,7 +45,18 @@ impl Factors {
 
     /// The map they make together, `[inputs, outputs]`.
     pub fn product(&self) -> Tensor<2> {
-        self.left.val().matmul(self.right.val())
+        match &self.pivots {
+            Some(pivots) => pivots.product(self.left.val(), self.right.val()),
+            None => self.left.val().matmul(self.right.val()),
+        }
+    }
+
+    /// What the left map makes of `x` `[tokens, inputs]`.
+    pub(super) fn reduce(&self, x: &Tensor<2>) -> Tensor<2> {
+        match &self.pivots {
+            Some(pivots) => pivots.reduce(x, self.left.val()),
+            None => x.clone().matmul(self.left.val()),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use super::{Factors, ShareLinear, ShareState, Tap};
+use super::{Factors, Pivots, ShareLinear, ShareState, Tap};
 use crate::SplitError;
 
 /// Tokens from which joining the left factors of a layer costs less than one product for each.
@@ -67,8 +67,10 @@ impl SplitLinear {
                 None => kept += columns.len(),
                 Some(factors) => {
                     let (left, right) = (factors.left.dims(), factors.right.dims());
-                    let expected = ([inputs, right[0]], [left[1], columns.len()]);
-                    if (left, right) != expected {
+                    let pivots = factors.pivots.as_ref().map(|pivots| [pivots.rank(), pivots.order().len()]);
+                    let passed_on = pivots.map_or(0, |[rank, _]| rank);
+                    let expected = ([inputs.saturating_sub(passed_on), right[0]], [left[1], columns.len()]);
+                    if (left, right) != expected || pivots.is_some_and(|pivots| pivots != [left[1], inputs]) {
                         let (expected, found) = (format!("factors {expected:?}"), format!("{left:?} and {right:?}"));
                         return Err(SplitError::shape(part.name(), expected, found));
                     }
@@ -102,11 +104,13 @@ impl SplitLinear {
         self.parts.last().map_or(0, |part| part.columns().end)
     }
 
-    /// Numbers in its weight and factors, those that other layers hold as well included; without the bias.
+    /// Numbers in its weight and factors, pivots among them, those that other layers hold as well included; without the bias.
     pub fn parameters(&self) -> usize {
         let size = |weight: &Param<Tensor<2>>| weight.dims().iter().product::<usize>();
         let factors = self.parts.iter().filter_map(|part| part.factors.as_ref());
-        let factors = factors.map(|factors| size(&factors.left) + size(&factors.right)).sum::<usize>();
+        let pivots = |factors: &Factors| factors.pivots.as_ref().map_or(0, Pivots::rank);
+        let factors =
+            factors.map(|factors| size(&factors.left) + size(&factors.right) + pivots(factors)).sum::<usize>();
         factors + self.original.as_ref().map_or(0, size)
     }
 
@@ -196,7 +200,7 @@ impl SplitLinear {
         self.reduce(&x, reduced);
         let reduced_by = |factors: &Factors| {
             let found = reduced.iter().find(|(id, _)| *id == factors.left.id);
-            found.map_or_else(|| x.clone().matmul(factors.left.val()), |(_, z)| z.clone())
+            found.map_or_else(|| factors.reduce(&x), |(_, z)| z.clone())
         };
         let pieces = self
             .pieces(|factors| reduced_by(factors).matmul(factors.right.val()), |weight, _| x.clone().matmul(weight));
@@ -210,23 +214,25 @@ impl SplitLinear {
 
     /// Multiplies with the left factors that were not met before, all of them at once for many tokens.
     fn reduce(&self, x: &Tensor<2>, reduced: &mut Vec<(ParamId, Tensor<2>)>) {
-        let mut lefts: Vec<&Param<Tensor<2>>> = Vec::new();
+        let mut lefts: Vec<&Factors> = Vec::new();
         for factors in self.parts.iter().filter_map(|part| part.factors.as_ref()) {
             let known = reduced.iter().any(|(id, _)| *id == factors.left.id);
-            if !known && lefts.iter().all(|left| left.id != factors.left.id) {
-                lefts.push(&factors.left);
+            if !known && lefts.iter().all(|known| known.left.id != factors.left.id) {
+                lefts.push(factors);
             }
         }
-        if lefts.len() > 1 && x.dims()[0] >= JOIN_TOKENS {
-            let all = x.clone().matmul(Tensor::cat(lefts.iter().map(|left| left.val()).collect(), 1));
+        // Pivoted ones read other inputs each.
+        let (joined, single): (Vec<_>, Vec<_>) = lefts.into_iter().partition(|factors| factors.pivots.is_none());
+        reduced.extend(single.into_iter().map(|factors| (factors.left.id, factors.reduce(x))));
+        if joined.len() > 1 && x.dims()[0] >= JOIN_TOKENS {
+            let all = x.clone().matmul(Tensor::cat(joined.iter().map(|factors| factors.left.val()).collect(), 1));
             let mut start = 0;
-            for left in lefts {
-                let rank = left.dims()[1];
-                reduced.push((left.id, all.clone().narrow(1, start, rank)));
-                start += rank;
+            for factors in joined {
+                reduced.push((factors.left.id, all.clone().narrow(1, start, factors.rank())));
+                start += factors.rank();
             }
         } else {
-            reduced.extend(lefts.into_iter().map(|left| (left.id, x.clone().matmul(left.val()))));
+            reduced.extend(joined.into_iter().map(|factors| (factors.left.id, factors.reduce(x))));
         }
     }
 

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{PlannedGroup, PlannedLinear};
-use crate::rank::rank_for;
+use super::{GroupSize, PlannedGroup, PlannedLinear};
 use crate::{Share, SplitConfig, SplitError, WeightType};
 
 /// Layers of a group where nothing says otherwise: larger groups were worse in every published comparison.
@@ -116,14 +115,15 @@ fn planned_group(
         None => (0, 0),
     };
     let keep = kind.keep.unwrap_or(config.keep);
-    let rank = rank_for(keep, members.len(), inputs, outputs, kind.share);
+    let (form, share) = (config.form, kind.share);
+    let rank = GroupSize { form, share, layers: members.len(), inputs, outputs }.rank_for(keep);
     if rank == 0 {
         let expected = format!("enough to leave `{name}` ({} of {inputs} x {outputs}) a rank of 1", members.len());
         return Err(SplitError::setting("keep", expected, keep));
     }
     let members = members.to_vec();
     let weight_type = name.split('.').next().unwrap_or_default().to_owned();
-    let mut group = PlannedGroup { name, weight_type, share: kind.share, members, inputs, outputs, keep, rank: None };
+    let mut group = PlannedGroup { name, weight_type, share, form, members, inputs, outputs, keep, rank: None };
     group.set_rank(rank);
     Ok(group)
 }

@@ -4,11 +4,20 @@
 use faer::Mat;
 
 use super::matrix::{from_rows, scale_columns, scale_rows, square, to_rows};
-use crate::{GroupFactors, Share};
+use super::pivot;
+use crate::{Form, GroupFactors, Share};
 
 /// Factors in `f32`. `scales` are the singular values: half of each goes to either side, so that neither has columns
-/// that coarse number formats would lose beside others.
-pub(super) fn factors(share: Share, basis: Mat<f64>, coefficients: Vec<Mat<f64>>, scales: &[f64]) -> GroupFactors {
+/// that coarse number formats would lose beside others. Pivoted factors have no scale to choose.
+pub(super) fn factors(
+    (share, form): (Share, Form),
+    basis: Mat<f64>,
+    coefficients: Vec<Mat<f64>>,
+    scales: &[f64],
+) -> GroupFactors {
+    if form == Form::Pivoted {
+        return pivot::factors(share, &basis, &coefficients);
+    }
     let (mut basis, mut coefficients) = (basis, coefficients);
     let output = share == Share::Output;
     let rank = if output { basis.nrows() } else { basis.ncols() };
@@ -33,6 +42,7 @@ pub(super) fn factors(share: Share, basis: Mat<f64>, coefficients: Vec<Mat<f64>>
         rank,
         inputs,
         outputs,
+        pivots: Vec::new(),
         basis: to_rows(basis.as_ref()),
         coefficients: coefficients.iter().map(|own| to_rows(own.as_ref())).collect(),
     }
@@ -46,6 +56,9 @@ pub(super) fn read(factors: &GroupFactors) -> (Mat<f64>, Vec<Mat<f64>>) {
         Share::Input | Share::None => ((inputs, rank), (rank, outputs)),
     };
     let coefficients = factors.coefficients.iter().map(|values| from_rows(values, own.0, own.1)).collect();
+    if !factors.pivots.is_empty() {
+        return (pivot::whole_basis(factors), coefficients);
+    }
     (from_rows(&factors.basis, basis.0, basis.1), coefficients)
 }
 

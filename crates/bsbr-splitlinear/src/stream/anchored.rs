@@ -205,8 +205,9 @@ fn solve<M: BlockModel>(
         (0..group.members.len()).map(|number| member(model, group, number, moments)).collect();
     let members = members?;
     let members: Vec<Member<'_>> = members.iter().map(Solved::view).collect();
-    let SavedGroup { name, share, inputs, outputs, rank, .. } = group;
-    let group = Group { name, share: *share, inputs: *inputs, outputs: *outputs, rank: *rank, members: &members };
+    let SavedGroup { name, share, form, inputs, outputs, rank, .. } = group;
+    let group =
+        Group { name, share: *share, form: *form, inputs: *inputs, outputs: *outputs, rank: *rank, members: &members };
     Ok(compress_group(&group, settings)?)
 }
 

@@ -38,8 +38,9 @@ fn with_group<M: BlockModel, T>(
     }
     let members: Vec<Member<'_>> =
         known.iter().zip(&saved.members).map(|(known, member)| known.view(&member.part)).collect();
-    let SavedGroup { name, share, inputs, outputs, rank, .. } = saved;
-    let group = Group { name, share: *share, inputs: *inputs, outputs: *outputs, rank: *rank, members: &members };
+    let SavedGroup { name, share, form, inputs, outputs, rank, .. } = saved;
+    let group =
+        Group { name, share: *share, form: *form, inputs: *inputs, outputs: *outputs, rank: *rank, members: &members };
     Ok(work(&group)?)
 }
 

@@ -14,7 +14,8 @@ pub struct Window {
 }
 
 /// Windows of a text of `length` tokens, which do not overlap, in its order. Of more windows than are asked for the seed
-/// chooses; held-out ones are spread evenly. A window is always full: there is no padding.
+/// chooses; held-out ones are spread evenly, at least one of
+/// them where any are asked for and there are two windows. A window is always full: there is no padding.
 ///
 /// # Errors
 ///
@@ -37,9 +38,11 @@ pub fn choose_windows(length: usize, settings: &CalibrationSettings) -> Result<V
         numbers.sort_unstable();
     }
     let border = |count: usize| (count as f64 * holdout + 1e-9).floor() as usize;
+    // Of few windows the last: something must judge.
+    let last = (holdout > 0.0 && numbers.len() > 1 && border(numbers.len()) == 0).then(|| numbers.len() - 1);
     let windows = numbers.iter().enumerate().map(|(at, number)| Window {
         tokens: number * window..(number + 1) * window,
-        held_out: border(at + 1) > border(at),
+        held_out: border(at + 1) > border(at) || last == Some(at),
     });
     Ok(windows.collect())
 }
@@ -75,7 +78,12 @@ mod tests {
 
     #[test]
     fn a_short_text_gives_all_its_windows_and_none_is_an_error() {
-        assert_eq!(choose_windows(39, &settings(64)).unwrap().len(), 3);
+        let windows = choose_windows(39, &settings(64)).unwrap();
+        let held: Vec<bool> = windows.iter().map(|window| window.held_out).collect();
+        assert_eq!(held, [false, false, true]);
+        assert!(!choose_windows(19, &settings(64)).unwrap()[0].held_out);
+        let none = CalibrationSettings { holdout: 0.0, ..settings(64) };
+        assert!(choose_windows(39, &none).unwrap().iter().all(|window| !window.held_out));
         assert!(choose_windows(9, &settings(64)).unwrap_err().to_string().contains("10 tokens"));
     }
 }

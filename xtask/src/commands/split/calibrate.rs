@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Replace the file
     #[arg(long)]
     force: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -43,12 +46,30 @@ pub(super) fn run(args: Args) -> Result<()> {
     let decoder = load(setup.source, &args.device.resolve()?)?;
     gather(&decoder, &text, &args.output)?;
     let bytes = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        let tokens = |held: bool| -> usize {
+            text.windows.iter().filter(|window| window.held_out == held).map(|window| window.tokens.len()).sum()
+        };
+        let json = serde_json::json!({
+            "schema": "bsbr-split-calibrate/1",
+            "file": args.output,
+            "bytes": bytes,
+            "model_sha256": text.header.model_sha256,
+            "text_sha256": text.header.text_sha256,
+            "settings": text.header.settings,
+            "tokens": tokens(false),
+            "held_out_tokens": tokens(true),
+            "seconds": seconds,
+        });
+        return output::result(&serde_json::to_string_pretty(&json)?);
+    }
     output::result(&format!(
         "{}\nmoments of {} layers' inputs in {} ({}), {:.1} s",
         describe(&text),
         setup.linears.len(),
         args.output.display(),
         output::bytes(bytes),
-        started.elapsed().as_secs_f64()
+        seconds
     ))
 }

@@ -7,10 +7,11 @@ use bsbr_convert::{ConvertOptions, write_split};
 use bsbr_model::Decoder;
 use bsbr_splitlinear::{
     AnchoredSettings, CalibrationMode, CompressedGroup, MomentsFile, Objective, Plan, RankAllocation, Refit,
-    SavedSplit, Spectrum, allocate, compress_alone, compress_anchored, spectrum, stored_tensors,
+    SavedSplit, compress_alone, compress_anchored, stored_tensors,
 };
 
 use super::{
+    allocation::{self, Allocation},
     report,
     setup::{Setup, SplitArgs, TextArgs, Windows, describe, gather, peak_memory},
 };
@@ -25,7 +26,8 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     split: SplitArgs,
-    /// Moments that `split calibrate` gathered for this model; instead of --text unless layers are fitted front to back
+    /// Moments that `split calibrate` gathered for this model; beside --text, or alone where no text is run (--preset each,
+    /// published)
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     #[command(flatten)]
@@ -61,6 +63,13 @@ pub(super) fn run(args: Args) -> Result<()> {
     if anchored && text.is_none() {
         bail!("--text FILE is needed: layers are fitted front to back, to what the compressed ones before them give");
     }
+    let measured = needs_text && setup.config.rank == RankAllocation::Sensitivity;
+    if measured && text.is_none() {
+        bail!("--text FILE is needed: what compressing each layer does is measured on it (not so with --preset each)");
+    }
+    if measured && text.as_ref().is_some_and(|text| text.windows.iter().all(|window| !window.held_out)) {
+        bail!("the text has one window: held-out text must judge; give more text or a smaller --length");
+    }
     if needs_text && text.is_none() && args.calibration.is_none() {
         bail!("--text FILE or --calibration FILE is needed: what to calibrate on (not so with --preset svd)");
     }
@@ -75,17 +84,21 @@ pub(super) fn run(args: Args) -> Result<()> {
     let scratch = tempfile::tempdir_in(parent(&args.output_dir)).context("cannot create a temporary directory")?;
     let moments =
         if needs_moments { Some(moments(&args, &decoder, text.as_ref(), &sha256, scratch.path())?) } else { None };
-    let plan = ranked(&setup, &decoder, moments.as_ref())?;
+    let Allocation { plan, groups, measured } = allocation::of(&setup, &decoder, moments.as_ref(), text.as_ref())?;
     let header = moments.as_ref().map(MomentsFile::header).or(text.as_ref().map(|text| &text.header));
     let calibration = header.map(|header| header.text_sha256.clone()).unwrap_or_default();
     let saved = setup.saved(&plan, calibration)?;
     let groups = match &text {
         Some(text) if anchored => front_to_back(&setup, &decoder, &saved, text)?,
-        _ => alone(&setup, &decoder, &saved, moments.as_ref())?,
+        _ => match groups {
+            Some(groups) => groups,
+            None => alone(&setup, &decoder, &saved, moments.as_ref())?,
+        },
     };
     drop((moments, scratch, decoder));
 
-    let report = report::of(&setup, &plan, &saved, &groups, all, started.elapsed().as_secs_f64());
+    let mut report = report::of(&setup, &plan, &saved, &groups, all, started.elapsed().as_secs_f64());
+    report["allocation"] = serde_json::to_value(measured)?;
     let mut factors: HashMap<String, Vec<f32>> = HashMap::new();
     for group in groups {
         factors.extend(stored_tensors(&group.saved, &group.factors)?);
@@ -155,28 +168,7 @@ fn moments(
     Ok(file)
 }
 
-/// The plan, its parameters given to where they do most if the configuration asks for it.
-fn ranked(setup: &Setup, decoder: &Decoder, moments: Option<&MomentsFile>) -> Result<Plan> {
-    let mut plan = setup.plan.clone();
-    if setup.config.rank == RankAllocation::Uniform {
-        return Ok(plan);
-    }
-    // Groups that stay original have a spectrum too.
-    let mut ranked = plan.clone();
-    ranked.groups.iter_mut().for_each(|group| group.rank = group.rank.or(Some(1)));
-    let groups = SavedSplit::of_plan(&ranked, &setup.targets()).map_err(anyhow::Error::msg)?;
-    let settings = setup.config.solve_settings();
-    let mut bar = Progress::new("allocating");
-    let mut spectra: Vec<Spectrum> = Vec::new();
-    for group in &groups {
-        spectra.push(spectrum(decoder, group, moments, &settings)?);
-        bar.set(spectra.len() as u64, groups.len() as u64);
-    }
-    allocate(&mut plan, &spectra, setup.config.rank)?;
-    Ok(plan)
-}
-
-fn alone(
+pub(super) fn alone(
     setup: &Setup,
     decoder: &Decoder,
     saved: &SavedSplit,

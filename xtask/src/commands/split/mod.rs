@@ -1,5 +1,6 @@
 //! `cargo xtask split`.
 
+mod allocation;
 mod calibrate;
 mod compress;
 mod fold;

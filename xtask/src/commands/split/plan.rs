@@ -1,7 +1,7 @@
 //! `cargo xtask split plan`.
 
 use anyhow::Result;
-use bsbr_splitlinear::{Plan, PlannedGroup};
+use bsbr_splitlinear::{Form, Plan, PlannedGroup, RankAllocation};
 
 use super::setup::SplitArgs;
 use crate::output::{self, grouped};
@@ -54,6 +54,9 @@ pub(super) fn run(args: Args) -> Result<()> {
         share(whole, all)
     ));
     lines.push(format!("multiplications: {:.2} times those of the dense layers", setup.plan.flop_ratio()));
+    if setup.config.rank != RankAllocation::Uniform {
+        lines.push("ranks are those of the same fraction kept of every group: compressing gives parameters to where they do most".to_owned());
+    }
     lines.extend(setup.plan.excluded.iter().map(|name| format!("left as it is: {name}")));
     lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
     output::result(&lines.join("\n"))
@@ -70,6 +73,7 @@ fn table(plan: &Plan) -> String {
         vec![
             group.part().to_owned(),
             format!("{:?}", group.share).to_lowercase(),
+            if group.form == Form::Pivoted { "pivoted" } else { "two-factor" }.to_owned(),
             group.inputs.to_string(),
             group.outputs.to_string(),
             groups.len().to_string(),
@@ -81,6 +85,7 @@ fn table(plan: &Plan) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = plan.groups.chunk_by(alike).map(row).collect();
-    let header = ["part", "shared", "in", "out", "groups", "layers", "rank", "parameters", "compressed", "cost"];
+    let header =
+        ["part", "shared", "form", "in", "out", "groups", "layers", "rank", "parameters", "compressed", "cost"];
     output::table(&header, &rows)
 }

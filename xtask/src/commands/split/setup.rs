@@ -32,8 +32,8 @@ pub(super) struct SplitArgs {
     /// What is split and shared: TOML, or the YAML of the Python original
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Configuration made for the model where none is given: each, published, anchored, svd
-    #[arg(long, value_name = "NAME", value_parser = crate::args::by_name::<SplitPreset>, default_value = "each", conflicts_with = "config")]
+    /// Configuration made for the model where none is given: pivoted, each, published, anchored, svd
+    #[arg(long, value_name = "NAME", value_parser = crate::args::by_name::<SplitPreset>, default_value = "pivoted", conflicts_with = "config")]
     preset: SplitPreset,
     /// Fraction of the parameters to keep [default: that of the configuration, 0.8]
     #[arg(long, value_name = "X")]
@@ -100,10 +100,14 @@ impl Setup {
 
     /// What a compressed model with the groups of `plan` says of itself.
     pub(super) fn saved(&self, plan: &Plan, calibration: String) -> Result<SavedSplit> {
+        Ok(SavedSplit { base: self.source.sha256()?, calibration, ..self.draft(plan)? })
+    }
+
+    /// The same without what it was made of.
+    pub(super) fn draft(&self, plan: &Plan) -> Result<SavedSplit> {
         let groups = SavedSplit::of_plan(plan, &self.targets()).map_err(anyhow::Error::msg)?;
-        let base = self.source.sha256()?;
-        let format_version = SavedSplit::FORMAT_VERSION;
-        Ok(SavedSplit { format_version, keep: self.config.keep, base, calibration, groups })
+        let (base, calibration, keep) = (String::new(), String::new(), self.config.keep);
+        Ok(SavedSplit { format_version: SavedSplit::FORMAT_VERSION, keep, base, calibration, groups })
     }
 }
 

@@ -1,5 +1,7 @@
 //! The linear layers of a block as the kernels read them, whole or in parts.
 
+use std::sync::Arc;
+
 use bsbr_kernels::layer::{self, Panels};
 use bsbr_splitlinear::{Run, SplitLinear};
 use burn::{
@@ -19,8 +21,16 @@ pub(super) enum Layer {
 /// Parts of a layer, in the order of its outputs.
 pub(super) struct Parts {
     /// The first factors, each once.
-    lefts: Vec<(ParamId, Map)>,
+    lefts: Vec<Left>,
     parts: Vec<Part>,
+}
+
+/// A first factor.
+struct Left {
+    id: ParamId,
+    map: Map,
+    /// The order of the inputs, where some are passed on as they are.
+    order: Option<Arc<[u32]>>,
 }
 
 /// Outputs from the input itself, or from what the first factor of this number makes of it.
@@ -56,7 +66,7 @@ impl Parts {
     fn of(split: &SplitLinear) -> Option<Self> {
         let bias = split.bias.as_ref().map(Param::val);
         let bias = |start: usize, width: usize| bias.as_ref().map(|bias| bias.clone().narrow(0, start, width));
-        let (mut lefts, mut parts): (Vec<(ParamId, Map)>, Vec<Part>) = (Vec::new(), Vec::new());
+        let (mut lefts, mut parts): (Vec<Left>, Vec<Part>) = (Vec::new(), Vec::new());
         for run in split.runs() {
             let part = match run {
                 Run::Original { columns, kept } => {
@@ -65,11 +75,13 @@ impl Parts {
                 }
                 Run::Compressed(part) => {
                     let (columns, factors) = (split.parts[part].columns(), split.parts[part].factors.as_ref()?);
-                    if lefts.iter().all(|(id, _)| *id != factors.left.id) {
-                        lefts.push((factors.left.id, Map::new(&factors.left.val(), None)?));
+                    let id = factors.left.id;
+                    if lefts.iter().all(|left| left.id != id) {
+                        let order = factors.pivots.as_ref().map(|pivots| Arc::clone(pivots.order()));
+                        lefts.push(Left { id, map: Map::new(&factors.left.val(), None)?, order });
                     }
                     let map = Map::new(&factors.right.val(), bias(columns.start, columns.len()).as_ref())?;
-                    Part { left: Some(factors.left.id), map }
+                    Part { left: Some(id), map }
                 }
             };
             parts.push(part);
@@ -84,17 +96,18 @@ pub(super) fn project(x: &Panels, layers: &[&Layer]) -> Vec<Panels> {
     if let Some(maps) = dense {
         return layer::project(x, &maps);
     }
-    let mut lefts: Vec<&(ParamId, Map)> = Vec::new();
+    let mut lefts: Vec<&Left> = Vec::new();
     for layer in layers {
         if let Layer::Split(parts) = layer {
-            let new = parts.lefts.iter().filter(|(id, _)| lefts.iter().all(|(known, _)| known != id));
+            let new = parts.lefts.iter().filter(|left| lefts.iter().all(|known| known.id != left.id));
             let new: Vec<_> = new.collect();
             lefts.extend(new);
         }
     }
-    let reduced = layer::project(x, &lefts.iter().map(|(_, map)| map.view()).collect::<Vec<_>>());
+    let maps: Vec<_> = lefts.iter().map(|left| (left.map.view(), left.order.as_deref())).collect();
+    let reduced = layer::project_passing(x, &maps);
     let input = |left: &Option<ParamId>| {
-        let at = left.and_then(|id| lefts.iter().position(|(known, _)| *known == id));
+        let at = left.and_then(|id| lefts.iter().position(|known| known.id == id));
         at.map_or(x, |at| &reduced[at])
     };
     let joined: Vec<Vec<_>> = layers
