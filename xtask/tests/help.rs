@@ -12,7 +12,9 @@ fn the_program_lists_its_commands() {
 
 #[test]
 fn every_command_explains_its_flags() {
-    for command in ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench", "split"] {
+    for command in
+        ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "bench", "compare", "split"]
+    {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
     }
     for command in ["plan", "verify", "calibrate", "compress", "report", "fold"] {

@@ -8,10 +8,14 @@ mod heads;
 mod init;
 mod layer;
 mod mixers;
+mod reads;
 mod state;
+pub mod tasks;
+pub mod train;
 
 pub use config::{DecoderConfig, Positions};
 pub use decoder::SmallDecoder;
 pub use error::ZooError;
 pub use family::Family;
+pub use reads::keys_read;
 pub use state::State;
