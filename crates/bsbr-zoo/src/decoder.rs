@@ -2,18 +2,17 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{Int, Tensor, module::embedding},
+    tensor::{Device, Int, Tensor, module::embedding},
 };
 
 use crate::{
     DecoderConfig, State, ZooError,
     heads::Rotation,
     init::Init,
-    layer::{Mlp, Norm, ShortConvolution},
+    layer::{Mlp, Norm, ShortConvolution, copied},
     mixers::Mixer,
     state::LayerState,
 };
-use burn::tensor::Device;
 
 /// A small decoder: embedding, layers of `x + mixer(norm(x))` and `x + mlp(norm(x))`, norm and head.
 #[derive(Module, Debug)]
@@ -47,19 +46,19 @@ impl SmallDecoder {
         config.validate()?;
         let init = Init::new(seed, device);
         let (vocabulary, width) = (config.vocabulary, config.width);
-        let layer = |at: usize| -> Result<Layer, ZooError> {
+        let layer = |at: usize| {
             let mlp = Mlp::new(config, &format!("{at}.mlp"), &init);
-            Ok(Layer {
+            Layer {
                 norm: Norm::new(width, &init),
                 convolution: ShortConvolution::new(config, &format!("{at}.convolution"), &init),
-                mixer: Mixer::new(config, &format!("{at}.mixer"), &init)?,
+                mixer: Mixer::new(config, &format!("{at}.mixer"), &init),
                 mlp_norm: mlp.is_some().then(|| Norm::new(width, &init)),
                 mlp,
-            })
+            }
         };
         Ok(Self {
             embedding: init.normal("embedding", [vocabulary, width], 1.0 / (width as f64).sqrt()),
-            layers: (0..config.layers).map(layer).collect::<Result<_, _>>()?,
+            layers: (0..config.layers).map(layer).collect(),
             norm: Norm::new(width, &init),
             head: (!config.tied_head).then(|| init.weight("head", width, vocabulary)),
             config: config.clone(),
@@ -96,16 +95,16 @@ impl SmallDecoder {
     /// As [`SmallDecoder::forward`].
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, ZooError> {
         self.check(&tokens)?;
-        let [batch, length] = tokens.dims();
-        let rotation = self.rotation(0, length);
-        let mut x = embedding(self.embedding.val(), tokens);
+        let rotation = self.rotation(0, tokens.dims()[1]);
+        let table = self.embedding.val();
+        let mut x = embedding(table.clone(), tokens);
         for layer in &self.layers {
             let mixed = layer.norm.forward(x.clone());
             let mixed = match &layer.convolution {
-                Some(convolution) => convolution.forward(mixed, convolution.start(batch)).0,
+                Some(convolution) => convolution.forward(mixed, None).0,
                 None => mixed,
             };
-            x = layer.mlp(x + layer.mixer.forward(mixed, rotation.as_ref())?);
+            x = layer.mlp(x + layer.mixer.forward(mixed, rotation.as_ref(), &table)?);
         }
         Ok(self.norm.forward(x))
     }
@@ -146,10 +145,7 @@ impl SmallDecoder {
         }
         let like = self.embedding.val();
         let layer = |layer: &Layer| -> Result<LayerState, ZooError> {
-            Ok(LayerState {
-                convolution: layer.convolution.as_ref().map(|convolution| convolution.start(batch)),
-                mixer: layer.mixer.start(batch, &like)?,
-            })
+            Ok(LayerState { convolution: None, mixer: layer.mixer.start(batch, &like)? })
         };
         let layers = self.layers.iter().map(layer).collect::<Result<_, _>>()?;
         Ok(State { config: self.config.clone(), batch, length: 0, layers })
@@ -170,10 +166,10 @@ impl SmallDecoder {
         let mut x = embedding(self.embedding.val(), tokens);
         for (layer, state) in self.layers.iter().zip(&mut state.layers) {
             let mut mixed = layer.norm.forward(x.clone());
-            if let (Some(convolution), Some(past)) = (&layer.convolution, state.convolution.take()) {
-                let (output, past) = convolution.forward(mixed, past);
-                mixed = output;
-                state.convolution = Some(crate::layer::copied(past));
+            if let Some(convolution) = &layer.convolution {
+                let past;
+                (mixed, past) = convolution.forward(mixed, state.convolution.take());
+                state.convolution = past.map(copied);
             }
             x = layer.mlp(x + layer.mixer.step(mixed, rotation.as_ref(), &mut state.mixer)?);
         }

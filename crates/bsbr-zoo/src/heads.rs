@@ -29,6 +29,11 @@ impl Projections {
         }
     }
 
+    /// Heads and their width.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.heads, self.value.dims()[1] / self.heads)
+    }
+
     /// Queries and keys, `[batch, tokens, 2 heads, head_dim]`: those of all heads, then the keys.
     pub(crate) fn query_key(&self, x: &Tensor<3>) -> Tensor<4> {
         let [batch, tokens, width] = x.dims();

@@ -49,25 +49,21 @@ impl ShortConvolution {
         (positions > 0).then(|| Self { weight: init.uniform(name, [positions, config.width], bound) })
     }
 
-    /// The inputs before the first, `[batch, positions - 1, width]`.
-    pub(crate) fn start(&self, batch: usize) -> Tensor<3> {
-        let [positions, width] = self.weight.dims();
-        Tensor::zeros([batch, positions - 1, width], &self.weight.val().device())
-    }
-
-    /// The output for `x` `[batch, tokens, width]` after `past`, and what is past then.
-    pub(crate) fn forward(&self, x: Tensor<3>, past: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let [_, tokens, _] = x.dims();
+    /// The output for `x` `[batch, tokens, width]` after the inputs `past`, and the inputs that are past then, `[batch,
+    /// positions - 1, width]`. `None` stands for zeros, and for no inputs with one position.
+    pub(crate) fn forward(&self, x: Tensor<3>, past: Option<Tensor<3>>) -> (Tensor<3>, Option<Tensor<3>>) {
+        let [batch, tokens, width] = x.dims();
         let weight = self.weight.val();
         let positions = weight.dims()[0];
         if positions == 1 {
-            return (x * weight.unsqueeze(), past);
+            return (x * weight.unsqueeze(), None);
         }
+        let past = past.unwrap_or_else(|| Tensor::zeros([batch, positions - 1, width], &x.device()));
         let all = Tensor::cat(vec![past, x], 1);
         let term =
             |at: usize| all.clone().narrow(1, positions - 1 - at, tokens) * weight.clone().narrow(0, at, 1).unsqueeze();
         let output = (1..positions).map(term).fold(term(0), |sum, term| sum + term);
-        (output, all.narrow(1, tokens, positions - 1))
+        (output, Some(all.narrow(1, tokens, positions - 1)))
     }
 }
 

@@ -9,6 +9,7 @@ mod init;
 mod layer;
 mod mixers;
 mod reads;
+mod rows;
 mod state;
 pub mod tasks;
 pub mod train;

@@ -15,7 +15,7 @@ pub struct State {
 
 #[derive(Debug, Clone)]
 pub(crate) struct LayerState {
-    /// The last inputs of the short convolution.
+    /// The last inputs of the short convolution; `None` for zeros.
     pub(crate) convolution: Option<Tensor<3>>,
     pub(crate) mixer: MixerState,
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 #[test]
 fn parallel_is_recurrent() {
     let device = Device::flex();
-    for family in [Family::Standard, Family::Bsbr] {
+    for family in Family::ALL {
         let config = DecoderConfig { family, ..Default::default() };
         let model = SmallDecoder::new(&config, 1, &device).unwrap();
         let data: Vec<i64> = (0..200).map(|i| (i * 37 + i * i * 11) % 256).collect();
