@@ -146,9 +146,9 @@ fn style(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 
-fn lines<'a, Y>(mut chart: Chart<'a, '_, Y>, panel: &Panel) -> Result<()>
+fn lines<'a, 'b: 'a, Y>(mut chart: Chart<'a, 'b, Y>, panel: &Panel) -> Result<()>
 where
-    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64> + 'a,
 {
     chart
         .configure_mesh()
