@@ -151,7 +151,14 @@ impl DecoderConfig {
         if !(self.hopfield_beta.is_finite() && self.hopfield_beta > 0.0) {
             return fail("hopfield_beta", self.hopfield_beta.to_string(), "a finite number above 0");
         }
-        Ok(self.bsbr.validate()?)
+        self.bsbr.validate()?;
+        if self.bsbr.needs_meta() {
+            return fail("bsbr.selector", "meta".into(), "mean-key: the decoder has no meta projections");
+        }
+        if self.bsbr.needs_state_basis() {
+            return fail("bsbr.calibrated_states", "true".into(), "false: the decoder has no calibrated basis");
+        }
+        Ok(())
     }
 
     /// Numbers of a head.

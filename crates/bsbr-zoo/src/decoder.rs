@@ -159,6 +159,18 @@ impl SmallDecoder {
     /// As [`SmallDecoder::forward`], and [`ZooError::State`] for the state of another decoder or batch. The state is unchanged
     /// then.
     pub fn step(&self, tokens: Tensor<2, Int>, state: &mut State) -> Result<Tensor<3>, ZooError> {
+        let hidden = self.step_hidden(tokens, state)?;
+        let [batch, length, width] = hidden.dims();
+        Ok(self.logits(hidden.reshape([batch * length, width])).reshape([batch, length, self.config.vocabulary]))
+    }
+
+    /// [`SmallDecoder::step`] up to the head, as [`SmallDecoder::hidden`]: for a prefill of which only the last logits are
+    /// wanted.
+    ///
+    /// # Errors
+    ///
+    /// As [`SmallDecoder::step`].
+    pub fn step_hidden(&self, tokens: Tensor<2, Int>, state: &mut State) -> Result<Tensor<3>, ZooError> {
         self.check(&tokens)?;
         let [batch, length] = tokens.dims();
         state.check(&self.config, batch)?;
@@ -174,8 +186,7 @@ impl SmallDecoder {
             x = layer.mlp(x + layer.mixer.step(mixed, rotation.as_ref(), &mut state.mixer)?);
         }
         state.length += length;
-        let hidden = self.norm.forward(x).reshape([batch * length, self.config.width]);
-        Ok(self.logits(hidden).reshape([batch, length, self.config.vocabulary]))
+        Ok(self.norm.forward(x))
     }
 
     fn rotation(&self, first: usize, tokens: usize) -> Option<Rotation> {

@@ -4,9 +4,9 @@
 //! Parallel through [`bsbr_attn::attend`], recurrent through [`bsbr_attn::AttentionCache`], as in a converted model. The layer is
 //! the one of [`standard`](super::standard) with settings.
 //!
-//! Beside the Python original: that read its own chunk ahead and never behind, and chose states by the last token of a
-//! chunk that later tokens of it had entered. Here a token is told what to read by itself or by anything earlier, and only
-//! blocks that end before its local region can be retrieved.
+//! Beside the Python original: that read later tokens of its own chunk and later chunks, nothing earlier, and mixed states by
+//! the last token of the reading chunk. Here a token is told what to read by itself or by anything earlier, and only blocks
+//! that end before its local region can be retrieved.
 
 use super::standard::Softmax;
 use crate::{DecoderConfig, init::Init};
