@@ -199,17 +199,29 @@ fn text(report: &Report) -> String {
     blocks.join("\n\n")
 }
 
-/// The decoder that all families share.
+/// The decoder that all families share, with what the file says otherwise.
 fn decoder(path: Option<&Path>) -> Result<DecoderConfig> {
-    let config = match path {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            toml::from_str(&text).with_context(|| format!("{} is not a settings file of a decoder", path.display()))?
-        }
-        None => compared(),
-    };
+    let mut config = compared();
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let wrong = || format!("{} is not a settings file of a decoder", path.display());
+        let said: toml::Table = toml::from_str(&text).with_context(wrong)?;
+        let mut all = toml::Table::try_from(&config)?;
+        overlay(&mut all, said);
+        config = all.try_into().with_context(wrong)?;
+    }
     config.validate()?;
     Ok(config)
+}
+
+/// Puts what `over` says into `table`, within its tables as well.
+fn overlay(table: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (table.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => overlay(inner, over),
+            (_, value) => drop(table.insert(key, value)),
+        }
+    }
 }
 
 /// Checks what can be checked before anything runs.

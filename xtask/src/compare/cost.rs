@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use bsbr_zoo::{DecoderConfig, Family, SmallDecoder, keys_read};
+use bsbr_zoo::{DecoderConfig, Family, SmallDecoder, keys_read, original};
 use burn::tensor::{Device, Int, Tensor};
 
 use super::{
@@ -76,6 +76,7 @@ fn about(config: &DecoderConfig, device: &Device) -> Result<About> {
     Ok(About {
         family: config.family,
         source: config.family.source(),
+        original: original(config.family),
         parameters: decoder.parameters(),
         parameters_of_standard: decoder.parameters() as f64 / standard.parameters() as f64,
         state_bytes: state.bytes() as u64,

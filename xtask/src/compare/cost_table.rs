@@ -1,6 +1,6 @@
 //! The comparison by cost as text.
 
-use bsbr_zoo::Family;
+use bsbr_zoo::{Family, Positions};
 
 use super::report::{About, Cost, Quantity, Report, Row};
 use crate::{
@@ -25,7 +25,27 @@ pub(crate) fn families(report: &Report) -> String {
     let state = format!("state at {} tokens", grouped(first.state_tokens as u64));
     let rows: Vec<Vec<String>> = report.families.iter().map(family).collect();
     let names = ["family", "parameters", "of standard", &state, "keys read exactly", "reads"];
-    table(&names, &rows)
+    let originals: Vec<Vec<String>> = report.families.iter().map(beside_original).collect();
+    let config = &first.decoder;
+    format!(
+        "Width {}, {} layers, {} heads, convolution of {}, perceptron of {} x {}, positions {}. Matched are parameters, not states: \
+         what a family looks back on is what is compared.\n\n{}\n\n{}",
+        config.width,
+        config.layers,
+        config.heads,
+        config.short_convolution,
+        config.mlp_factor,
+        config.width,
+        if config.positions == Positions::None { "none" } else { "rotary where a family rotates" },
+        table(&names, &rows),
+        table(&["family", "causal in the Python original", "otherwise there", "here"], &originals)
+    )
+}
+
+fn beside_original(about: &About) -> Vec<String> {
+    let original = about.original;
+    let causal = if original.causal { "yes" } else { "no" };
+    vec![about.family.to_string(), causal.into(), original.there.into(), original.here.into()]
 }
 
 fn family(about: &About) -> Vec<String> {

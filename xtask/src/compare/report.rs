@@ -1,7 +1,7 @@
 //! What a comparison came to: the content of its JSON.
 
 use bsbr_zoo::{
-    DecoderConfig, Family,
+    DecoderConfig, Family, Original,
     train::{Run, TrainConfig},
 };
 use serde::Serialize;
@@ -37,6 +37,7 @@ pub(crate) struct Report {
 pub(crate) struct About {
     pub(crate) family: Family,
     pub(crate) source: &'static str,
+    pub(crate) original: Original,
     pub(crate) parameters: usize,
     /// Parameters as a multiple of those of standard attention in the same decoder.
     pub(crate) parameters_of_standard: f64,

@@ -45,7 +45,7 @@ impl Subject for FamilySubject {
         if phase == Phase::Decode && self.state.is_none() {
             let mut state = self.decoder.start(1)?;
             for from in (0..self.length).step_by(PIECE) {
-                drop(self.decoder.step(self.tokens(from, self.length.min(from + PIECE)), &mut state)?);
+                drop(self.decoder.step_hidden(self.tokens(from, self.length.min(from + PIECE)), &mut state)?);
             }
             sync(&self.device)?;
             self.state = Some(state);

@@ -172,20 +172,28 @@ fn notes(trained: &Trained, set: &TrainedTask, families: &[Family]) -> String {
 
 /// How all of them are trained.
 pub(crate) fn settings(trained: &Trained) -> String {
+    let Some(first) = trained.tasks.first().map(|set| &set.train) else { return String::new() };
     let each = trained.tasks.iter().map(|set| {
         let t = &set.train;
-        format!("{} {} steps of {} sequences at {}", set.task, t.steps, t.batch, t.learning_rate)
-    });
-    let shared = trained.tasks.first().map_or_else(String::new, |set| {
-        let t = &set.train;
         format!(
-            "AdamW, warm-up of {} steps, cosine to {:.0} %, weight decay {}, gradients clipped to norm {}; the same sequences in the \
-             same order for every family, start values by seed; no setting was chosen for one family alone",
-            t.warmup,
-            100.0 * t.final_share,
-            t.weight_decay,
-            t.clip
+            "{}: {} steps of {} sequences at {}, the first {:.0} % of them with sequences of {} tokens, the next {:.0} % of {}",
+            set.task,
+            t.steps,
+            t.batch,
+            t.learning_rate,
+            100.0 * t.quarter_share,
+            t.length / 4,
+            100.0 * t.half_share,
+            t.length / 2
         )
     });
-    format!("{shared}. Peak learning rates: {}.", each.collect::<Vec<_>>().join(", "))
+    format!(
+        "AdamW, warm-up of {} steps, cosine to {:.0} % of the learning rate, weight decay {}, gradients clipped to norm {}. The same \
+         sequences in the same order for every family, start values by seed; no setting was chosen for one family alone. {}.",
+        first.warmup,
+        100.0 * first.final_share,
+        first.weight_decay,
+        first.clip,
+        each.collect::<Vec<_>>().join("; ")
+    )
 }

@@ -80,7 +80,8 @@ impl TrainConfig {
     pub fn of(task: Task) -> Self {
         let base = Self::default();
         match task {
-            Task::Recall | Task::Copy | Task::Passkey => base,
+            Task::Recall => Self { steps: 800, ..base },
+            Task::Copy | Task::Passkey => base,
             Task::Text => Self { quarter_share: 0.5, half_share: 0.3, ..base },
         }
     }
