@@ -16,7 +16,7 @@ const SEQUENCES: usize = 16;
 /// A text as tokens.
 #[derive(Debug, Clone)]
 pub struct Corpus {
-    tokens: Arc<[u32]>,
+    pub(super) tokens: Arc<[u32]>,
     vocabulary: usize,
 }
 
