@@ -1,7 +1,7 @@
 //! DeltaNet: linear attention that corrects what is stored under a key instead of adding to it (Schlag et al. 2021), in
 //! the chunked form of Yang et al. 2024.
 //!
-//! Keys and queries have length one, the rate `b_t` is the sigmoid of a projection, one for each head:
+//! Keys and queries pass a SiLU and then have length one, the rate `b_t` is the sigmoid of a projection, one for each head:
 //!
 //! ```text
 //! S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T          o_t = S_t^T q_t
@@ -14,8 +14,8 @@
 //! N = U - W S          O = Q S + causal(Q K^T) N          S' = S + K^T N = (I - K^T W) S + K^T U
 //! ```
 //!
-//! Only the last line runs chunk by chunk, on `head_dim x head_dim` matrices. Left out of the published layer: the SiLU before
-//! the norm of keys and queries, and the norm of the outputs.
+//! Only the last line runs chunk by chunk, on `head_dim x head_dim` matrices. The published layer norms its outputs too; that
+//! is left out here, where it made small decoders learn later.
 //!
 //! Beside the Python original: there the rate was a constant, corrections, states and outputs were clipped, and a state that
 //! was passed on had random noise added, so that text in pieces was another function than text at once.
@@ -102,6 +102,7 @@ impl Delta {
     /// Queries and keys of length one, values, and rates `[batch, heads, tokens, 1]`.
     fn inputs(&self, x: &Tensor<3>) -> [Tensor<4>; 4] {
         let both = self.projections.query_key(x);
+        let both = sigmoid(both.clone()) * both;
         let length = ((both.clone() * both.clone()).sum_dim(3) + EPSILON).sqrt();
         let [query, keys] = self.projections.split(both / length);
         let rates = sigmoid(linear(x.clone(), &self.rate)).swap_dims(1, 2).unsqueeze_dim(3);

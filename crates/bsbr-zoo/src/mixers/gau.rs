@@ -83,11 +83,20 @@ impl Gau {
         let output = init.normal(&format!("{name}.output"), [inner, width], residual_deviation(inner, config.layers));
         Self {
             input: init.weight(&format!("{name}.input"), width, 2 * inner + shared),
-            scale: init.constant([4, shared], 1.0),
+            scale: Self::start_scale(config, init),
             offset: init.constant([4, shared], 0.0),
             output,
             chunk_size: config.chunk_size,
         }
+    }
+
+    /// One across chunks. Within the chunk such that scores start as `z.z / sqrt(shared)`: where they start from one, their
+    /// squares are so small that nothing is learned for long.
+    fn start_scale(config: &DecoderConfig, init: &Init) -> Param<Tensor<2>> {
+        let shared = config.shared_width();
+        let near = (config.chunk_size as f64 / (shared as f64).sqrt()).sqrt();
+        let rows = [near, near, 1.0, 1.0].map(|scale| Tensor::full([1, shared], scale, &init.device));
+        Param::from_tensor(Tensor::cat(rows.to_vec(), 0))
     }
 
     pub(crate) fn start(&self, batch: usize, like: &Tensor<2>) -> GauState {

@@ -241,7 +241,10 @@ fn linear(q: &Rows, k: &Rows, v: &Rows) -> Rows {
 /// `S += b k (v - S^T k)^T`, `o = S^T q`.
 fn delta(q: &Rows, k: &Rows, v: &Rows, rates: &[f64]) -> Rows {
     let width = v[0].len();
-    let unit = |x: &[f64]| -> Vec<f64> { x.iter().map(|y| y / (dot(x, x) + 1e-6).sqrt()).collect() };
+    let unit = |x: &[f64]| -> Vec<f64> {
+        let x: Vec<f64> = x.iter().map(|&x| x * sigmoid(x)).collect();
+        x.iter().map(|y| y / (dot(&x, &x) + 1e-6).sqrt()).collect()
+    };
     let mut state = vec![vec![0.0; width]; width];
     let mut output = Vec::new();
     for t in 0..q.len() {
