@@ -96,7 +96,7 @@ pub(crate) fn text(cost: &Cost, families: &[Family]) -> String {
         ("One more token behind a text: median time", Phase::Decode, decode, Some(Quantity::Decode)),
         ("Resident memory of a process that reads a text, at its worst moment", Phase::Prefill, resident, None),
         ("Of it, what reading added", Phase::Prefill, memory, Some(Quantity::Memory)),
-        ("State: bytes kept for the next token", Phase::Decode, state, Some(Quantity::State)),
+        ("State: bytes kept for the next token, room for growth included", Phase::Decode, state, Some(Quantity::State)),
     ];
     let mut text: Vec<String> = Vec::new();
     for (title, phase, of, quantity) in blocks {

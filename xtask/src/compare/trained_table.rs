@@ -134,7 +134,7 @@ fn title(trained: &Trained, set: &TrainedTask) -> String {
     let chance = set.chance.map_or_else(String::new, |chance| format!(", {:.1} % by guessing", 100.0 * chance));
     let (train, seeds) = (&set.train, trained.seeds);
     format!(
-        "**{}**, {asked}{chance}. {} sequences of {} tokens, vocabulary {}; mean of {seeds} seeds, least and greatest in \
+        "**{}**, {asked}{chance}. {} sequences of up to {} tokens, vocabulary {}; mean of {seeds} seeds, least and greatest in \
          brackets",
         set.task,
         grouped((train.steps * train.batch) as u64),

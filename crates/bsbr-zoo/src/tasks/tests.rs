@@ -85,8 +85,9 @@ proptest! {
             prop_assert_eq!(digits, 10);
             let asked: Vec<_> = batch.questions.iter().filter(|question| question.row == row).collect();
             prop_assert_eq!(asked.len(), 10);
-            for (question, digit) in asked.iter().zip(key) {
+            for (at, (question, digit)) in asked.iter().zip(key).enumerate() {
                 prop_assert_eq!(question.answer, *digit);
+                prop_assert_eq!(question.position, ask + at);
                 prop_assert_eq!(tokens[question.position - question.distance], *digit);
             }
         }
