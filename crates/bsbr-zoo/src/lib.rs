@@ -22,12 +22,11 @@
 //! # Causality
 //!
 //! No output depends on a later token, bit for bit: a masked score is multiplied by zero or has a weight of exactly zero,
-//! and every sum over chunks starts from the first. Of the Python original's layers, by their code, only that of BSBR read
-//! ahead; what differs here in the other six is what they compute:
+//! and every sum over chunks starts from the first. Of the Python original's layers, by their code, that of BSBR read ahead;
+//! those of the same names as the other families did not, but computed something else:
 //!
 //! | family | in the original | here |
 //! |---|---|---|
-//! | `standard` | causal | the same function |
 //! | `bsbr` | reads later tokens of its chunk and later chunks, not earlier ones | reads itself and earlier tokens |
 //! | `linear` | causal; no features, no normaliser, a number in the place of each outer product | the published formula |
 //! | `delta` | causal; constant rate, clipped, noise added to a state that is passed on | the published rule, learned rates |
