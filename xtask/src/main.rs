@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod builtin;
 mod commands;
+mod compare;
 mod device;
 mod loss_curve;
 mod model;
@@ -51,6 +52,8 @@ enum Command {
     Tune(Box<commands::tune::Args>),
     /// Measure time, memory and quality by length, against dense attention and other implementations.
     Bench(Box<commands::bench::Args>),
+    /// Compare attention families: time and memory by length, and what small models of each learn.
+    Compare(Box<commands::compare::Args>),
     /// Split linear layers into parts that share low-rank bases.
     Split(commands::split::Args),
 }
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Tune(args) => commands::tune::run(*args),
         Command::Bench(args) => commands::bench::run(*args),
+        Command::Compare(args) => commands::compare::run(*args),
         Command::Split(args) => commands::split::run(args),
     };
     match result {

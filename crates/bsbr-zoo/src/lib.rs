@@ -38,8 +38,9 @@
 //!
 //! # What it never does
 //!
-//! It reads no files, knows no tokenizer and no task, and trains nothing: the trainer owns the data, the loss and the
-//! optimiser. It loads no converted model; that is `bsbr-model`.
+//! It knows no tokenizer and loads no converted model; that is `bsbr-model`. The decoder knows no task, no loss and no
+//! optimiser: [`tasks`] makes sequences and [`train`] learns from them. The only file is that of finished runs,
+//! [`train::RunStore`].
 //!
 //! # Example
 //!
@@ -72,11 +73,17 @@ mod heads;
 mod init;
 mod layer;
 mod mixers;
+mod original;
+mod reads;
 mod rows;
 mod state;
+pub mod tasks;
+pub mod train;
 
 pub use config::{DecoderConfig, Positions};
 pub use decoder::SmallDecoder;
 pub use error::ZooError;
 pub use family::Family;
+pub use original::{Original, original};
+pub use reads::keys_read;
 pub use state::State;

@@ -179,7 +179,7 @@ impl Field for AttentionField {
             }
             _ => {
                 let (attention, of) = (self.attention.clone(), Of::Shape(self.shape));
-                measure(&Probe { arm, attention, tokens, of }, &self.flags)?
+                measure("bench", &Probe { arm, attention, tokens, of }, &self.flags)?
             }
         };
         Ok(Memory::new(peak, self.shape.kv_bytes(tokens), self.shape.output_bytes(tokens)))
@@ -247,7 +247,7 @@ impl Field for ModelField {
             }
             _ => {
                 let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone()));
-                measure(&Probe { arm, attention, tokens, of }, &self.flags)?
+                measure("bench", &Probe { arm, attention, tokens, of }, &self.flags)?
             }
         };
         let kv_bytes = self.kv_bytes_per_token * tokens as u64;

@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 
-use super::{Arm, Phase, Subject, budget::Rounds, gemm::Gemm};
+use super::{Phase, Subject, budget::Rounds, gemm::Gemm};
 
 /// Matrix products timed at each point at least.
 const LEAST_PRODUCTS: usize = 5;
 
 /// An arm that runs.
 pub(crate) struct Contender<'a> {
-    pub(crate) arm: Arm,
+    pub(crate) name: &'static str,
     pub(crate) subject: &'a mut dyn Subject,
     pub(crate) rounds: Rounds,
 }
@@ -40,7 +40,7 @@ pub(crate) fn interleaved(contenders: &mut [Contender<'_>], phase: Phase, gemm: 
             match contender.subject.run(phase) {
                 Ok(elapsed) if round >= warmup => seconds.push(elapsed.as_secs_f64()),
                 Ok(_) => {}
-                Err(error) => *samples = Err(error.context(contender.arm.name())),
+                Err(error) => *samples = Err(error.context(contender.name)),
             }
         }
     }
@@ -87,9 +87,9 @@ mod tests {
         let (mut a, mut b, mut c) = (subject('a', 0), subject('b', 0), subject('c', 2));
         let rounds = |warmup, runs| Rounds { warmup, runs, memory: false };
         let mut contenders = [
-            Contender { arm: Arm::Bsbr, subject: &mut a, rounds: rounds(1, 3) },
-            Contender { arm: Arm::Dense, subject: &mut b, rounds: rounds(0, 2) },
-            Contender { arm: Arm::Burn, subject: &mut c, rounds: rounds(1, 3) },
+            Contender { name: "bsbr", subject: &mut a, rounds: rounds(1, 3) },
+            Contender { name: "dense", subject: &mut b, rounds: rounds(0, 2) },
+            Contender { name: "burn", subject: &mut c, rounds: rounds(1, 3) },
         ];
         let samples = interleaved(&mut contenders, Phase::Prefill, None).unwrap();
         assert_eq!(log.borrow().as_str(), "abcabcaa");

@@ -69,11 +69,11 @@ impl Memory {
     }
 }
 
-/// Starts this program again to run the probe. `flags` choose the device and the threads.
-pub(crate) fn measure(probe: &Probe, flags: &[String]) -> Result<Peak> {
+/// Starts this program again to run a command's probe. `flags` choose the device and the threads.
+pub(crate) fn measure(name: &str, probe: &impl Serialize, flags: &[String]) -> Result<Peak> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
-    command.arg("bench").args(flags).arg("--memory-of").arg(serde_json::to_string(probe)?);
+    command.arg(name).args(flags).arg("--memory-of").arg(serde_json::to_string(probe)?);
     let output = command.output().context("cannot start this program again")?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("error: "));
@@ -107,7 +107,7 @@ pub(crate) fn answer(probe: &str, device: &Device) -> Result<Peak> {
 }
 
 /// Resident memory before `run` and its highest value during it.
-fn peak_of(run: impl FnOnce() -> Result<()>) -> Result<Peak> {
+pub(crate) fn peak_of(run: impl FnOnce() -> Result<()>) -> Result<Peak> {
     // Sets the high-water mark to what is resident now. Where that is not allowed, the mark tells something only if the
     // run raises it.
     let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();

@@ -1,10 +1,15 @@
-//! A report as a picture: time and extra memory by length, both axes logarithmic.
+//! A report as a picture: time and extra memory by length, both axes logarithmic. Panels of other reports are drawn alike.
 
 use std::fmt::Display;
 
 use anyhow::Result;
 use plotters::{
-    coord::{Shift, combinators::IntoLogRange},
+    chart::ChartContext,
+    coord::{
+        Shift,
+        combinators::{IntoLogRange, LogCoord},
+        ranged1d::ValueFormatter,
+    },
     prelude::*,
 };
 
@@ -14,6 +19,8 @@ use super::{
     session::duration,
 };
 use crate::output::bytes;
+
+type Chart<'a, 'b, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, Y>>;
 
 /// Pixels of one panel.
 const PANEL: (u32, u32) = (560, 400);
@@ -25,17 +32,37 @@ const COLUMNS: usize = 2;
 /// a logarithmic axis.
 const LEAST_MEMORY: f64 = 1e5;
 
-/// One line for each arm.
-struct Panel {
-    title: String,
+/// Several lines over one horizontal axis, which is logarithmic.
+#[derive(Debug)]
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    /// What the horizontal axis counts.
+    pub(crate) across: &'static str,
+    /// Of a value on the horizontal axis.
+    pub(crate) label_across: fn(f64) -> String,
     /// Of a value on the vertical axis.
-    label: fn(f64) -> String,
-    lines: Vec<(Arm, Vec<(f64, f64)>)>,
+    pub(crate) label: fn(f64) -> String,
+    /// The range of the vertical axis, which is linear then; a logarithmic one fits its values.
+    pub(crate) linear: Option<(f64, f64)>,
+    pub(crate) lines: Vec<Line>,
 }
 
-/// The picture as SVG.
+/// One line of a panel.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Line {
+    pub(crate) name: &'static str,
+    pub(crate) color: RGBColor,
+    /// In the order in which they are joined.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// The picture of a report as SVG.
 pub(crate) fn svg(report: &Report) -> Result<String> {
-    let panels = panels(&report.rows);
+    picture(&panels(&report.rows))
+}
+
+/// Panels side by side as SVG.
+pub(crate) fn picture(panels: &[Panel]) -> Result<String> {
     anyhow::ensure!(!panels.is_empty(), "--plot: nothing was measured that could be drawn");
     let mut svg = String::new();
     let grid = panels.len().div_ceil(COLUMNS);
@@ -43,7 +70,7 @@ pub(crate) fn svg(report: &Report) -> Result<String> {
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        for (area, panel) in root.split_evenly((grid, COLUMNS.min(panels.len()))).iter().zip(&panels) {
+        for (area, panel) in root.split_evenly((grid, COLUMNS.min(panels.len()))).iter().zip(panels) {
             draw(area, panel)?;
         }
         root.present().map_err(failed)?;
@@ -73,11 +100,11 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
             let of = |arm: Arm| {
                 let rows = rows.iter().filter(|row| (row.part, row.phase, row.arm) == (part, phase, arm));
                 let points = rows.filter_map(|row| Some((row.tokens as f64, value(row)?.max(1e-9))));
-                (arm, points.collect::<Vec<_>>())
+                Line { name: arm.name(), color: color(arm), points: points.collect() }
             };
-            let lines: Vec<_> = arms(rows).into_iter().map(of).filter(|(_, points)| !points.is_empty()).collect();
+            let lines: Vec<_> = arms(rows).into_iter().map(of).filter(|line| !line.points.is_empty()).collect();
             if !lines.is_empty() {
-                panels.push(Panel { title, label, lines });
+                panels.push(Panel { title, across: "tokens", label_across: thousands, label, linear: None, lines });
             }
         }
     }
@@ -96,47 +123,56 @@ fn arms(rows: &[Row]) -> Vec<Arm> {
 }
 
 fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> {
-    let points = || panel.lines.iter().flat_map(|(_, points)| points);
+    let points = || panel.lines.iter().flat_map(|line| &line.points);
     let bounds = |of: fn(&(f64, f64)) -> f64| {
         let (low, high) = points().map(of).fold((f64::INFINITY, 0.0_f64), |(l, h), x| (l.min(x), h.max(x)));
         (low / 1.25)..(high * 1.25)
     };
-    let (x, mut y) = (bounds(|point| point.0), bounds(|point| point.1));
+    let x = bounds(|point| point.0).log_scale().base(2.0);
+    let mut builder = ChartBuilder::on(area);
+    builder.caption(&panel.title, style(17)).margin(14).x_label_area_size(42).y_label_area_size(64);
+    if let Some((low, high)) = panel.linear {
+        return lines(builder.build_cartesian_2d(x, low..high).map_err(failed)?, panel);
+    }
+    let mut y = bounds(|point| point.1);
     if y.end / y.start < 100.0 {
         // Room for at least two powers of ten, which is where the labels are.
         y = 10_f64.powf(y.start.log10().floor())..10_f64.powf(y.end.log10().ceil());
     }
-    let style = |size: u32| ("sans-serif", size).into_font().color(&BLACK);
-    let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, style(17))
-        .margin(14)
-        .x_label_area_size(42)
-        .y_label_area_size(64)
-        .build_cartesian_2d(x.log_scale().base(2.0), y.log_scale())
-        .map_err(failed)?;
+    lines(builder.build_cartesian_2d(x, y.log_scale()).map_err(failed)?, panel)
+}
+
+fn style(size: u32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&BLACK)
+}
+
+fn lines<'a, 'b: 'a, Y>(mut chart: Chart<'a, 'b, Y>, panel: &Panel) -> Result<()>
+where
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64> + 'a,
+{
     chart
         .configure_mesh()
-        .x_desc("tokens")
+        .x_desc(panel.across)
         .x_labels(9)
         .y_labels(8)
         .label_style(style(12))
         .axis_desc_style(style(13))
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(224, 224, 224))
-        .x_label_formatter(&|tokens| thousands(*tokens))
+        .x_label_formatter(&|value| (panel.label_across)(*value))
         .y_label_formatter(&|value| (panel.label)(*value))
         .draw()
         .map_err(failed)?;
-    for (arm, points) in &panel.lines {
-        let color = color(*arm);
-        let line = LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(0);
-        let drawn = chart.draw_series(line).map_err(failed)?;
-        drawn.label(arm.name()).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
-        chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, color.filled()))).map_err(failed)?;
+    for line in &panel.lines {
+        let color = line.color;
+        let series = LineSeries::new(line.points.iter().copied(), color.stroke_width(2)).point_size(0);
+        let drawn = chart.draw_series(series).map_err(failed)?;
+        drawn.label(line.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        chart.draw_series(line.points.iter().map(|&point| Circle::new(point, 3, color.filled()))).map_err(failed)?;
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(if panel.linear.is_some() { SeriesLabelPosition::LowerLeft } else { SeriesLabelPosition::UpperLeft })
         .background_style(WHITE.mix(0.85))
         .label_font(style(12))
         .draw()
@@ -157,13 +193,13 @@ fn color(arm: Arm) -> RGBColor {
 }
 
 /// `65536` as `64k`.
-fn thousands(tokens: f64) -> String {
+pub(crate) fn thousands(tokens: f64) -> String {
     let tokens = tokens.round() as u64;
     if tokens >= 1024 && tokens.is_multiple_of(1024) { format!("{}k", tokens / 1024) } else { tokens.to_string() }
 }
 
 /// `1.00 ms` as `1 ms`.
-fn trimmed(text: &str) -> String {
+pub(crate) fn trimmed(text: &str) -> String {
     match text.split_once(' ') {
         Some((number, unit)) if number.contains('.') => {
             format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
@@ -189,6 +225,7 @@ mod tests {
         row.measured(vec![0.5], 1, &[]);
         let panels = panels(&[row]);
         assert_eq!(panels.len(), 1);
-        assert_eq!(panels[0].lines, [(Arm::Dense, vec![(512.0, 0.5)])]);
+        let line = Line { name: "dense", color: color(Arm::Dense), points: vec![(512.0, 0.5)] };
+        assert_eq!(panels[0].lines, [line]);
     }
 }

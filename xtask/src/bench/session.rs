@@ -285,13 +285,13 @@ impl Length<'_> {
         let mut contenders: Vec<Contender<'_>> = Vec::with_capacity(runs.len());
         for (arm, subject) in &mut self.subjects {
             if let Some(rounds) = rounds_of(*arm) {
-                contenders.push(Contender { arm: *arm, subject: subject.as_mut(), rounds });
+                contenders.push(Contender { name: arm.name(), subject: subject.as_mut(), rounds });
             }
         }
         let gemm = self.gemm.filter(|_| phase == Phase::Prefill);
         let samples = interleaved(&mut contenders, phase, gemm)?;
         for (contender, result) in contenders.iter().zip(samples.arms) {
-            let Some(row) = rows.iter_mut().find(|row| row.arm == contender.arm) else { continue };
+            let Some(row) = rows.iter_mut().find(|row| row.arm.name() == contender.name) else { continue };
             match result {
                 Ok(seconds) => {
                     if phase == Phase::Prefill {

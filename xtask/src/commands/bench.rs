@@ -179,7 +179,7 @@ fn check(args: &Args) -> Result<()> {
 }
 
 /// The directory of a file.
-fn directory(path: &Path) -> &Path {
+pub(crate) fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -187,7 +187,7 @@ fn directory(path: &Path) -> &Path {
 }
 
 /// Writes a file as a whole or not at all.
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     let mut builder = tempfile::Builder::new();
     // As any other file, not for the owner's eyes alone.
