@@ -151,7 +151,8 @@ fn a_compressed_model_is_read_back_bit_for_bit_and_folds_into_one_that_computes_
         let text = &texts(name).tokens[0];
         let (converted, output) = (temp.path().join("converted"), temp.path().join("split"));
         convert(&dir, &converted, &ConvertOptions::default(), &mut |_| {}).expect("sound");
-        let cases: [(_, _, fn(&[CheckpointLinear], Split, (usize, usize)) -> SplitConfig); 4] = [
+        type Settings = fn(&[CheckpointLinear], Split, (usize, usize)) -> SplitConfig;
+        let cases: [(_, _, Settings); 4] = [
             (&dir, Split::None, sharing),
             (&converted, Split::Heads, sharing),
             (&dir, Split::None, pivoted),
