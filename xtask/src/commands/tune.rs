@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// Windows of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
-    /// Highest learning rate
+    /// Highest learning rate, times the square root of the relative error of a layer at first
     #[arg(long, value_name = "R", default_value_t = TuneConfig::default().learning_rate)]
     learning_rate: f64,
     /// Highest learning rate of the second stage

@@ -63,8 +63,8 @@ pub(crate) fn heads(
     plain::heads(x, norm, projections, rotation, width)
 }
 
-/// What the heads read, `[1, heads, tokens, width]`, through the output projection and its adapter; with `onto`, a factor times that
-/// added to a tensor. `[tokens, hidden_size]`.
+/// What the heads read, `[1, heads, tokens, width]`, through the output projection and its adapter; with `onto`, a factor
+/// times that added to a tensor. `[tokens, hidden_size]`.
 pub(crate) fn join_heads(
     read: Tensor<4>,
     output: (&Projection, Option<&Adapter>),
