@@ -6,6 +6,8 @@ use pulp::Simd;
 const TOGETHER: usize = 16;
 /// Registers that hold a stretch of the query while the rows go by.
 const STRETCH: usize = 4;
+/// Rows of a short block, and queries served together with one.
+pub(crate) const FOUR: usize = 4;
 
 /// Dot products of `query` with the rows of `data` that begin at `rows`.
 #[inline(always)]
@@ -48,6 +50,51 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
             sum = simd.mul_add_e_f32s(query, vector, sum);
         }
         *score = simd.reduce_sum_f32s(sum) + dot_rest::<S>(query_rest, row);
+    }
+}
+
+/// Dot products of the queries that begin at `queries[i]` in `data` with four rows of `width` numbers that are `stride`
+/// apart, into the four numbers that begin at `places[i]` in `scores`.
+///
+/// Four queries at a time: their sums fold like those of [`TOGETHER`] rows.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn dots_of_four<S: Simd>(
+    simd: S,
+    rows: &[f32],
+    stride: usize,
+    width: usize,
+    data: &[f32],
+    queries: &[usize],
+    scores: &mut [f32],
+    places: &[usize],
+) {
+    let rows: [&[f32]; FOUR] = std::array::from_fn(|row| &rows[row * stride..row * stride + width]);
+    for (starts, places) in queries.chunks(FOUR).zip(places.chunks(FOUR)) {
+        // Where fewer are left, the last stands for those missing.
+        let start = |i: usize| starts[i.min(starts.len() - 1)];
+        let queries: [&[f32]; FOUR] = std::array::from_fn(|i| &data[start(i)..start(i) + width]);
+        let mut sums = [simd.splat_f32s(0.0); TOGETHER];
+        for at in 0..width / S::F32_LANES {
+            let vector = |row: &[f32]| S::as_simd_f32s(row).0[at];
+            let (rows, queries) = (rows.map(vector), queries.map(vector));
+            for i in 0..FOUR {
+                for j in 0..FOUR {
+                    sums[FOUR * i + j] = simd.mul_add_e_f32s(queries[i], rows[j], sums[FOUR * i + j]);
+                }
+            }
+        }
+        let totals = sum_each(simd, sums);
+        for ((totals, query), &place) in totals.as_chunks::<FOUR>().0.iter().zip(queries).zip(places) {
+            let scores = &mut scores[place..place + FOUR];
+            scores.copy_from_slice(totals);
+            let (_, rest) = S::as_simd_f32s(query);
+            if !rest.is_empty() {
+                for (score, row) in scores.iter_mut().zip(rows) {
+                    *score += dot_rest::<S>(rest, row);
+                }
+            }
+        }
     }
 }
 

@@ -32,9 +32,10 @@ pub(crate) fn largest<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32, 
         }
     }
     if reach > count {
-        return largest_with_ties(row, bound, count, hidden, chosen);
+        return largest_with_ties(simd, row, bound, count, chosen);
     }
-    collect(row, chosen, |value| value >= bound && value > hidden);
+    // A bound is a visible number, or lies between two of them.
+    collect(simd, row, bound, chosen);
 }
 
 /// The number half way between two in the order of all f32, `None` between neighbours. Shares of attention differ by powers
@@ -51,13 +52,12 @@ fn between(low: f32, high: f32) -> Option<f32> {
 /// A number that `count` of the row reach, if so many are visible.
 #[inline(always)]
 fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 {
-    const MOST_SETS: usize = 4;
+    const MOST_SETS: usize = 8;
     let lanes = S::F32_LANES;
     let (vectors, rest) = S::as_simd_f32s(row);
-    let sets = count / lanes;
-    let divides = lanes > 1 && count.is_multiple_of(lanes) && sets <= MOST_SETS && vectors.len() >= 2 * sets;
-    if divides {
-        // The largest of each of `count` disjoint sets; every one of them reaches the smallest of these.
+    let sets = count.div_ceil(lanes);
+    if lanes > 1 && sets <= MOST_SETS && vectors.len() >= 2 * sets {
+        // The largest of each of at least `count` disjoint sets; every one of them reaches the smallest of these.
         let mut highest = [simd.splat_f32s(f32::NEG_INFINITY); MOST_SETS];
         for (at, &vector) in vectors.iter().enumerate() {
             let set = at % sets;
@@ -82,29 +82,43 @@ fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 
 }
 
 /// Equal numbers lie on the bound: the first of them are taken.
-fn largest_with_ties(row: &[f32], low: f32, count: usize, hidden: f32, chosen: &mut Vec<u32>) {
+#[inline(always)]
+fn largest_with_ties<S: Simd>(simd: S, row: &[f32], low: f32, count: usize, chosen: &mut Vec<u32>) {
     let mut order: Vec<u32> = Vec::new();
-    collect(row, &mut order, |value| value >= low && value > hidden);
+    collect(simd, row, low, &mut order);
     order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
     order.truncate(count);
     order.sort_unstable();
     chosen.extend_from_slice(&order);
 }
 
-/// Indices of the numbers that `wanted` holds for, ascending.
+/// Indices of the numbers that are at least `bound`, ascending.
 #[inline(always)]
-fn collect(row: &[f32], chosen: &mut Vec<u32>, wanted: impl Fn(f32) -> bool) {
-    const STRETCH: usize = 16;
-    for (at, stretch) in row.chunks(STRETCH).enumerate() {
-        let mut any = false;
-        for &value in stretch {
-            any |= wanted(value);
-        }
-        if any {
-            let numbered = stretch.iter().enumerate().filter(|&(_, &value)| wanted(value));
-            chosen.extend(numbered.map(|(i, _)| (at * STRETCH + i) as u32));
+fn collect<S: Simd>(simd: S, row: &[f32], bound: f32, chosen: &mut Vec<u32>) {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let bounds = simd.splat_f32s(bound);
+    for (at, &vector) in vectors.iter().enumerate() {
+        let mut left = bits(simd, simd.greater_than_or_equal_f32s(vector, bounds));
+        while left != 0 {
+            chosen.push((at * S::F32_LANES) as u32 + left.trailing_zeros());
+            left &= left - 1;
         }
     }
+    let before = row.len() - rest.len();
+    let numbered = rest.iter().enumerate().filter(|&(_, &value)| value >= bound);
+    chosen.extend(numbered.map(|(at, _)| (before + at) as u32));
+}
+
+/// A bit for each lane of a mask, the first lane lowest.
+#[inline(always)]
+fn bits<S: Simd>(simd: S, mask: S::m32s) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(mask) = (&mask as &dyn std::any::Any).downcast_ref::<pulp::b16>() {
+        return mask.0.into();
+    }
+    let ones = simd.select_f32s(mask, simd.splat_f32s(1.0), simd.splat_f32s(0.0));
+    let lanes: &[f32] = pulp::bytemuck::cast_slice(std::slice::from_ref(&ones));
+    lanes.iter().enumerate().fold(0, |bits, (at, &lane)| bits | (u32::from(lane == 1.0) << at))
 }
 
 #[cfg(test)]
@@ -130,8 +144,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_largest_are_those_of_a_stable_sort(
-            values in prop::collection::vec(prop_oneof![-3.0f32..3.0, (0..4u8).prop_map(f32::from), Just(-1e30)], 0..300),
-            count in 0usize..80,
+            values in prop::collection::vec(prop_oneof![-3.0f32..3.0, (0..4u8).prop_map(f32::from), Just(-1e30)], 0..600),
+            count in 0usize..140,
         ) {
             let mut order: Vec<u32> = (0..values.len() as u32).filter(|&i| values[i as usize] > -1e29).collect();
             order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]).then(a.cmp(&b)));

@@ -344,8 +344,10 @@ fn many_steps_of_keys_give_one_softmax() {
     check(&case, None).expect("equal");
     let windowed = CausalOptions { window: Some(700), ..case.options.clone() };
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");
-    for (size, top_k, fine_tokens) in [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256)] {
-        let reach = if top_k == 16 { 0.75 } else { 0.0 };
+    for (size, top_k, fine_tokens) in
+        [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256), (4, 76, 8192), (4, 76, 256), (4, 16, 256)]
+    {
+        let reach = if top_k == 32 { 0.0 } else { 0.75 };
         let blocks = Some(Blocks {
             size,
             top_k,

@@ -114,6 +114,9 @@ impl Readers {
                 panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
                 let (queries, places) = (&self.query_starts, &self.score_starts);
                 panel::dots(simd, &self.panel, size, width, tile.rows, queries, scores, places);
+            } else if size == gather::FOUR && self.query_starts.len() > 1 {
+                let (queries, places) = (&self.query_starts, &self.score_starts);
+                gather::dots_of_four(simd, rows.data(), rows.stride(), width, tile.rows, queries, scores, places);
             } else {
                 self.key_rows.clear();
                 self.key_rows.extend((0..size).map(|row| row * rows.stride()));
