@@ -12,6 +12,8 @@ const WINDOWS: usize = 2;
 const TOKENS: usize = 256;
 /// Tokens of these whose predictions count: the last ones, which have read the others.
 const COUNTED: usize = 128;
+/// The same of a held-out window: predictions of a whole one would take as much memory as a model.
+const JUDGED: usize = 256;
 
 /// What a model predicts: for some tokens the probability of every next one.
 struct Predictions {
@@ -142,8 +144,8 @@ fn first_block<M: BlockModel>(model: &M, group: &SavedGroup) -> Result<usize, M:
     }
 }
 
-/// How far what `compressed` predicts on held-out windows is from what `original` does: the mean divergence over all of
-/// their tokens, of at most `most` windows. `None` where no window is held out.
+/// How far what `compressed` predicts on held-out windows is from what `original` does: the mean divergence over the
+/// last tokens of at most `most` windows. `None` where no window is held out.
 ///
 /// # Errors
 ///
@@ -158,8 +160,8 @@ pub fn held_out_divergence<M: BlockModel>(
     let (mut sum, blocks) = (0.0, original.blocks());
     let states = first_states(original, tokens, &held)?;
     for (own, states) in first_states(compressed, tokens, &held)?.into_iter().zip(states) {
-        let predictions = Predictions::of(original, run(original, 0..blocks, states)?)?;
-        sum += predictions.divergence(compressed, run(compressed, 0..blocks, own)?)?;
+        let predictions = Predictions::of(original, last(&run(original, 0..blocks, states)?, JUDGED))?;
+        sum += predictions.divergence(compressed, last(&run(compressed, 0..blocks, own)?, JUDGED))?;
     }
     Ok((!held.is_empty()).then_some(sum / held.len() as f64))
 }
