@@ -15,10 +15,10 @@ pub struct Original {
     pub here: &'static str,
 }
 
-/// How a family differs from the layer of that name in the Python original.
-pub fn original(family: Family) -> Original {
+/// How a family differs from the layer of that name in the Python original; `None` for the yardstick.
+pub fn original(family: Family) -> Option<Original> {
     let (causal, there, here) = match family {
-        Family::Standard => (true, "the same function", "the same function"),
+        Family::Standard => return None,
         Family::Bsbr => (
             false,
             "reads later tokens of its chunk and later chunks, not earlier ones",
@@ -46,5 +46,5 @@ pub fn original(family: Family) -> Original {
             "squared ReLU within the chunk, running sums, a state",
         ),
     };
-    Original { causal, there, here }
+    Some(Original { causal, there, here })
 }

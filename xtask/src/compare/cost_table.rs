@@ -25,11 +25,18 @@ pub(crate) fn families(report: &Report) -> String {
     let state = format!("state at {} tokens", grouped(first.state_tokens as u64));
     let rows: Vec<Vec<String>> = report.families.iter().map(family).collect();
     let names = ["family", "parameters", "of standard", &state, "keys read exactly", "reads"];
-    let originals: Vec<Vec<String>> = report.families.iter().map(beside_original).collect();
+    let originals: Vec<Vec<String>> = report.families.iter().filter_map(beside_original).collect();
+    let beside = match originals.as_slice() {
+        [] => String::new(),
+        _ => format!(
+            "\n\n{}",
+            table(&["family", "causal in the Python original", "otherwise there", "here"], &originals)
+        ),
+    };
     let config = &first.decoder;
     format!(
         "Width {}, {} layers, {} heads, convolution of {}, perceptron of {} x {}, positions {}. Matched are parameters, not states: \
-         what a family looks back on is what is compared.\n\n{}\n\n{}",
+         what a family looks back on is what is compared.\n\n{}{beside}",
         config.width,
         config.layers,
         config.heads,
@@ -37,15 +44,14 @@ pub(crate) fn families(report: &Report) -> String {
         config.mlp_factor,
         config.width,
         if config.positions == Positions::None { "none" } else { "rotary where a family rotates" },
-        table(&names, &rows),
-        table(&["family", "causal in the Python original", "otherwise there", "here"], &originals)
+        table(&names, &rows)
     )
 }
 
-fn beside_original(about: &About) -> Vec<String> {
-    let original = about.original;
+fn beside_original(about: &About) -> Option<Vec<String>> {
+    let original = about.original?;
     let causal = if original.causal { "yes" } else { "no" };
-    vec![about.family.to_string(), causal.into(), original.there.into(), original.here.into()]
+    Some(vec![about.family.to_string(), causal.into(), original.there.into(), original.here.into()])
 }
 
 fn family(about: &About) -> Vec<String> {

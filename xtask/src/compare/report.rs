@@ -37,7 +37,7 @@ pub(crate) struct Report {
 pub(crate) struct About {
     pub(crate) family: Family,
     pub(crate) source: &'static str,
-    pub(crate) original: Original,
+    pub(crate) original: Option<Original>,
     pub(crate) parameters: usize,
     /// Parameters as a multiple of those of standard attention in the same decoder.
     pub(crate) parameters_of_standard: f64,
