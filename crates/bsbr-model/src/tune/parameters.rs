@@ -196,7 +196,7 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Config`] as [`ModelConfig::check_mergeable`], [`ModelError::Input`] if a weight cannot be read back from
+    /// [`ModelError::Config`] as [`crate::ModelConfig::check_mergeable`], [`ModelError::Input`] if a weight cannot be read back from
     /// the device.
     pub fn merged(&self) -> Result<(Self, NamedNumbers), ModelError> {
         let mut decoder = self.clone();
