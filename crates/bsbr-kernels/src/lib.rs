@@ -30,6 +30,7 @@
 
 mod gather;
 mod heads;
+mod level;
 mod panel;
 mod prefetch;
 mod product;
@@ -40,3 +41,4 @@ pub mod attention;
 pub mod layer;
 
 pub use heads::Heads;
+pub use level::{Level, limit_level};

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use bsbr_kernels::{
-    Heads,
+    Heads, Level,
     attention::{
         BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, block_radii, causal_attention,
         chunk_radii,
     },
+    limit_level,
 };
 use proptest::prelude::*;
 
@@ -224,7 +225,17 @@ impl Naive<'_> {
     }
 }
 
+/// Holds attention to its definition, at every level of vector instructions. Tests that run at the same time change the level
+/// for each other, which is as good: what counts is that every level computes many cases.
 fn check(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseError> {
+    for level in [Level::Scalar, Level::Avx2, Level::Best] {
+        limit_level(level);
+        check_once(case, settings)?;
+    }
+    Ok(())
+}
+
+fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCaseError> {
     let Case { heads, kv_heads, width, past, tokens, .. } = *case;
     let length = past + tokens;
     let query = numbers(case.seed, heads * tokens * width, 1.0);
@@ -324,7 +335,7 @@ fn settings() -> impl Strategy<Value = BlockOptions> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn causal_attention_is_its_definition(case in case()) {

@@ -5,7 +5,7 @@
 //! `dK = scale dS^T Q`. Means of blocks are columns like any other; their gradients are spread over their tokens at the end.
 //! Which blocks a token chose is taken as given.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     heads::{Heads, Rows},
-    product, vector,
+    level, product, vector,
 };
 
 /// Rows of queries in a tile.
@@ -112,7 +112,7 @@ fn backward(
     let per_pair = gradients.query.par_chunks_mut(group * rows).zip(gradients.keys.par_chunks_mut(rows));
     per_pair.zip(gradients.values.par_chunks_mut(rows)).enumerate().for_each(|(pair, ((query, keys), values))| {
         let pair = Pair { input, forward, settings, options, batch: pair / kv_heads, kv_head: pair % kv_heads };
-        Arch::new().dispatch(PairBackward { pair, query, keys, values });
+        level::arch().dispatch(PairBackward { pair, query, keys, values });
     });
     gradients
 }

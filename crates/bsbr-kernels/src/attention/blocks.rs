@@ -1,6 +1,5 @@
 //! Attention over the keys near a token and the blocks it retrieves.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{
@@ -10,7 +9,10 @@ use super::{
     tasks,
     tile::{QueryTile, load_queries},
 };
-use crate::heads::{Heads, Rows};
+use crate::{
+    heads::{Heads, Rows},
+    level,
+};
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
@@ -203,7 +205,7 @@ pub fn block_attention_into(
                 first: near.first,
             }),
         };
-        Arch::new().dispatch(BlockTile {
+        level::arch().dispatch(BlockTile {
             tile: &tile,
             head: &head,
             settings,

@@ -1,6 +1,6 @@
 //! Attention of every token over all keys it may see.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     heads::{Heads, Rows},
-    vector,
+    level, vector,
 };
 
 /// Rows of queries in a tile: enough for the matrix product to run at its full rate.
@@ -62,7 +62,7 @@ pub fn causal_attention(
             slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
         };
         let (keys, values) = (keys.head(batch, kv_head), values.head(batch, kv_head));
-        Arch::new().dispatch(DenseTile { tile: &tile, keys, values, options, scratch });
+        level::arch().dispatch(DenseTile { tile: &tile, keys, values, options, scratch });
         for (g, (output, log_mass)) in task.outputs.iter_mut().enumerate() {
             let rows = g * tile.tokens..(g + 1) * tile.tokens;
             output.copy_from_slice(&scratch.output[rows.start * width..rows.end * width]);

@@ -26,7 +26,7 @@ pub(super) fn registers(arch: Arch) -> (usize, usize) {
 
 /// Every level this processor has, the best last.
 #[cfg(test)]
-pub(super) fn levels() -> Vec<Arch> {
+pub(crate) fn levels() -> Vec<Arch> {
     let mut levels = vec![Arch::Scalar];
     #[cfg(target_arch = "x86_64")]
     {

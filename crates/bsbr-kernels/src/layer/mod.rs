@@ -28,6 +28,8 @@ pub use activation::{Activation, activate, activate_gated};
 pub use divergence::{log_sum_exp, mean_gap};
 pub use heads::{Rotation, write_heads};
 pub use level::in_pool;
+#[cfg(test)]
+pub(crate) use level::levels;
 pub use norm::{NormKind, RowNorm, normalise};
 pub use panels::{Panels, Rows};
 pub use product::{Linear, gated, project, project_joined, project_passing};
