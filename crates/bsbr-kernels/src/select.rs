@@ -4,12 +4,27 @@ use pulp::Simd;
 
 use crate::vector;
 
+/// What of a row may still be among the largest; kept between calls for its memory.
+#[derive(Default)]
+pub(crate) struct Contest {
+    values: Vec<f32>,
+    indices: Vec<u32>,
+}
+
 /// Indices of the `count` largest numbers of `row`, ascending, into `chosen`; of equal numbers the first. Numbers at or
 /// below `hidden` are never chosen, so that there can be fewer.
 ///
-/// Finds the bound that `count` numbers reach by bisection, each step one pass of vector comparisons.
+/// One pass finds a bound that `count` numbers reach, a second keeps those that do: a few times `count`. Among them the
+/// bound that exactly `count` reach is found by bisection, each step one pass of vector comparisons.
 #[inline(always)]
-pub(crate) fn largest<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32, chosen: &mut Vec<u32>) {
+pub(crate) fn largest<S: Simd>(
+    simd: S,
+    row: &[f32],
+    count: usize,
+    hidden: f32,
+    contest: &mut Contest,
+    chosen: &mut Vec<u32>,
+) {
     chosen.clear();
     if count == 0 {
         return;
@@ -20,22 +35,29 @@ pub(crate) fn largest<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32, 
     }
     // `count` numbers reach `low`, or fewer are visible at all; fewer than that lie above `high`.
     let mut low = lower_bound(simd, row, count, hidden);
-    let mut bound = low;
-    let mut reach = vector::count_from(simd, row, bound);
+    let Contest { values, indices } = contest;
+    keep_from(simd, row, None, low, Some(values), indices);
+    let mut reach = values.len();
+    if reach <= count {
+        chosen.extend_from_slice(indices);
+        return;
+    }
     while reach > count {
         let Some(middle) = between(low, high) else { break };
-        let above = vector::count_from(simd, row, middle);
+        let above = vector::count_from(simd, values, middle);
         if above >= count {
-            (low, bound, reach) = (middle, middle, above);
+            (low, reach) = (middle, above);
         } else {
             high = middle;
         }
     }
+    keep_from(simd, values, Some(indices), low, None, chosen);
     if reach > count {
-        return largest_with_ties(simd, row, bound, count, chosen);
+        // Equal numbers lie on the bound: the first of them are taken.
+        chosen.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+        chosen.truncate(count);
+        chosen.sort_unstable();
     }
-    // A bound is a visible number, or lies between two of them.
-    collect(simd, row, bound, chosen);
 }
 
 /// The number half way between two in the order of all f32, `None` between neighbours. Shares of attention differ by powers
@@ -81,32 +103,100 @@ fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 
     rest.iter().copied().filter(|&value| value > hidden).fold(simd.reduce_min_f32s(lowest), f32::min)
 }
 
-/// Equal numbers lie on the bound: the first of them are taken.
+/// Those of `row` that are at least `bound`, in their order: their values, and their `numbers`, which are their places unless
+/// given.
 #[inline(always)]
-fn largest_with_ties<S: Simd>(simd: S, row: &[f32], low: f32, count: usize, chosen: &mut Vec<u32>) {
-    let mut order: Vec<u32> = Vec::new();
-    collect(simd, row, low, &mut order);
-    order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
-    order.truncate(count);
-    order.sort_unstable();
-    chosen.extend_from_slice(&order);
-}
-
-/// Indices of the numbers that are at least `bound`, ascending.
-#[inline(always)]
-fn collect<S: Simd>(simd: S, row: &[f32], bound: f32, chosen: &mut Vec<u32>) {
+fn keep_from<S: Simd>(
+    simd: S,
+    row: &[f32],
+    numbers: Option<&[u32]>,
+    bound: f32,
+    values: Option<&mut Vec<f32>>,
+    kept: &mut Vec<u32>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(&simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() {
+        return sixteen::keep_from(simd, row, numbers, bound, values, kept);
+    }
+    kept.clear();
+    let mut values = values;
+    if let Some(values) = &mut values {
+        values.clear();
+    }
+    let mut keep = |at: usize| {
+        kept.push(numbers.map_or(at as u32, |numbers| numbers[at]));
+        if let Some(values) = &mut values {
+            values.push(row[at]);
+        }
+    };
     let (vectors, rest) = S::as_simd_f32s(row);
     let bounds = simd.splat_f32s(bound);
     for (at, &vector) in vectors.iter().enumerate() {
         let mut left = bits(simd, simd.greater_than_or_equal_f32s(vector, bounds));
         while left != 0 {
-            chosen.push((at * S::F32_LANES) as u32 + left.trailing_zeros());
+            keep(at * S::F32_LANES + left.trailing_zeros() as usize);
             left &= left - 1;
         }
     }
     let before = row.len() - rest.len();
-    let numbered = rest.iter().enumerate().filter(|&(_, &value)| value >= bound);
-    chosen.extend(numbered.map(|(at, _)| (before + at) as u32));
+    rest.iter().enumerate().filter(|&(_, &value)| value >= bound).for_each(|(at, _)| keep(before + at));
+}
+
+/// [`keep_from`] for registers of sixteen, which can move what a mask selects to their front.
+#[cfg(target_arch = "x86_64")]
+mod sixteen {
+    use pulp::{Simd, cast, f32x16, u32x16, x86::V4};
+
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    pub(super) fn keep_from(
+        simd: V4,
+        row: &[f32],
+        numbers: Option<&[u32]>,
+        bound: f32,
+        mut values: Option<&mut Vec<f32>>,
+        kept: &mut Vec<u32>,
+    ) {
+        // Whole registers are written, and overwritten by what follows.
+        let room = row.len() + LANES;
+        if kept.len() < room {
+            kept.resize(room, 0);
+        }
+        if let Some(values) = values.as_mut().filter(|values| values.len() < room) {
+            values.resize(room, 0.0);
+        }
+        let (f, bounds) = (simd.avx512f, simd.splat_f32s(bound));
+        let (vectors, rest) = row.as_chunks::<LANES>();
+        let mut places: u32x16 = cast(std::array::from_fn::<u32, LANES, _>(|lane| lane as u32));
+        let mut count = 0;
+        let mut write = |vector: f32x16, numbers: u32x16, mask: u16| {
+            let numbers: [u32; LANES] = cast(f._mm512_maskz_compress_epi32(mask, cast(numbers)));
+            kept[count..count + LANES].copy_from_slice(&numbers);
+            if let Some(values) = &mut values {
+                let vector: [f32; LANES] = cast(f._mm512_maskz_compress_ps(mask, cast(vector)));
+                values[count..count + LANES].copy_from_slice(&vector);
+            }
+            count += mask.count_ones() as usize;
+        };
+        for (at, vector) in vectors.iter().enumerate() {
+            let vector: f32x16 = cast(*vector);
+            let numbers = numbers
+                .map_or(places, |numbers| cast(*numbers[at * LANES..].first_chunk::<LANES>().unwrap_or(&[0; LANES])));
+            write(vector, numbers, simd.greater_than_or_equal_f32s(vector, bounds).0);
+            places = simd.add_u32s(places, simd.splat_u32s(LANES as u32));
+        }
+        if !rest.is_empty() {
+            let vector = simd.partial_load_f32s(rest);
+            let numbers = numbers.map_or(places, |numbers| simd.partial_load_u32s(&numbers[row.len() - rest.len()..]));
+            let mask = simd.greater_than_or_equal_f32s(vector, bounds).0 & ((1 << rest.len()) - 1);
+            write(vector, numbers, mask);
+        }
+        kept.truncate(count);
+        if let Some(values) = values {
+            values.truncate(count);
+        }
+    }
 }
 
 /// A bit for each lane of a mask, the first lane lowest.
@@ -136,7 +226,7 @@ mod tests {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> Vec<u32> {
             let mut chosen = Vec::new();
-            largest(simd, self.0, self.1, self.2, &mut chosen);
+            largest(simd, self.0, self.1, self.2, &mut Contest::default(), &mut chosen);
             chosen
         }
     }

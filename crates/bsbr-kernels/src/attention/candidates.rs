@@ -15,7 +15,7 @@ use super::{
     sums::Sums,
     tile::{HIDDEN, QueryTile},
 };
-use crate::{heads::Rows, vector};
+use crate::{heads::Rows, select::Contest, vector};
 
 /// The candidates of the tokens of one chunk.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +63,7 @@ pub(super) struct CandidateScratch {
     /// What is added to the scores of each row: minus the log-mass of what it reads exactly.
     pub(super) shifts: Vec<f32>,
     pub(super) opened: Readers,
+    pub(super) contest: Contest,
     pub(super) choice: Vec<u32>,
     /// Chosen blocks, numbered from the first token.
     pub(super) chosen: Readers,

@@ -138,10 +138,11 @@ impl Retrieval<'_> {
         }
         let count = distant.len();
         for token in 0..tile.tokens {
-            let CandidateScratch { scores, choice, distant: masses, distant_reach, shifts, opened, .. } = scratch;
+            let CandidateScratch { scores, contest, choice, distant: masses, distant_reach, shifts, opened, .. } =
+                scratch;
             let reach = radii.is_some().then_some(&distant_reach[..]);
             combine(simd, tile, token, count, masses, reach, shifts, scores);
-            select::largest(simd, scores, self.blocks.top_chunks, LOWEST_SCORE, choice);
+            select::largest(simd, scores, self.blocks.top_chunks, LOWEST_SCORE, contest, choice);
             opened.push_all(choice.iter().copied());
         }
         scratch.opened.sort(count);
@@ -181,10 +182,10 @@ impl Retrieval<'_> {
         (columns, reaching): (usize, bool),
         scratch: &mut CandidateScratch,
     ) {
-        let CandidateScratch { scores, choice, blocks, reach, shifts, opened, chosen, .. } = scratch;
+        let CandidateScratch { scores, contest, choice, blocks, reach, shifts, opened, chosen, .. } = scratch;
         let reach = reaching.then_some(&reach[..]);
         combine(simd, tile, token, columns, blocks, reach, shifts, scores);
-        select::largest(simd, scores, self.blocks.top_k, LOWEST_SCORE, choice);
+        select::largest(simd, scores, self.blocks.top_k, LOWEST_SCORE, contest, choice);
         let opened: &[u32] = if self.candidates.distant.is_empty() { &[] } else { opened.of(token) };
         chosen.push_all(choice.iter().map(|&column| self.block(column as usize, opened) as u32));
     }
