@@ -34,12 +34,15 @@ pub(crate) struct AttentionArgs {
     /// Chunks that end within the first N tokens read everything [default: 1024]
     #[arg(long, value_name = "N")]
     exact_tokens: Option<usize>,
-    /// Blocks further back than N tokens are scored by whole chunks first [default: 2048]
+    /// Blocks further back than N tokens are scored by whole sections first [default: 8192]
     #[arg(long, value_name = "N")]
     fine_tokens: Option<usize>,
-    /// Of those chunks, the ones whose blocks a token scores [default: 16]
+    /// Tokens of a section, rounded up to whole blocks [default: 64]
     #[arg(long, value_name = "N")]
-    top_chunks: Option<usize>,
+    section_size: Option<usize>,
+    /// Of those sections, the ones whose blocks a token scores [default: 32]
+    #[arg(long, value_name = "N")]
+    top_sections: Option<usize>,
     /// What scores a block: mean-key, meta [default: mean-key]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
     selector: Option<Selector>,
@@ -86,7 +89,8 @@ impl AttentionArgs {
         overlay!(
             exact_tokens,
             fine_tokens,
-            top_chunks,
+            section_size,
+            top_sections,
             reach,
             far_shift,
             covariance_weight,

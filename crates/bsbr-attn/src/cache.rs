@@ -95,8 +95,10 @@ pub struct AttentionCache {
     statistics: Option<Statistics>,
     kept: Option<KeptTokens>,
     has_basis: bool,
-    /// Mean keys and mean values of whole chunks and radii of their keys, for the fused kernel.
-    chunk_means: Option<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
+    /// `[heads]`, where the settings have [head gates](BlockAttentionConfig::head_gates).
+    gates: Option<Tensor<1>>,
+    /// Mean keys and mean values of whole sections and radii of their keys, for the fused kernel.
+    section_means: Option<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
     /// Blocks handed to `statistics` so far.
     summarised: usize,
     /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
@@ -137,7 +139,8 @@ impl AttentionCache {
             statistics,
             kept,
             has_basis: false,
-            chunk_means: None,
+            gates: None,
+            section_means: None,
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
@@ -169,7 +172,7 @@ impl AttentionCache {
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
             + self.kept.as_ref().map_or(0, KeptTokens::bytes)
-            + self.chunk_means.as_ref().map_or(0, |(keys, values, radii)| {
+            + self.section_means.as_ref().map_or(0, |(keys, values, radii)| {
                 keys.bytes() + values.bytes() + radii.as_ref().map_or(0, RowBuffer::bytes)
             })
             + self.chunk_query.as_ref().map_or(0, tensor)
@@ -269,9 +272,9 @@ impl AttentionCache {
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
                     means: None,
-                    chunk_means: None,
+                    section_means: None,
                     radii: None,
-                    chunk_radii: None,
+                    section_radii: None,
                     near: near.as_ref().map(|near| (near.query.clone(), near.keys.all(), near.first)),
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
@@ -292,6 +295,7 @@ impl AttentionCache {
                 kept: cache.kept.as_ref(),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
+                gates: cache.gates.as_ref(),
                 near,
             };
             outputs.push(attend_tile(input, &attention, &cache.config.options));
@@ -494,6 +498,10 @@ impl AttentionCache {
         check_shape("values", values, [batch, kv_heads, tokens, head_dim])?;
         if !self.has_basis && self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis) {
             let problem = "calibrated_states needs a basis for the states, none was given: see with_state_basis";
+            return Err(AttentionError::Input(problem.into()));
+        }
+        if self.gates.is_none() && self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_gates) {
+            let problem = "head_gates needs a gate for each query head, none were given: see with_gates";
             return Err(AttentionError::Input(problem.into()));
         }
         let wanted = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta);

@@ -76,12 +76,14 @@ pub struct BlockAttentionConfig {
     /// Tokens of chunks that end within the first `exact_tokens` tokens read everything before them under
     /// `retrieval = blocks`: to choose would cost more than it saves.
     pub exact_tokens: usize,
-    /// Blocks further than this before the local region are scored by whole chunks first, and count by chunks where they
-    /// are not [opened](BlockAttentionConfig::top_chunks), so that the work for a token grows by one score a chunk. With the
-    /// `mean-key` selector and `far = none` or `mean`; the others score every block. Never less than is retrieved.
+    /// Blocks further than this before the local region are scored by whole sections first, and count by sections where
+    /// they are not [opened](BlockAttentionConfig::top_sections), so that the work for a token grows by one score a section.
+    /// With the `mean-key` selector and `far = none` or `mean`; the others score every block. Never less than is retrieved.
     pub fine_tokens: usize,
-    /// Of those chunks, the ones of which a token scores the blocks, per KV head.
-    pub top_chunks: usize,
+    /// Tokens of a section, rounded up to whole blocks. The shorter, the better their scores tell what is in them.
+    pub section_size: usize,
+    /// Of those sections, the ones of which a token scores the blocks, per KV head.
+    pub top_sections: usize,
     /// What scores a block.
     pub selector: Selector,
     /// How much the `mean-key` selector expects of a block beyond its mean key: the score of a block is
@@ -110,6 +112,9 @@ pub struct BlockAttentionConfig {
     pub max_chunks: Option<usize>,
     /// Gate `g` on the retrieved part of `retrieval = additive`; 1 as published.
     pub additive_gate: f64,
+    /// Every query head has a gate of its own, an extra weight of the model that tuning finds: with `retrieval = additive` in
+    /// place of `additive_gate`, with `retrieval = state` nats added to the log-mass of what is read through statistics.
+    pub head_gates: bool,
 }
 
 impl Default for BlockAttentionConfig {
@@ -122,8 +127,9 @@ impl Default for BlockAttentionConfig {
             block_size: 4,
             top_k: 76,
             exact_tokens: 1024,
-            fine_tokens: 2048,
-            top_chunks: 16,
+            fine_tokens: 8192,
+            section_size: 64,
+            top_sections: 32,
             selector: Selector::MeanKey,
             reach: 0.75,
             far: Far::Mean,
@@ -134,6 +140,7 @@ impl Default for BlockAttentionConfig {
             kept_tokens: 0,
             max_chunks: None,
             additive_gate: 1.0,
+            head_gates: false,
         }
     }
 }
@@ -190,6 +197,13 @@ impl BlockAttentionConfig {
         }
         if !(self.covariance_weight.is_finite() && self.covariance_weight >= 0.0) {
             return fail("covariance_weight", self.covariance_weight.to_string(), "a finite number, 0 or more");
+        }
+        if self.head_gates && self.retrieval == Retrieval::Blocks {
+            return fail(
+                "head_gates",
+                "true".into(),
+                "false with retrieval = blocks: only state and additive have gates",
+            );
         }
         if !self.additive_gate.is_finite() {
             return fail("additive_gate", self.additive_gate.to_string(), "a finite number");
@@ -248,8 +262,13 @@ impl BlockAttentionConfig {
         self.retrieval == Retrieval::Blocks && (few || (chunk + 1) * self.chunk_size <= self.exact_tokens)
     }
 
-    /// Whether what lies far back is scored by whole chunks first.
-    pub(crate) fn scores_chunks(&self) -> bool {
+    /// Tokens of a section: [`BlockAttentionConfig::section_size`] in whole blocks, at least one.
+    pub fn section_tokens(&self) -> usize {
+        self.section_size.div_ceil(self.block_size).max(1).saturating_mul(self.block_size)
+    }
+
+    /// Whether what lies far back is scored by whole sections first.
+    pub(crate) fn scores_sections(&self) -> bool {
         self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.far != Far::State
     }
 
@@ -271,6 +290,11 @@ impl BlockAttentionConfig {
     /// Whether states are compressed along a calibrated basis, and with it that extra weight.
     pub fn needs_state_basis(&self) -> bool {
         self.calibrated_states && self.needs_states()
+    }
+
+    /// Whether every query head has a gate, and with them that extra weight.
+    pub fn needs_gates(&self) -> bool {
+        self.head_gates && matches!(self.retrieval, Retrieval::State | Retrieval::Additive)
     }
 
     /// Whether centred states and covariances are read, and so must be kept.

@@ -90,11 +90,11 @@ fn scored(attention: &BlockAttentionConfig, first: usize, local: usize) -> usize
         // The choice is made once for a chunk.
         return 0;
     }
-    let per_chunk = attention.chunk_size / attention.block_size;
-    let border = local.saturating_sub(attention.scored_finely()) / attention.chunk_size;
-    let distant = border.saturating_sub(first / per_chunk);
-    if attention.scores_chunks() && distant > attention.top_chunks {
-        distant + attention.top_chunks * per_chunk + local / attention.block_size - border * per_chunk
+    let per_section = attention.section_tokens() / attention.block_size;
+    let border = local.saturating_sub(attention.scored_finely()) / attention.section_tokens();
+    let distant = border.saturating_sub(first / per_section);
+    if attention.scores_sections() && distant > attention.top_sections {
+        distant + attention.top_sections * per_section + local / attention.block_size - border * per_section
     } else {
         all
     }

@@ -41,6 +41,8 @@ pub(crate) struct TileInput<'a> {
     pub(crate) statistics: Option<&'a Statistics>,
     /// Meta query or first query of the chunk, `[batch, heads, 1, head_dim]`.
     pub(crate) chunk_query: Option<&'a Tensor<4>>,
+    /// Gates of the query heads, `[heads]`.
+    pub(crate) gates: Option<&'a Tensor<1>>,
     /// What reads the local region where it stands at other positions than the rest.
     pub(crate) near: Option<NearInput<'a>>,
 }
@@ -106,10 +108,10 @@ pub(crate) fn attend_tile(
     let output = match (attention.retrieval, input.statistics) {
         (Retrieval::None, _) | (_, None) => combine(parts(), None).0,
         (Retrieval::Blocks, Some(statistics)) => {
-            let per_chunk = attention.chunk_size / block;
-            let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
-            let distant = candidates.start / per_chunk..border;
-            if attention.scores_chunks() && distant.len() > attention.top_chunks {
+            let per_section = attention.section_tokens() / block;
+            let border = local_start.saturating_sub(attention.scored_finely()) / attention.section_tokens();
+            let distant = candidates.start / per_section..border;
+            if attention.scores_sections() && distant.len() > attention.top_sections {
                 read_two_levels(&input, &tile, parts(), statistics, (distant, candidates), attention, options)
             } else {
                 read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
@@ -135,7 +137,11 @@ pub(crate) fn attend_tile(
                 let view = statistics.view(visible);
                 let (query, keys) = meta_pair(&input, &view);
                 let far = retrieved_state(&tile, &view, query, keys, options.scale);
-                combine(parts(), None).0 + far * attention.additive_gate
+                let far = match input.gates {
+                    Some(gates) => far * by_head(gates, &tile),
+                    None => far * attention.additive_gate,
+                };
+                combine(parts(), None).0 + far
             }
         }
     };
@@ -235,7 +241,7 @@ fn block_scores(
     hide_left_blocks(tile, scores, &view.blocks, options)
 }
 
-/// [`read_blocks`] where blocks before those of the last `fine_tokens` are scored by whole chunks, `distant`: each token opens
+/// [`read_blocks`] where blocks before those of the last `fine_tokens` are scored by whole sections, `distant`: each token opens
 /// the best of them, and only their blocks are candidates.
 fn read_two_levels(
     input: &TileInput<'_>,
@@ -246,32 +252,35 @@ fn read_two_levels(
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
 ) -> Tensor<5> {
-    let per_chunk = attention.chunk_size / attention.block_size;
-    let first_chunk = distant.start;
-    let (blocks, chunks) = (statistics.view(candidates.clone()), statistics.view_of_chunks(distant, per_chunk));
+    let per_section = attention.section_tokens() / attention.block_size;
+    let first_section = distant.start;
+    let (blocks, sections) = (statistics.view(candidates.clone()), statistics.view_of_sections(distant, per_section));
     let masses = |view: &StatisticsView| far_logits(tile, view, 0.0, options);
-    let (block_mass, chunk_mass) = (masses(&blocks), masses(&chunks));
+    let (block_mass, section_mass) = (masses(&blocks), masses(&sections));
     let scores = block_scores(tile, block_mass.clone(), &blocks, attention, options);
-    let chunk_scores = block_scores(tile, chunk_mass.clone(), &chunks, attention, options);
-    // The first chunk can begin with blocks that are no candidates.
-    let skipped = candidates.start - first_chunk * per_chunk;
-    let in_chunks = chunks.blocks.len() * per_chunk - skipped;
+    let section_scores = block_scores(tile, section_mass.clone(), &sections, attention, options);
+    // The first section can begin with blocks that are no candidates.
+    let skipped = candidates.start - first_section * per_section;
+    let in_sections = sections.blocks.len() * per_section - skipped;
     let exact = log_mass(&parts);
-    let opened = choose_per_token(chunk_scores, exact.clone(), attention.top_chunks);
-    let closed = unchosen_mask(opened.clone(), chunks.blocks.len(), &chunk_mass);
+    let opened = choose_per_token(section_scores, exact.clone(), attention.top_sections);
+    let closed = unchosen_mask(opened.clone(), sections.blocks.len(), &section_mass);
     let [batch, kv_heads, _, tokens, count] = closed.dims();
-    let closed = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, 1, tokens, count, per_chunk]);
-    let closed = closed.reshape([batch, kv_heads, 1, tokens, count * per_chunk]).narrow(4, skipped, in_chunks);
-    let count = blocks.blocks.len() - in_chunks;
+    let closed = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, 1, tokens, count, per_section]);
+    let closed = closed.reshape([batch, kv_heads, 1, tokens, count * per_section]).narrow(4, skipped, in_sections);
+    let count = blocks.blocks.len() - in_sections;
     let close = |rows: Tensor<5>| {
-        Tensor::cat(vec![rows.clone().narrow(4, 0, in_chunks) + closed.clone(), rows.narrow(4, in_chunks, count)], 4)
+        Tensor::cat(
+            vec![rows.clone().narrow(4, 0, in_sections) + closed.clone(), rows.narrow(4, in_sections, count)],
+            4,
+        )
     };
     let (block_mass, scores) = (close(block_mass), close(scores));
     let choice = choose_per_token(scores, exact, attention.top_k);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::Mean {
         parts.push(far_part(tile, block_mass, &blocks, Some(choice), attention.far_shift, options));
-        parts.push(far_part(tile, chunk_mass, &chunks, Some(opened), attention.far_shift, options));
+        parts.push(far_part(tile, section_mass, &sections, Some(opened), attention.far_shift, options));
     }
     combine(parts, None).0
 }
@@ -307,6 +316,10 @@ fn read_state(
     options: &AttentionOptions,
 ) -> Tensor<5> {
     let logits = far_logits(tile, &view, attention.covariance_weight, options);
+    let logits = match input.gates {
+        Some(gates) => logits + by_head(gates, tile),
+        None => logits,
+    };
     parts.push(far_part(tile, logits, &view, None, attention.far_shift, options));
     let far = parts.len() - 1;
     let (output, weights) = combine(parts, Some(far));
@@ -318,6 +331,12 @@ fn read_state(
         }
         _ => output,
     }
+}
+
+/// One number for each query head, `[1, kv_heads, group, 1, 1]`.
+fn by_head(numbers: &Tensor<1>, tile: &Tile) -> Tensor<5> {
+    let [_, kv_heads, group, ..] = tile.query.dims();
+    numbers.clone().reshape([1, kv_heads, group, 1, 1])
 }
 
 /// The query and keys that choose or mix blocks for a whole chunk: the meta projections, or with the `mean-key` selector

@@ -63,7 +63,7 @@ fn the_keys_counted_are_those_with_a_weight() {
         |settings| settings.sink_tokens = 0,
         |settings| (settings.sink_tokens, settings.local_chunks) = (16, 3),
         |settings| settings.top_k = 100,
-        |settings| (settings.fine_tokens, settings.top_chunks) = (16, 2),
+        |settings| (settings.fine_tokens, settings.section_size, settings.top_sections) = (16, 8, 2),
     ];
     for change in changes {
         let mut blocks = settings(Retrieval::Blocks, Far::None);
@@ -124,10 +124,15 @@ fn summaries_are_the_blocks_that_count_without_being_read() {
 }
 
 #[test]
-fn chunks_scored_as_a_whole_count_once() {
-    // Token 95: chunk 11, local from 80. Blocks 1 to 19 are candidates; 16 tokens before 80 are scored finely, so chunks 0
-    // to 7 are distant. Two are opened: 8 chunks, 2 x 2 blocks of them, 4 fine blocks.
-    let two_levels = BlockAttentionConfig { fine_tokens: 16, top_chunks: 2, ..settings(Retrieval::Blocks, Far::Mean) };
+fn sections_scored_as_a_whole_count_once() {
+    // Token 95: chunk 11, local from 80. Blocks 1 to 19 are candidates; 16 tokens before 80 are scored finely, so the
+    // sections of 8, 0 to 7, are distant. Two are opened: 8 sections, 2 x 2 blocks of them, 4 fine blocks.
+    let two_levels = BlockAttentionConfig {
+        fine_tokens: 16,
+        section_size: 8,
+        top_sections: 2,
+        ..settings(Retrieval::Blocks, Far::Mean)
+    };
     let found = KeysRead::of_token(Some(&two_levels), None, 95);
     assert_eq!(found, KeysRead { exact: 4 + 16 + 3 * 4, summaries: 8 + 4 + 4 });
     let one_level = BlockAttentionConfig { fine_tokens: 1 << 20, ..two_levels };

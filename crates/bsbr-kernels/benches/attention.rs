@@ -4,7 +4,7 @@ use bsbr_kernels::{
     Heads,
     attention::{
         BlockInput, BlockOptions, Blocks, CausalOptions, Forward, block_attention, block_means, block_radii,
-        causal_attention, causal_attention_backward, chunk_radii,
+        causal_attention, causal_attention_backward, section_radii,
     },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -48,28 +48,36 @@ fn attention(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("causal", tokens), |bencher| {
             bencher.iter(|| causal_attention(query, keys, values, &options()));
         });
-        let (size, chunk_size, sink_tokens) = (16, 128, 4);
-        let levels = (1024, 2048, 16);
-        let (exact_tokens, fine_tokens, top_chunks) = levels;
-        let blocks =
-            Blocks { size, top_k: 16, reach: 0.75, far: true, far_shift: 0.0, exact_tokens, fine_tokens, top_chunks };
-        let settings = BlockOptions { chunk_size, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
+        // The default settings.
+        let (size, section, sink_tokens) = (4, 64, 4);
+        let blocks = Blocks {
+            size,
+            top_k: 76,
+            reach: 0.75,
+            far: true,
+            far_shift: 0.0,
+            exact_tokens: 1024,
+            fine_tokens: 8192,
+            section_size: section,
+            top_sections: 32,
+        };
+        let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
                 let means = |rows, size| block_means(rows, 0, size, sink_tokens, 0..tokens / size);
                 let pair = |size| (means(keys, size), means(values, size));
-                let (of_blocks, of_chunks) = (pair(size), pair(chunk_size));
+                let (of_blocks, of_sections) = (pair(size), pair(section));
                 let view = |rows, size| Heads::contiguous(rows, [1, HEADS, tokens / size, HEAD_DIM]);
                 let key_means = view(&of_blocks.0[..], size);
                 let radii = block_radii(keys, key_means, 0, size, sink_tokens, 0..tokens / size);
                 let radii = view(&radii[..], size);
-                let of_chunks_radii = chunk_radii(
-                    view(&of_chunks.0[..], chunk_size),
+                let radii_of_sections = section_radii(
+                    view(&of_sections.0[..], section),
                     (key_means, radii),
                     size,
-                    chunk_size / size,
+                    section / size,
                     sink_tokens,
-                    0..tokens / chunk_size,
+                    0..tokens / section,
                 );
                 let input = BlockInput {
                     query,
@@ -78,9 +86,9 @@ fn attention(criterion: &mut Criterion) {
                     first: 0,
                     sinks: None,
                     means: Some((key_means, view(&of_blocks.1[..], size))),
-                    chunk_means: Some((view(&of_chunks.0[..], chunk_size), view(&of_chunks.1[..], chunk_size))),
+                    section_means: Some((view(&of_sections.0[..], section), view(&of_sections.1[..], section))),
                     radii: Some(radii),
-                    chunk_radii: Some(view(&of_chunks_radii[..], chunk_size)),
+                    section_radii: Some(view(&radii_of_sections[..], section)),
                     near: None,
                 };
                 block_attention(&input, &settings, &options())

@@ -256,6 +256,22 @@ pub(crate) fn add<S: Simd>(simd: S, factor: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// `(1 - tanh(raw / cap)^2) gradient`: what the gradient of a capped score means for the raw one. Leaves what it likes in `raw`.
+#[inline(always)]
+pub(crate) fn softcap_gradient<S: Simd>(simd: S, raw: &mut [f32], cap: f32, gradient: &mut [f32]) {
+    softcap(simd, raw, cap);
+    let ((capped, capped_rest), (gradient, rest)) = (S::as_simd_f32s(raw), S::as_mut_simd_f32s(gradient));
+    let (inverse, one) = (simd.splat_f32s(1.0 / cap), simd.splat_f32s(1.0));
+    for (&capped, gradient) in capped.iter().zip(gradient) {
+        let share = simd.mul_f32s(capped, inverse);
+        let slope = simd.sub_f32s(one, simd.mul_f32s(share, share));
+        *gradient = simd.mul_f32s(slope, *gradient);
+    }
+    for (capped, gradient) in capped_rest.iter().zip(rest) {
+        *gradient *= 1.0 - (capped / cap).powi(2);
+    }
+}
+
 /// `weight (gradient - delta)`: what the gradient of a weight means for its score.
 #[inline(always)]
 pub(crate) fn score_gradient<S: Simd>(simd: S, weights: &[f32], delta: f32, gradient: &mut [f32]) {

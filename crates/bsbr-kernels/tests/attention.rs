@@ -6,7 +6,7 @@ use bsbr_kernels::{
     Heads, Level,
     attention::{
         BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, block_radii, causal_attention,
-        chunk_radii,
+        section_radii,
     },
     limit_level,
 };
@@ -174,11 +174,11 @@ impl Naive<'_> {
         if end.saturating_sub(oldest) <= blocks.top_k || (chunk + 1) * settings.chunk_size <= blocks.exact_tokens {
             return (runs(oldest.min(end)..end, blocks.size), vec![]);
         }
-        let per_chunk = settings.chunk_size / blocks.size;
-        let border = local.saturating_sub(blocks.fine_tokens) / settings.chunk_size;
-        let two_levels = border.saturating_sub(oldest / per_chunk) > blocks.top_chunks;
+        let per_section = blocks.section_size / blocks.size;
+        let border = local.saturating_sub(blocks.fine_tokens) / blocks.section_size;
+        let two_levels = border.saturating_sub(oldest / per_section) > blocks.top_sections;
         let (distant, fine) = if two_levels {
-            (runs(oldest / per_chunk..border, settings.chunk_size), runs(border * per_chunk..end, blocks.size))
+            (runs(oldest / per_section..border, blocks.section_size), runs(border * per_section..end, blocks.size))
         } else {
             (vec![], runs(oldest..end, blocks.size))
         };
@@ -205,13 +205,13 @@ impl Naive<'_> {
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
             (0..runs.len()).map(|at| order.iter().take(count).any(|&best| best == at)).collect()
         };
-        let opened = best(&distant, blocks.top_chunks);
+        let opened = best(&distant, blocks.top_sections);
         let mut candidates = fine;
         let mut by_means = Vec::new();
         for (run, opened) in distant.into_iter().zip(opened) {
             if opened {
-                let chunk = run.start / settings.chunk_size;
-                candidates.extend(runs(chunk * per_chunk..(chunk + 1) * per_chunk, blocks.size));
+                let section = run.start / blocks.section_size;
+                candidates.extend(runs(section * per_section..(section + 1) * per_section, blocks.size));
             } else {
                 by_means.push(run);
             }
@@ -250,20 +250,21 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
             let count = length / size;
             let means = |rows| block_means(rows, 0, size, settings.sink_tokens, 0..count);
             let (mean_keys, mean_values) = (means(k), means(v));
-            let chunks = length / settings.chunk_size;
-            let chunk_means = |rows| block_means(rows, 0, settings.chunk_size, settings.sink_tokens, 0..chunks);
-            let (chunk_keys, chunk_values) = (chunk_means(k), chunk_means(v));
+            let section = settings.blocks.as_ref().map_or(1, |blocks| blocks.section_size);
+            let sections = length / section;
+            let section_means = |rows| block_means(rows, 0, section, settings.sink_tokens, 0..sections);
+            let (section_keys, section_values) = (section_means(k), section_means(v));
             let reaching = settings.blocks.as_ref().is_some_and(|blocks| blocks.reach > 0.0);
             let means_of = |means, count| Heads::contiguous(means, [1, kv_heads, count, width]);
             let key_means = means_of(&mean_keys[..], count);
             let radii = block_radii(k, key_means, 0, size, settings.sink_tokens, 0..count);
-            let of_chunks = chunk_radii(
-                means_of(&chunk_keys[..], chunks),
+            let of_sections = section_radii(
+                means_of(&section_keys[..], sections),
                 (key_means, means_of(&radii[..], count)),
                 size,
-                settings.chunk_size / size,
+                section / size,
                 settings.sink_tokens,
-                0..chunks,
+                0..sections,
             );
             let of = |data, count| Heads::contiguous(data, [1, kv_heads, count, width]);
             let input = BlockInput {
@@ -273,9 +274,9 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
                 first: 0,
                 sinks: None,
                 means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
-                chunk_means: Some((of(&chunk_keys[..], chunks), of(&chunk_values[..], chunks))),
+                section_means: Some((of(&section_keys[..], sections), of(&section_values[..], sections))),
                 radii: reaching.then(|| means_of(&radii[..], count)),
-                chunk_radii: reaching.then(|| means_of(&of_chunks[..], chunks)),
+                section_radii: reaching.then(|| means_of(&of_sections[..], sections)),
                 near: None,
             };
             block_attention(&input, settings, &case.options).0
@@ -311,7 +312,8 @@ fn case() -> impl Strategy<Value = Case> {
 
 fn settings() -> impl Strategy<Value = BlockOptions> {
     let chunk = (1usize..5, 1usize..6).prop_map(|(size, count)| (size, size * count));
-    let levels = (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4);
+    let levels =
+        (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4, 1usize..4);
     let reach = prop_oneof![Just(0.0f32), 0.1f32..1.0];
     let far = (any::<bool>(), prop_oneof![Just(0.0f32), -3.0f32..1.0]);
     let blocks = (1usize..20, (far, reach), levels);
@@ -320,16 +322,19 @@ fn settings() -> impl Strategy<Value = BlockOptions> {
             chunk_size,
             local_chunks,
             sink_tokens,
-            blocks: blocks.map(|(top_k, ((far, far_shift), reach), (exact_tokens, fine_tokens, top_chunks))| Blocks {
-                size,
-                top_k,
-                reach,
-                far,
-                far_shift,
-                exact_tokens,
-                fine_tokens,
-                top_chunks,
-            }),
+            blocks: blocks.map(
+                |(top_k, ((far, far_shift), reach), (exact_tokens, fine_tokens, per_section, top_sections))| Blocks {
+                    size,
+                    top_k,
+                    reach,
+                    far,
+                    far_shift,
+                    exact_tokens,
+                    fine_tokens,
+                    section_size: size * per_section,
+                    top_sections,
+                },
+            ),
         },
     )
 }
@@ -367,7 +372,8 @@ fn many_steps_of_keys_give_one_softmax() {
             far_shift: -0.5,
             exact_tokens: 0,
             fine_tokens,
-            top_chunks: 3,
+            section_size: if size == 4 { 32 } else { 128 },
+            top_sections: 3,
         });
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, blocks };
         check(&case, Some(&settings)).expect("equal");

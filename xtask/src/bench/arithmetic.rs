@@ -8,7 +8,7 @@
 //!   `4 d n (n + 1) / 2`. What an implementation computes above the diagonal is not counted for it.
 //! - `blocks`: exact keys are sinks, local region and `top_k` blocks; a candidate block takes `2 d` for its mean key, `2 d`
 //!   for its radius where there is a `reach`, and with `far = mean` another `2 d` for its mean value. Where blocks are scored
-//!   by chunks first, candidates are the blocks of the last `fine_tokens`, the chunks before them, and the blocks of the
+//!   by sections first, candidates are the blocks of the last `fine_tokens`, the sections before them, and the blocks of the
 //!   opened ones; with `far = state` `2 d^2` more for its state, and as many for the covariance where it has a weight.
 //! - `state`: the same without blocks read exactly, but with the kept tokens; states are mixed once for a chunk, `2 d^2`
 //!   each, and read with `2 d^2` by each token. The last quarter of a chunk scores every key once more to choose what is
@@ -52,11 +52,11 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
                     Far::Mean => 2.0 * d,
                     Far::State => 2.0 * d + state + if a.covariance_weight > 0.0 { state } else { 0.0 },
                 };
-                let distant = local_start.saturating_sub(a.fine_tokens.max(a.top_k * block)) / a.chunk_size;
-                let per_chunk = a.chunk_size / block;
-                let levels = a.selector == Selector::MeanKey && a.far != Far::State && distant > a.top_chunks;
+                let distant = local_start.saturating_sub(a.fine_tokens.max(a.top_k * block)) / a.section_tokens();
+                let per_section = a.section_tokens() / block;
+                let levels = a.selector == Selector::MeanKey && a.far != Far::State && distant > a.top_sections;
                 let scored =
-                    if levels { candidates - (distant - a.top_chunks) * per_chunk + distant } else { candidates };
+                    if levels { candidates - (distant - a.top_sections) * per_section + distant } else { candidates };
                 let reach = if a.selector == Selector::MeanKey && a.reach > 0.0 { 2.0 * d } else { 0.0 };
                 (a.top_k * block, scored as f64 * (2.0 * d + reach + far))
             }
@@ -117,12 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn far_back_a_token_scores_chunks() {
-        // 100 chunks back from the local region: 16 of them block by block, 84 as a whole, 16 of these opened.
+    fn far_back_a_token_scores_sections() {
+        // 100 chunks back from the local region: 16 of them block by block, 84 as 4 sections each, 64 of these opened.
         let at = 102 * 128 - 1;
-        let blocks = config(Retrieval::Blocks);
+        let blocks =
+            BlockAttentionConfig { fine_tokens: 2048, section_size: 32, top_sections: 64, ..config(Retrieval::Blocks) };
         let exact = 4.0 * 64.0 * (256.0 + 4.0 + 256.0);
-        let scored = (16 + 16) * 8 + 84;
+        let scored = 16 * 8 + 64 * 2 + 84 * 4;
         assert_eq!(operations(Some(&blocks), 64, at, 1), exact + f64::from(scored) * 6.0 * 64.0);
     }
 

@@ -47,15 +47,15 @@ impl AttentionCache {
         if near.is_none() && attention.reads_everything(self.length) {
             return self.read_all(query);
         }
-        self.extend_chunk_means(attention, local_start);
+        self.extend_section_means(attention, local_start);
         let rows = fused::Rows {
             keys: self.keys.all(),
             values: self.values.all(),
             first: 0,
             sinks: None,
-            chunk_means: self.chunk_means.as_ref().map(|(keys, values, _)| (keys.all(), values.all())),
+            section_means: self.section_means.as_ref().map(|(keys, values, _)| (keys.all(), values.all())),
             radii: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).and_then(Statistics::radii),
-            chunk_radii: self.chunk_means.as_ref().and_then(|(.., radii)| radii.as_ref()).map(RowBuffer::all),
+            section_radii: self.section_means.as_ref().and_then(|(.., radii)| radii.as_ref()).map(RowBuffer::all),
             means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
             near,
         };
@@ -63,24 +63,25 @@ impl AttentionCache {
         output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
     }
 
-    /// Means and radii of the chunks that lie so far back that they are scored as a whole.
-    fn extend_chunk_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
+    /// Means and radii of the sections that lie so far back that they are scored as a whole.
+    fn extend_section_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
         let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
-        let border = local_start.saturating_sub(attention.scored_finely()) / attention.chunk_size;
-        let new = self.chunk_means.as_ref().map_or(0, |(keys, ..)| keys.len())..border;
+        let border = local_start.saturating_sub(attention.scored_finely()) / attention.section_tokens();
+        let new = self.section_means.as_ref().map_or(0, |(keys, ..)| keys.len())..border;
         if new.is_empty() {
             return;
         }
-        let means =
-            |rows: &RowBuffer| fused::means(&rows.all(), attention.chunk_size, attention.sink_tokens, new.clone());
+        let means = |rows: &RowBuffer| {
+            fused::means(&rows.all(), attention.section_tokens(), attention.sink_tokens, new.clone())
+        };
         if let (Some(keys), Some(values)) = (means(&self.keys), means(&self.values)) {
             let device = keys.device();
             let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
             let of_blocks =
                 self.statistics.as_ref().and_then(|statistics| Some((statistics.means().0, statistics.radii()?)));
-            let radii = of_blocks.and_then(|of_blocks| fused::chunk_radii(&keys, of_blocks, attention, new));
+            let radii = of_blocks.and_then(|of_blocks| fused::section_radii(&keys, of_blocks, attention, new));
             let (all_keys, all_values, all_radii) =
-                self.chunk_means.get_or_insert_with(|| (buffer(), buffer(), attention.needs_radii().then(buffer)));
+                self.section_means.get_or_insert_with(|| (buffer(), buffer(), attention.needs_radii().then(buffer)));
             if let (Some(all_radii), Some(radii)) = (all_radii, radii) {
                 all_radii.push(radii);
             }

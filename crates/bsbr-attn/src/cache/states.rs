@@ -36,6 +36,26 @@ impl AttentionCache {
         self.has_basis = true;
         Ok(self)
     }
+
+    /// The empty cache with a gate for each query head, `[heads]`.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Shape`] if there are more or fewer, [`AttentionError::Input`] if the cache is not empty or its settings
+    /// [use none](BlockAttentionConfig::needs_gates).
+    pub fn with_gates(mut self, gates: Tensor<1>) -> Result<Self, AttentionError> {
+        if gates.dims() != [self.config.heads] {
+            let (expected, found) = (format!("{:?}", [self.config.heads]), gates.dims().to_vec());
+            return Err(AttentionError::Shape { tensor: "gates", expected, found });
+        }
+        let used = self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_gates);
+        if !self.is_empty() || !used {
+            let problem = if used { "gates must be given before the first token" } else { "no head has a gate" };
+            return Err(AttentionError::Input(problem.into()));
+        }
+        self.gates = Some(gates);
+        Ok(self)
+    }
 }
 
 /// Empty statistics where the settings keep any, compressed along `basis` where there is one.

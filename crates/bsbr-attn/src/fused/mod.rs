@@ -66,7 +66,8 @@ fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
         top_k: attention.top_k,
         exact_tokens: attention.exact_tokens,
         fine_tokens: attention.scored_finely(),
-        top_chunks: attention.top_chunks,
+        section_size: attention.section_tokens(),
+        top_sections: attention.top_sections,
         reach: if attention.needs_radii() { attention.reach as f32 } else { 0.0 },
         far: attention.far != Far::None,
         far_shift: attention.far_shift as f32,
@@ -114,11 +115,11 @@ pub(crate) struct Rows<'a> {
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
     /// Mean keys and mean values of the blocks before the local region of the last query, from the first token on.
     pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
-    /// The same of whole chunks.
-    pub(crate) chunk_means: Option<(Tensor<4>, Tensor<4>)>,
-    /// Radii of the keys of blocks and of chunks, where the settings have a reach.
+    /// The same of whole sections.
+    pub(crate) section_means: Option<(Tensor<4>, Tensor<4>)>,
+    /// Radii of the keys of blocks and of sections, where the settings have a reach.
     pub(crate) radii: Option<Tensor<4>>,
-    pub(crate) chunk_radii: Option<Tensor<4>>,
+    pub(crate) section_radii: Option<Tensor<4>>,
     /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
     /// to the last query.
     pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
@@ -142,12 +143,12 @@ pub(crate) fn blocks(
         Some(means) => Some(pair(means)?),
         None => None,
     };
-    let chunk_means = match &rows.chunk_means {
+    let section_means = match &rows.section_means {
         Some(means) => Some(pair(means)?),
         None => None,
     };
     let memory = |rows: &Option<Tensor<4>>| rows.as_ref().map(Memory::new);
-    let (radii, chunk_radii) = (memory(&rows.radii).flatten(), memory(&rows.chunk_radii).flatten());
+    let (radii, section_radii) = (memory(&rows.radii).flatten(), memory(&rows.section_radii).flatten());
     let near = match &rows.near {
         Some((query, keys, first)) => Some((Memory::new(query)?, Memory::new(keys)?, *first)),
         None => None,
@@ -160,9 +161,9 @@ pub(crate) fn blocks(
         first: rows.first,
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
         means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
-        chunk_means: chunk_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
+        section_means: section_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
         radii: radii.as_ref().map(Memory::heads),
-        chunk_radii: chunk_radii.as_ref().map(Memory::heads),
+        section_radii: section_radii.as_ref().map(Memory::heads),
         near: near.as_ref().map(|(query, keys, first)| Near {
             query: query.heads(),
             keys: keys.heads(),
@@ -194,19 +195,19 @@ pub(crate) fn radii(
     Some(tensor(block_radii(rows.heads(), means.heads(), 0, block, sinks, blocks), shape))
 }
 
-/// Radii of the keys of the chunks `chunks` about their `means`, from means and radii of all blocks:
-/// `[batch, heads, chunks, width]`.
-pub(crate) fn chunk_radii(
+/// Radii of the keys of the sections `sections` about their `means`, from means and radii of all blocks:
+/// `[batch, heads, sections, width]`.
+pub(crate) fn section_radii(
     means: &Tensor<4>,
     of_blocks: (Tensor<4>, Tensor<4>),
     attention: &BlockAttentionConfig,
-    chunks: std::ops::Range<usize>,
+    sections: std::ops::Range<usize>,
 ) -> Option<Tensor<4>> {
     let shape = means.dims();
     let (means, block_means, radii) = (Memory::new(means)?, Memory::new(&of_blocks.0)?, Memory::new(&of_blocks.1)?);
     let (block, sinks) = (attention.block_size, attention.sink_tokens);
     let of_blocks = (block_means.heads(), radii.heads());
-    let per_chunk = attention.chunk_size / block;
-    let radii = bsbr_kernels::attention::chunk_radii(means.heads(), of_blocks, block, per_chunk, sinks, chunks);
+    let per_section = attention.section_tokens() / block;
+    let radii = bsbr_kernels::attention::section_radii(means.heads(), of_blocks, block, per_section, sinks, sections);
     Some(tensor(radii, shape))
 }

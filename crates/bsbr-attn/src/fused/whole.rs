@@ -5,7 +5,7 @@ use bsbr_kernels::{
     Heads,
     attention::{
         BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, block_means, block_radii,
-        causal_attention, causal_attention_backward, chunk_radii,
+        causal_attention, causal_attention_backward, section_radii,
     },
 };
 use burn::{
@@ -67,7 +67,7 @@ pub(crate) fn attend(
     let device = query.device();
     let tracked = device.is_autodiff();
     let here = device.inner() == Device::flex() && query.dtype() == DType::F32;
-    if !here || !attention.is_none_or(super::covers) || (tracked && options.softcap.is_some()) {
+    if !here || !attention.is_none_or(super::covers) {
         return None;
     }
     let problem = Problem { attention: attention.cloned(), options: *options };
@@ -138,20 +138,22 @@ impl MeanRows {
     }
 }
 
-/// Blocks and chunks, where anything is retrieved.
+/// Blocks and sections, where anything is retrieved.
 fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Option<(MeanRows, MeanRows)> {
     let attention = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks)?;
     let of = |size| MeanRows::new(keys, values, size, attention.sink_tokens);
-    let (mut blocks, mut chunks) = (of(attention.block_size), of(attention.chunk_size));
+    let (mut blocks, mut sections) = (of(attention.block_size), of(attention.section_tokens()));
     if attention.needs_radii() {
         let (block, sinks, dims) = (attention.block_size, attention.sink_tokens, keys.dims());
         blocks.radii = Some(block_radii(keys, blocks.views(dims).0, 0, block, sinks, 0..blocks.count));
         if let Some(radii) = blocks.radii(dims) {
-            let (of_blocks, per_chunk) = ((blocks.views(dims).0, radii), attention.chunk_size / block);
-            chunks.radii = Some(chunk_radii(chunks.views(dims).0, of_blocks, block, per_chunk, sinks, 0..chunks.count));
+            let (of_blocks, per_section) = ((blocks.views(dims).0, radii), attention.section_tokens() / block);
+            let count = sections.count;
+            let radii = section_radii(sections.views(dims).0, of_blocks, block, per_section, sinks, 0..count);
+            sections.radii = Some(radii);
         }
     }
-    Some((blocks, chunks))
+    Some((blocks, sections))
 }
 
 fn input<'a>(
@@ -168,9 +170,9 @@ fn input<'a>(
         first: 0,
         sinks: None,
         means: means.map(|(blocks, _)| blocks.views(dims)),
-        chunk_means: means.map(|(_, chunks)| chunks.views(dims)),
+        section_means: means.map(|(_, sections)| sections.views(dims)),
         radii: means.and_then(|(blocks, _)| blocks.radii(dims)),
-        chunk_radii: means.and_then(|(_, chunks)| chunks.radii(dims)),
+        section_radii: means.and_then(|(_, sections)| sections.radii(dims)),
         near: None,
     }
 }

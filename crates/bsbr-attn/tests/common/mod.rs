@@ -276,7 +276,8 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             top_k,
             exact_tokens: [0, 0, 0, 20][(seed / 5 % 4) as usize],
             fine_tokens: [0, 4, 8, 1000][(seed / 20 % 4) as usize],
-            top_chunks: [1, 2, 3][(seed / 80 % 3) as usize],
+            section_size: [0, 1, 7, 12, 16][(seed / 3840 % 5) as usize],
+            top_sections: [1, 2, 3][(seed / 80 % 3) as usize],
             selector,
             reach: [0.0, 0.75, 1.0][(seed / 240 % 3) as usize],
             far,
@@ -287,6 +288,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             kept_tokens,
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
             additive_gate: 1.0,
+            head_gates: false,
         };
         let alibi = [None, None, None, Some(1.0), Some(0.3)][(seed % 5) as usize];
         let options = AttentionOptions { softcap, window, alibi, ..AttentionOptions::new(head_dim) };

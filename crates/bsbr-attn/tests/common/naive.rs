@@ -234,28 +234,28 @@ impl Case {
                     let bound = if config.needs_meta() { chunk_first_visible } else { first_visible };
                     block.positions.end > bound
                 };
-                // What lies far back is scored by whole chunks; each token opens the best of them.
-                let per_chunk = config.chunk_size / config.block_size;
-                let border = local_start.saturating_sub(config.fine_tokens.max(config.top_k * config.block_size))
-                    / config.chunk_size;
+                // What lies far back is scored by whole sections; each token opens the best of them.
+                let section_size = config.section_size.div_ceil(config.block_size).max(1) * config.block_size;
+                let per_section = section_size / config.block_size;
+                let border =
+                    local_start.saturating_sub(config.fine_tokens.max(config.top_k * config.block_size)) / section_size;
                 let oldest = config.sink_tokens.max(chunk_first_visible) / config.block_size;
-                let distant = oldest / per_chunk..border;
+                let distant = oldest / per_section..border;
                 let everything = (c + 1) * config.chunk_size <= config.exact_tokens
                     || (local_start / config.block_size).saturating_sub(oldest) <= config.top_k;
                 let two_levels = !everything
                     && !config.needs_meta()
                     && config.far != Far::State
-                    && distant.len() > config.top_chunks;
-                let is_distant = |block: &Block| two_levels && block.positions.end <= border * config.chunk_size;
-                let mut chunks: Vec<Block> = Vec::new();
-                for chunk in distant.filter(|_| two_levels) {
-                    let positions =
-                        (chunk * config.chunk_size).max(config.sink_tokens)..(chunk + 1) * config.chunk_size;
+                    && distant.len() > config.top_sections;
+                let is_distant = |block: &Block| two_levels && block.positions.end <= border * section_size;
+                let mut sections: Vec<Block> = Vec::new();
+                for section in distant.filter(|_| two_levels) {
+                    let positions = (section * section_size).max(config.sink_tokens)..(section + 1) * section_size;
                     if !positions.is_empty() {
-                        chunks.push(self.naive_block(inputs, b, kv, positions, far));
+                        sections.push(self.naive_block(inputs, b, kv, positions, far));
                     }
                 }
-                // The score of a block, or of a chunk, relative to the log-mass of what a head reads exactly.
+                // The score of a block, or of a section, relative to the log-mass of what a head reads exactly.
                 let relative = |head: usize, run: &Block| {
                     let q = self.query(inputs, (b, head, t), far);
                     let near = exact.iter().map(|&i| {
@@ -282,21 +282,21 @@ impl Case {
                     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
                     ranked.into_iter().take(count).map(|(_, j)| j).collect()
                 };
-                let opened = best(&chunks.iter().collect::<Vec<_>>(), config.top_chunks);
+                let opened = best(&sections.iter().collect::<Vec<_>>(), config.top_sections);
                 let is_open =
-                    |chunk: usize| opened.iter().any(|&j| chunks[j].positions.end == (chunk + 1) * config.chunk_size);
+                    |section: usize| opened.iter().any(|&j| sections[j].positions.end == (section + 1) * section_size);
                 let blocks: Vec<Block> = blocks
                     .iter()
-                    .filter(|x| !is_distant(x) || is_open((x.positions.end - 1) / config.chunk_size))
+                    .filter(|x| !is_distant(x) || is_open((x.positions.end - 1) / section_size))
                     .cloned()
                     .collect();
                 let count = if everything { usize::MAX } else { config.top_k };
                 let chosen = best(&blocks.iter().collect::<Vec<_>>(), count);
-                for (j, chunk) in chunks.iter().enumerate() {
-                    let whole = chunk.positions.start >= first_visible;
+                for (j, section) in sections.iter().enumerate() {
+                    let whole = section.positions.start >= first_visible;
                     if config.far == Far::Mean && whole && !opened.contains(&j) {
-                        logits.push(self.log_mass((h, t), &q, chunk, weight) + config.far_shift);
-                        values.push(chunk.mean_value.clone());
+                        logits.push(self.log_mass((h, t), &q, section, weight) + config.far_shift);
+                        values.push(section.mean_value.clone());
                     }
                 }
                 let mut state_reads: Vec<(usize, usize)> = Vec::new();

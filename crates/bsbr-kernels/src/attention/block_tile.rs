@@ -20,9 +20,9 @@ pub(super) struct Head<'a> {
     pub(super) first: usize,
     pub(super) sinks: Option<(Rows<'a>, Rows<'a>)>,
     pub(super) means: Option<Means<'a>>,
-    /// Radii of the keys of blocks and of chunks.
+    /// Radii of the keys of blocks and of sections.
     pub(super) radii: Option<Rows<'a>>,
-    pub(super) chunk_radii: Option<Rows<'a>>,
+    pub(super) section_radii: Option<Rows<'a>>,
     pub(super) near: Option<NearHead<'a>>,
 }
 
@@ -129,7 +129,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
     read_exactly(simd, tile, head, options, &runs, exact, &mut sums);
     if let (Some(retrieval), Some(means)) = (&retrieval, &head.means) {
-        retrieval.choose(simd, tile, means, (head.radii, head.chunk_radii), candidates, &mut sums);
+        retrieval.choose(simd, tile, means, (head.radii, head.section_radii), candidates, &mut sums);
         let rows = (head.keys, head.values);
         retrieval.read_chosen(simd, tile, rows, &mut candidates.chosen, chosen_scores, &mut sums);
     }

@@ -43,10 +43,12 @@ pub struct Blocks {
     pub top_k: usize,
     /// Tokens of chunks that end within the first `exact_tokens` read everything before them.
     pub exact_tokens: usize,
-    /// Blocks further than this before the local region are scored by whole chunks first.
+    /// Blocks further than this before the local region are scored by whole sections first.
     pub fine_tokens: usize,
-    /// Of these chunks, those of which each token scores the blocks, per KV head.
-    pub top_chunks: usize,
+    /// Tokens of a section; a multiple of the block size.
+    pub section_size: usize,
+    /// Of these sections, those of which each token scores the blocks, per KV head.
+    pub top_sections: usize,
     /// What a token expects beyond the mean key of a block, as a share of the most that any key of it could score: see
     /// [`block_attention`].
     pub reach: f32,
@@ -100,12 +102,12 @@ pub struct BlockInput<'a> {
     /// Mean keys and mean values of the blocks from the first token on, `[batch, kv_heads, blocks, head_dim]`: at least those
     /// before the local region of the last query. (See [`block_means`](super::block_means).)
     pub means: Option<(Heads<'a>, Heads<'a>)>,
-    /// The same of whole chunks.
-    pub chunk_means: Option<(Heads<'a>, Heads<'a>)>,
+    /// The same of whole sections.
+    pub section_means: Option<(Heads<'a>, Heads<'a>)>,
     /// Radii of the keys of the blocks, where there is a `reach`. (See [`block_radii`](super::block_radii).)
     pub radii: Option<Heads<'a>>,
-    /// The same of whole chunks.
-    pub chunk_radii: Option<Heads<'a>>,
+    /// The same of whole sections.
+    pub section_radii: Option<Heads<'a>>,
     /// What reads the local region in place of `query` and `keys`, which are for the rest then.
     pub near: Option<Near<'a>>,
 }
@@ -153,6 +155,9 @@ pub fn block_attention_into(
     assert_eq!(input.keys.dims(), [batch, kv_heads, rows, width]);
     assert_eq!(input.values.dims(), input.keys.dims());
     assert!(heads.is_multiple_of(kv_heads) && tokens <= rows);
+    if let Some(blocks) = &settings.blocks {
+        assert!(blocks.section_size.is_multiple_of(blocks.size) && blocks.section_size > 0);
+    }
     assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
     let group = heads / kv_heads;
     if let Some(near) = &input.near {
@@ -196,9 +201,9 @@ pub fn block_attention_into(
             values: input.values.head(batch, kv_head),
             first: input.first,
             sinks: input.sinks.map(|sinks| pair((sinks.keys, sinks.values))),
-            means: input.means.map(|blocks| Means { blocks: pair(blocks), chunks: input.chunk_means.map(pair) }),
+            means: input.means.map(|blocks| Means { blocks: pair(blocks), sections: input.section_means.map(pair) }),
             radii: input.radii.map(|radii| radii.head(batch, kv_head)),
-            chunk_radii: input.chunk_radii.map(|radii| radii.head(batch, kv_head)),
+            section_radii: input.section_radii.map(|radii| radii.head(batch, kv_head)),
             near: input.near.map(|near| NearHead {
                 tile: QueryTile { rows: &near_queries, ..tile },
                 keys: near.keys.head(batch, kv_head),

@@ -2,8 +2,8 @@
 //! of those that are.
 //!
 //! There are two levels. Blocks among the last `fine_tokens` before the local region are scored one by one. What lies
-//! further back is scored by whole chunks; each token opens the best of these, whose blocks it then scores like the near
-//! ones. A chunk that is not opened counts by its means.
+//! further back is scored by whole sections; each token opens the best of these, whose blocks it then scores like the near
+//! ones. A section that is not opened counts by its means.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ use crate::{heads::Rows, select::Contest, vector};
 /// The candidates of the tokens of one chunk.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Candidates {
-    /// Chunks that are scored as a whole.
+    /// Sections that are scored as a whole.
     pub(super) distant: Range<usize>,
     /// Blocks that are scored one by one.
     pub(super) fine: Range<usize>,
@@ -35,22 +35,22 @@ impl BlockOptions {
         if end.saturating_sub(first) <= blocks.top_k || (chunk + 1) * self.chunk_size <= blocks.exact_tokens {
             return None;
         }
-        let per_chunk = self.chunk_size / blocks.size;
-        let border = self.local_start(chunk).saturating_sub(blocks.fine_tokens) / self.chunk_size;
-        let distant = first / per_chunk..border;
-        Some(if distant.len() <= blocks.top_chunks {
+        let per_section = blocks.section_size / blocks.size;
+        let border = self.local_start(chunk).saturating_sub(blocks.fine_tokens) / blocks.section_size;
+        let distant = first / per_section..border;
+        Some(if distant.len() <= blocks.top_sections {
             Candidates { distant: 0..0, fine: first..end }
         } else {
-            Candidates { distant, fine: border * per_chunk..end }
+            Candidates { distant, fine: border * per_section..end }
         })
     }
 }
 
 #[derive(Default)]
 pub(super) struct CandidateScratch {
-    /// For each row: log-masses and then weights of the fine blocks, and of those of the opened chunks.
+    /// For each row: log-masses and then weights of the fine blocks, and of those of the opened sections.
     pub(super) blocks: Vec<f32>,
-    /// For each row: the same for the distant chunks.
+    /// For each row: the same for the distant sections.
     pub(super) distant: Vec<f32>,
     /// For each row: what the radii add to the scores of the columns of `blocks`.
     pub(super) reach: Vec<f32>,
@@ -74,8 +74,8 @@ pub(super) struct CandidateScratch {
 pub(super) struct Means<'a> {
     /// Mean keys and values of the blocks.
     pub(super) blocks: (Rows<'a>, Rows<'a>),
-    /// Mean keys and values of the chunks.
-    pub(super) chunks: Option<(Rows<'a>, Rows<'a>)>,
+    /// Mean keys and values of the sections.
+    pub(super) sections: Option<(Rows<'a>, Rows<'a>)>,
 }
 
 /// Retrieval among the candidates of a tile.
@@ -87,9 +87,9 @@ pub(super) struct Retrieval<'a> {
 }
 
 impl Retrieval<'_> {
-    /// Blocks of a chunk.
-    pub(super) fn per_chunk(&self) -> usize {
-        self.settings.chunk_size / self.blocks.size
+    /// Blocks of a section.
+    pub(super) fn per_section(&self) -> usize {
+        self.blocks.section_size / self.blocks.size
     }
 
     /// Positions of the run `index` of `size` tokens, sinks left out.
@@ -113,7 +113,7 @@ impl Retrieval<'_> {
         let Candidates { distant, fine } = &self.candidates;
         let position = tile.start + token;
         let cut = self.cut(position, fine, self.blocks.size);
-        let cut_chunks = self.cut(position, distant, self.settings.chunk_size);
+        let cut_sections = self.cut(position, distant, self.blocks.section_size);
         for row in (0..tile.group).map(|g| g * tile.tokens + token) {
             let masses = &mut scratch.blocks[row * columns..(row + 1) * columns];
             for &column in &scratch.choice {
@@ -125,18 +125,18 @@ impl Retrieval<'_> {
                 continue;
             }
             if self.options.window.is_some() {
-                for (slot, &chunk) in scratch.opened.of(token).iter().enumerate() {
-                    let first = (distant.start + chunk as usize) * self.per_chunk();
-                    let blocks = first..first + self.per_chunk();
+                for (slot, &section) in scratch.opened.of(token).iter().enumerate() {
+                    let first = (distant.start + section as usize) * self.per_section();
+                    let blocks = first..first + self.per_section();
                     let cut = self.cut(position, &blocks, self.blocks.size);
-                    masses[fine.len() + slot * self.per_chunk()..][..cut].fill(HIDDEN);
+                    masses[fine.len() + slot * self.per_section()..][..cut].fill(HIDDEN);
                 }
             }
             let distant_masses = &mut scratch.distant[row * distant.len()..(row + 1) * distant.len()];
-            for &chunk in scratch.opened.of(token) {
-                distant_masses[chunk as usize] = HIDDEN;
+            for &section in scratch.opened.of(token) {
+                distant_masses[section as usize] = HIDDEN;
             }
-            distant_masses[..cut_chunks].fill(HIDDEN);
+            distant_masses[..cut_sections].fill(HIDDEN);
             sums.add(simd, row, &mut [masses, distant_masses]);
         }
     }

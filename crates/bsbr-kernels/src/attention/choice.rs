@@ -11,19 +11,19 @@ use super::{
 use crate::{heads::Rows, select, vector};
 
 impl Retrieval<'_> {
-    /// The block in a column of the block masses of a token that opened the distant chunks `opened`.
+    /// The block in a column of the block masses of a token that opened the distant sections `opened`.
     #[inline(always)]
     fn block(&self, column: usize, opened: &[u32]) -> usize {
         let fine = self.candidates.fine.len();
         if column < fine {
             return self.candidates.fine.start + column;
         }
-        let (slot, within) = ((column - fine) / self.per_chunk(), (column - fine) % self.per_chunk());
-        (self.candidates.distant.start + opened[slot] as usize) * self.per_chunk() + within
+        let (slot, within) = ((column - fine) / self.per_section(), (column - fine) % self.per_section());
+        (self.candidates.distant.start + opened[slot] as usize) * self.per_section() + within
     }
 
     /// Chooses blocks for each token, leaves them in `scratch.chosen` and brings what is not chosen into the sums. `radii`
-    /// are those of blocks and of chunks.
+    /// are those of blocks and of sections.
     #[inline(always)]
     pub(super) fn choose<S: Simd>(
         &self,
@@ -36,18 +36,18 @@ impl Retrieval<'_> {
     ) {
         let (rows, far) = (tile.count(), self.blocks.far);
         let Candidates { distant, fine } = self.candidates.clone();
-        let most_opened = if distant.is_empty() { 0 } else { self.blocks.top_chunks };
-        let columns = fine.len() + most_opened * self.per_chunk();
+        let most_opened = if distant.is_empty() { 0 } else { self.blocks.top_sections };
+        let columns = fine.len() + most_opened * self.per_section();
         scratch.blocks.resize(rows * columns, 0.0);
         let fine_keys = means.blocks.0.range(fine.clone());
         score(simd, tile, fine_keys, &mut scratch.blocks, columns, 0, self.options.softcap);
         let size = self.blocks.size;
         self.finish_masses(tile, &mut scratch.blocks, columns, fine.clone(), size);
-        if let (Some((chunk_keys, _)), false) = (means.chunks, distant.is_empty()) {
-            let keys = chunk_keys.range(distant.clone());
+        if let (Some((section_keys, _)), false) = (means.sections, distant.is_empty()) {
+            let keys = section_keys.range(distant.clone());
             scratch.distant.resize(rows * distant.len(), 0.0);
             score(simd, tile, keys, &mut scratch.distant, distant.len(), 0, self.options.softcap);
-            self.finish_masses(tile, &mut scratch.distant, distant.len(), distant.clone(), self.settings.chunk_size);
+            self.finish_masses(tile, &mut scratch.distant, distant.len(), distant.clone(), self.blocks.section_size);
         }
         self.find_reach(simd, tile, radii, columns, scratch);
         scratch.shifts.clear();
@@ -70,21 +70,21 @@ impl Retrieval<'_> {
         }
         let output = &mut *sums.output;
         read(simd, &scratch.blocks, columns, 0, rows, means.blocks.1.range(fine.clone()), output);
-        if let (Some((_, chunk_values)), false) = (means.chunks, distant.is_empty()) {
-            let values = chunk_values.range(distant.clone());
+        if let (Some((_, section_values)), false) = (means.sections, distant.is_empty()) {
+            let values = section_values.range(distant.clone());
             read(simd, &scratch.distant, distant.len(), 0, rows, values, output);
             let CandidateScratch { opened, blocks, .. } = scratch;
             opened.read(simd, tile, &self.opened_runs(means.blocks.1, tile.tokens, columns), blocks, output);
         }
     }
 
-    /// What the radii add to the scores of fine blocks and distant chunks.
+    /// What the radii add to the scores of fine blocks and distant sections.
     #[inline(always)]
     fn find_reach<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
-        (radii, chunk_radii): (Option<Rows<'_>>, Option<Rows<'_>>),
+        (radii, section_radii): (Option<Rows<'_>>, Option<Rows<'_>>),
         columns: usize,
         scratch: &mut CandidateScratch,
     ) {
@@ -96,31 +96,32 @@ impl Retrieval<'_> {
         let tile = QueryTile { rows: magnitudes, ..*tile };
         reach.resize(tile.count() * columns, 0.0);
         score(simd, &tile, radii.range(fine.clone()), reach, columns, 0, None);
-        if let (Some(radii), false) = (chunk_radii, distant.is_empty()) {
+        if let (Some(radii), false) = (section_radii, distant.is_empty()) {
             distant_reach.resize(tile.count() * distant.len(), 0.0);
             score(simd, &tile, radii.range(distant.clone()), distant_reach, distant.len(), 0, None);
         }
     }
 
-    /// The blocks of opened chunks as runs of rows, scored behind the fine blocks of each row.
+    /// The blocks of opened sections as runs of rows, scored behind the fine blocks of each row.
     fn opened_runs<'b>(
         &self,
         rows: Rows<'b>,
         tokens: usize,
         columns: usize,
     ) -> Runs<'b, impl Fn(u32) -> usize + use<>, impl Fn(&Readers, usize, usize, usize) -> usize + use<>> {
-        let (per_chunk, fine, first) = (self.per_chunk(), self.candidates.fine.len(), self.candidates.distant.start);
+        let (per_section, fine, first) =
+            (self.per_section(), self.candidates.fine.len(), self.candidates.distant.start);
         Runs {
             rows,
-            size: per_chunk,
-            first: move |chunk| (first + chunk as usize) * per_chunk,
+            size: per_section,
+            first: move |section| (first + section as usize) * per_section,
             place: move |opened: &Readers, g, token, place: usize| {
-                (g * tokens + token) * columns + fine + (place - opened.places(token).start) * per_chunk
+                (g * tokens + token) * columns + fine + (place - opened.places(token).start) * per_section
             },
         }
     }
 
-    /// The chunks each token opens, with the masses of their blocks and what the radii add to them.
+    /// The sections each token opens, with the masses of their blocks and what the radii add to them.
     #[inline(always)]
     fn open<S: Simd>(
         &self,
@@ -142,7 +143,7 @@ impl Retrieval<'_> {
                 scratch;
             let reach = radii.is_some().then_some(&distant_reach[..]);
             combine(simd, tile, token, count, masses, reach, shifts, scores);
-            select::largest(simd, scores, self.blocks.top_chunks, LOWEST_SCORE, contest, choice);
+            select::largest(simd, scores, self.blocks.top_sections, LOWEST_SCORE, contest, choice);
             opened.push_all(choice.iter().copied());
         }
         scratch.opened.sort(count);
@@ -152,11 +153,11 @@ impl Retrieval<'_> {
             let tile = QueryTile { rows: magnitudes, ..*tile };
             opened.score(simd, &tile, &self.opened_runs(radii, tile.tokens, columns), reach);
         }
-        let per_chunk = self.per_chunk();
+        let per_section = self.per_section();
         for row in 0..tile.count() {
             let token = row % tile.tokens;
             let masses = &mut blocks[row * columns + fine.len()..(row + 1) * columns];
-            let used = opened.of(token).len() * per_chunk;
+            let used = opened.of(token).len() * per_section;
             masses[used..].fill(HIDDEN);
             if radii.is_some() {
                 // Nothing was written there, and what an earlier tile left may be anything.
@@ -165,9 +166,9 @@ impl Retrieval<'_> {
             if let Some(cap) = self.options.softcap {
                 vector::softcap(simd, &mut masses[..used], cap);
             }
-            for (&chunk, masses) in opened.of(token).iter().zip(masses.chunks_exact_mut(per_chunk)) {
-                let first = (distant.start + chunk as usize) * per_chunk;
-                self.finish_row(tile, row, masses, first..first + per_chunk, self.blocks.size);
+            for (&section, masses) in opened.of(token).iter().zip(masses.chunks_exact_mut(per_section)) {
+                let first = (distant.start + section as usize) * per_section;
+                self.finish_row(tile, row, masses, first..first + per_section, self.blocks.size);
             }
         }
     }

@@ -76,24 +76,24 @@ pub fn block_radii(
     radii
 }
 
-/// Radii of the chunks `chunks` of `per_chunk` blocks each, from those of their blocks: the largest
-/// `|block mean - chunk mean| + block radius` in each channel, which no row lies beyond. `chunk_means` are those of these
-/// chunks, `block_means` and `block_radii` those of all blocks from the first row on; a block that ends before `sinks` holds no
+/// Radii of the sections `sections` of `per_section` blocks each, from those of their blocks: the largest
+/// `|block mean - section mean| + block radius` in each channel, which no row lies beyond. `section_means` are those of these
+/// sections, `block_means` and `block_radii` those of all blocks from the first row on; a block that ends before `sinks` holds no
 /// row.
 ///
 /// # Panics
 ///
 /// If the shapes do not fit.
-pub fn chunk_radii(
-    chunk_means: Heads<'_>,
+pub fn section_radii(
+    section_means: Heads<'_>,
     (block_means, block_radii): (Heads<'_>, Heads<'_>),
     block: usize,
-    per_chunk: usize,
+    per_section: usize,
     sinks: usize,
-    chunks: Range<usize>,
+    sections: Range<usize>,
 ) -> Vec<f32> {
-    let [batch, heads, count, width] = chunk_means.dims();
-    assert_eq!(count, chunks.len());
+    let [batch, heads, count, width] = section_means.dims();
+    assert_eq!(count, sections.len());
     assert_eq!(block_means.dims(), block_radii.dims());
     let mut radii = vec![0.0; batch * heads * count * width];
     if radii.is_empty() {
@@ -101,10 +101,12 @@ pub fn chunk_radii(
     }
     radii.par_chunks_mut(count * width).enumerate().for_each(|(pair, radii)| {
         let (batch, head) = (pair / heads, pair % heads);
-        let centres = chunk_means.head(batch, head);
+        let centres = section_means.head(batch, head);
         let (means, spreads) = (block_means.head(batch, head), block_radii.head(batch, head));
-        for ((at, chunk), radius) in chunks.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
-            for index in (chunk * per_chunk..(chunk + 1) * per_chunk).filter(|index| (index + 1) * block > sinks) {
+        for ((at, section), radius) in sections.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
+            for index in
+                (section * per_section..(section + 1) * per_section).filter(|index| (index + 1) * block > sinks)
+            {
                 let row = means.row(index).iter().zip(spreads.row(index)).zip(centres.row(at));
                 for (radius, ((mean, spread), centre)) in radius.iter_mut().zip(row) {
                     *radius = radius.max((mean - centre).abs() + spread);

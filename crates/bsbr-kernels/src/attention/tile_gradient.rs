@@ -1,0 +1,227 @@
+//! Gradients of everything one tile of queries reads.
+//!
+//! With a softcap `c`, a score is `c tanh(x / c)` of a raw one, and the gradient of that is `1 - tanh(x / c)^2` of the score's:
+//! raw scores are computed again.
+
+use pulp::Simd;
+
+use super::{
+    CausalOptions,
+    block_tile::{Head, Run, Scratch},
+    candidates::{Means, Retrieval},
+    readers::Readers,
+    tile::{QueryTile, mask_positions, score},
+};
+use crate::{heads::Rows, product, vector};
+
+/// Keys of a step of full attention.
+const KEYS: usize = 512;
+
+/// Gradients of some rows of keys and of values.
+pub(super) struct RowGradients {
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+}
+
+impl RowGradients {
+    pub(super) fn of(rows: Option<(Rows<'_>, Rows<'_>)>) -> Self {
+        let count = rows.map_or(0, |(keys, _)| keys.len() * keys.width());
+        Self { keys: vec![0.0; count], values: vec![0.0; count] }
+    }
+}
+
+/// What is the same for every part that a tile reads.
+pub(super) struct TileGradient<'a> {
+    pub(super) tile: &'a QueryTile<'a>,
+    /// Gradient of the output, `[rows, width]`.
+    pub(super) gradient: &'a [f32],
+    /// `g . o` of each row.
+    pub(super) delta: &'a [f32],
+    /// Gradient of the scaled queries, `[rows, width]`.
+    pub(super) query: &'a mut [f32],
+    pub(super) softcap: Option<f32>,
+    pub(super) scratch: &'a mut Vec<f32>,
+    /// Scores before the softcap.
+    pub(super) raw: &'a mut Vec<f32>,
+}
+
+impl TileGradient<'_> {
+    /// A run of keys whose weights begin at `column` of rows that are `stride` apart.
+    #[inline(always)]
+    fn columns<S: Simd>(
+        &mut self,
+        simd: S,
+        (keys, values): (Rows<'_>, Rows<'_>),
+        (weights, stride, column): (&[f32], usize, usize),
+        (of_keys, of_values): (&mut [f32], &mut [f32]),
+    ) {
+        let (rows, columns, width) = (self.tile.count(), keys.len(), keys.width());
+        if columns == 0 {
+            return;
+        }
+        let gradient = Rows::contiguous(self.gradient, rows, width);
+        product::add_weighted_transposed(&weights[column..], stride, columns, gradient, of_values);
+        self.scratch.resize(rows * columns, 0.0);
+        let scores = &mut self.scratch[..rows * columns];
+        product::scores(self.gradient, rows, values, scores, columns);
+        for (row, scores) in scores.chunks_exact_mut(columns).enumerate() {
+            let weights = &weights[row * stride + column..][..columns];
+            vector::score_gradient(simd, weights, self.delta[row], scores);
+        }
+        if let Some(cap) = self.softcap {
+            self.raw.resize(rows * columns, 0.0);
+            let raw = &mut self.raw[..rows * columns];
+            product::scores(self.tile.rows, rows, keys, raw, columns);
+            vector::softcap_gradient(simd, raw, cap, scores);
+        }
+        product::add_weighted(scores, columns, rows, keys, self.query);
+        let query = Rows::contiguous(self.tile.rows, rows, width);
+        product::add_weighted_transposed(scores, columns, columns, query, of_keys);
+    }
+
+    /// Full attention.
+    #[inline(always)]
+    pub(super) fn all_keys<S: Simd>(
+        &mut self,
+        simd: S,
+        head: &Head<'_>,
+        options: &CausalOptions,
+        log_mass: &[f32],
+        scratch: &mut Scratch,
+        (of_keys, of_values): (&mut [f32], &mut [f32]),
+    ) {
+        let (rows, width, end) = (self.tile.count(), head.keys.width(), self.tile.start + self.tile.tokens);
+        let mut from = options.first_visible(self.tile.start);
+        while from < end {
+            let to = (from + KEYS).min(end);
+            let columns = to - from;
+            let weights = &mut scratch.exact;
+            weights.resize(rows * columns, 0.0);
+            score(simd, self.tile, head.keys.range(from..to), weights, columns, 0, options.softcap);
+            mask_positions(self.tile, options, from..to, weights, columns, 0);
+            for (row, weights) in weights.chunks_exact_mut(columns).take(rows).enumerate() {
+                vector::exp_sum(simd, weights, log_mass[row]);
+            }
+            let rows = (head.keys.range(from..to), head.values.range(from..to));
+            let gradients = (&mut of_keys[from * width..to * width], &mut of_values[from * width..to * width]);
+            self.columns(simd, rows, (weights, columns, 0), gradients);
+            from = to;
+        }
+    }
+
+    /// Sinks and the local region.
+    #[inline(always)]
+    pub(super) fn runs<S: Simd>(
+        &mut self,
+        simd: S,
+        runs: &[Run<'_>],
+        weights: &[f32],
+        (of_keys, of_values): (&mut [f32], &mut [f32]),
+    ) {
+        let stride: usize = runs.iter().map(|run| run.positions.len()).sum();
+        let mut column = 0;
+        for run in runs {
+            let width = run.keys.width();
+            let numbers = run.positions.start * width..run.positions.end * width;
+            let gradients = (&mut of_keys[numbers.clone()], &mut of_values[numbers]);
+            self.columns(simd, (run.keys, run.values), (weights, stride, column), gradients);
+            column += run.positions.len();
+        }
+    }
+
+    /// Blocks and sections that count by their means.
+    #[inline(always)]
+    pub(super) fn means<S: Simd>(
+        &mut self,
+        simd: S,
+        retrieval: &Retrieval<'_>,
+        means: &Means<'_>,
+        scratch: &mut Scratch,
+        (of_blocks, of_sections): (&mut RowGradients, &mut RowGradients),
+    ) {
+        if !retrieval.blocks.far {
+            return;
+        }
+        let candidates = &scratch.candidates;
+        let (fine, distant) = (retrieval.candidates.fine.clone(), retrieval.candidates.distant.clone());
+        let width = means.blocks.0.width();
+        let stride = candidates.blocks.len() / self.tile.count();
+        let rows = (means.blocks.0.range(fine.clone()), means.blocks.1.range(fine.clone()));
+        let numbers = fine.start * width..fine.end * width;
+        let gradients = (&mut of_blocks.keys[numbers.clone()], &mut of_blocks.values[numbers]);
+        self.columns(simd, rows, (&candidates.blocks, stride, 0), gradients);
+        if let (Some((keys, values)), false) = (means.sections, distant.is_empty()) {
+            let numbers = distant.start * width..distant.end * width;
+            let gradients = (&mut of_sections.keys[numbers.clone()], &mut of_sections.values[numbers]);
+            let rows = (keys.range(distant.clone()), values.range(distant.clone()));
+            self.columns(simd, rows, (&candidates.distant, distant.len(), 0), gradients);
+            let per_section = retrieval.per_section();
+            for token in 0..self.tile.tokens {
+                for (slot, &section) in candidates.opened.of(token).iter().enumerate() {
+                    let first = (distant.start + section as usize) * per_section;
+                    for g in 0..self.tile.group {
+                        let row = g * self.tile.tokens + token;
+                        let weights =
+                            &candidates.blocks[row * stride + fine.len() + slot * per_section..][..per_section];
+                        let gradients = (&mut of_blocks.keys[..], &mut of_blocks.values[..]);
+                        self.one_row(simd, row, means.blocks, first, weights, gradients);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The blocks each token chose.
+    #[inline(always)]
+    pub(super) fn chosen<S: Simd>(
+        &mut self,
+        simd: S,
+        retrieval: &Retrieval<'_>,
+        head: &Head<'_>,
+        scratch: &mut Scratch,
+        (of_keys, of_values): (&mut [f32], &mut [f32]),
+    ) {
+        let size = retrieval.blocks.size;
+        let chosen: &Readers = &scratch.candidates.chosen;
+        for token in 0..self.tile.tokens {
+            let places = chosen.places(token);
+            for g in 0..self.tile.group {
+                let row = g * self.tile.tokens + token;
+                let start = (places.start * self.tile.group + g * places.len()) * size;
+                for (at, &block) in chosen.of(token).iter().enumerate() {
+                    let weights = &scratch.chosen_scores[start + at * size..][..size];
+                    let (first, rows) = (block as usize * size, (head.keys, head.values));
+                    self.one_row(simd, row, rows, first, weights, (&mut *of_keys, &mut *of_values));
+                }
+            }
+        }
+    }
+
+    /// One query and the rows from `first` on that it alone reads with `weights`.
+    #[inline(always)]
+    fn one_row<S: Simd>(
+        &mut self,
+        simd: S,
+        row: usize,
+        (keys, values): (Rows<'_>, Rows<'_>),
+        first: usize,
+        weights: &[f32],
+        (of_keys, of_values): (&mut [f32], &mut [f32]),
+    ) {
+        let width = keys.width();
+        let own = row * width..(row + 1) * width;
+        let gradient = &self.gradient[own.clone()];
+        for (at, &weight) in weights.iter().enumerate() {
+            let index = first + at;
+            let numbers = index * width..(index + 1) * width;
+            let mut score = weight * (vector::dot(simd, gradient, values.row(index)) - self.delta[row]);
+            if let Some(cap) = self.softcap {
+                let raw = vector::dot(simd, &self.tile.rows[own.clone()], keys.row(index));
+                score *= 1.0 - (raw / cap).tanh().powi(2);
+            }
+            vector::add(simd, weight, gradient, &mut of_values[numbers.clone()]);
+            vector::add(simd, score, keys.row(index), &mut self.query[own.clone()]);
+            vector::add(simd, score, &self.tile.rows[own.clone()], &mut of_keys[numbers]);
+        }
+    }
+}
