@@ -116,6 +116,19 @@ impl DecoderCache {
         Ok(self)
     }
 
+    /// The empty caches with the gates of each layer that uses them.
+    pub(crate) fn with_gates(mut self, gates: impl Fn(usize) -> Option<Tensor<1>>) -> Result<Self, ModelError> {
+        for text in &mut self.texts {
+            for (layer, cache) in text.layers.iter_mut().enumerate() {
+                let uses = cache.config().attention.as_ref().is_some_and(|attention| attention.needs_gates());
+                if let Some(gates) = gates(layer).filter(|_| uses) {
+                    *cache = cache.clone().with_gates(gates)?;
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// Number of texts.
     pub fn batch(&self) -> usize {
         self.texts.len()

@@ -92,6 +92,11 @@ impl Decoder {
                     format!("needs a basis for the states of each layer, layer {layer} has none: calibrate the model");
                 return Err(ModelError::Config { setting: "calibrated_states", problem });
             }
+            let gated = config.layer_attention(layer).is_some_and(|a| a.needs_gates());
+            if gated && block.attention.gates.is_none() {
+                let problem = format!("needs a gate for each head, layer {layer} has none: tune the model with gates");
+                return Err(ModelError::Config { setting: "head_gates", problem });
+            }
         }
         if config.adapters != self.config.adapters {
             let problem = "cannot change once the weights are loaded".to_owned();
@@ -124,7 +129,9 @@ impl Decoder {
     /// As [`DecoderCache::new`].
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
         let cache = DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())?;
-        cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))
+        let cache =
+            cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))?;
+        cache.with_gates(|layer| self.blocks[layer].attention.gates.as_ref().map(Param::val))
     }
 
     /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,

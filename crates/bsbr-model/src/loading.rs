@@ -227,6 +227,7 @@ impl Loader<'_> {
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
                 state_basis: self.optional(&extra("state_basis"))?,
+                gates: self.optional(&extra("gates"))?,
                 adapters: adapters.map(|adapters| self.adapters(layer, adapters)).transpose()?,
             },
             attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,

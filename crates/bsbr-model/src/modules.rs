@@ -101,6 +101,8 @@ pub struct Projections {
     pub meta_key: Option<Linear>,
     /// `[kv_heads, head_dim, head_dim]`: orthonormal columns along which states are compressed, the leading ones first.
     pub state_basis: Option<Param<Tensor<3>>>,
+    /// `[heads]`: see [`bsbr_attn::BlockAttentionConfig::head_gates`].
+    pub gates: Option<Param<Tensor<1>>>,
     /// Of the four projections.
     pub adapters: Option<Adapters>,
 }

@@ -27,7 +27,7 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
-/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for adapters
+/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for gates `bsbr.layers.{i}.gates`, for adapters
 /// `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`. Which of them there are follows from the
 /// configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
@@ -51,6 +51,9 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
         if attention.is_some_and(|a| a.needs_state_basis()) {
             let name = format!("{EXTRA_PREFIX}layers.{layer}.state_basis");
             list.add(name, &[d.kv_heads, d.head_dim, d.head_dim]);
+        }
+        if attention.is_some_and(|a| a.needs_gates()) {
+            list.add(format!("{EXTRA_PREFIX}layers.{layer}.gates"), &[d.heads]);
         }
         if let Some(adapters) = config.adapters.as_ref().filter(|_| attention.is_some()) {
             list.adapters(layer, adapters);

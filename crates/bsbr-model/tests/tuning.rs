@@ -5,8 +5,8 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_model::{
-    AdapterConfig, AdapterTarget, Checkpoint, Decoder, Ending, LayerLoss, ModelConfig, ModelError, Stage, TuneConfig,
-    TuneEvent, Tuned, tune,
+    AdapterConfig, AdapterTarget, Checkpoint, Decoder, Ending, LayerLoss, ModelConfig, ModelError, Stage,
+    StateCalibrationConfig, TuneConfig, TuneEvent, Tuned, calibrate_states, tune,
 };
 use burn::{module::Param, nn::Linear, tensor::Device};
 use common::{difference, gemma_like, gpt2_like, llama_like, load, logits, text};
@@ -125,6 +125,67 @@ fn the_divergence_of_the_logits_falls() {
         let divergence: f64 =
             pairs.flat_map(|(p, q)| p.into_iter().zip(q)).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / 32.0;
         assert!((losses[0] - divergence).abs() < 1e-5 * (1.0 + divergence), "{} and {divergence}", losses[0]);
+    }
+}
+
+#[test]
+fn bases_that_drop_what_matters_turn_towards_what_calibration_finds() {
+    let attention = BlockAttentionConfig { compression_factor: 2, ..states() };
+    let (decoder, tokens) = (converted(attention), text(64, 7));
+    let calibration = StateCalibrationConfig { window: 64, windows: 1 };
+    let calibrated = calibrate_states(&decoder, &tokens, calibration, |_, _| {}).unwrap().apply(&decoder).unwrap();
+    // The same basis the other way round keeps what it should drop.
+    let mut wrong = calibrated.clone();
+    for block in &mut wrong.blocks {
+        let basis = block.attention.state_basis.take().unwrap().val();
+        block.attention.state_basis = Some(Param::from_tensor(basis.flip([2])));
+    }
+    let settings = TuneConfig { window: 64, adapters: None, held_out: 0, steps: 60, ..settings() };
+    let train = |decoder: &Decoder, settings: &TuneConfig| {
+        tune(decoder, &tokens, settings, &[Device::flex()], None, &mut |_| true).unwrap()
+    };
+    let first = |decoder: &Decoder| train(decoder, &TuneConfig { steps: 1, ..settings.clone() }).log.steps[0].loss;
+    let right = first(&calibrated);
+    let tuned = train(&wrong, &settings);
+    let (before, after) = (tuned.log.steps[0].loss, tuned.log.steps[59].loss);
+    assert!(right < before, "{right} by the calibrated bases, {before} by the wrong ones");
+    assert!(after < right + 0.25 * (before - right), "{before} became {after}, calibration gives {right}");
+
+    let width = decoder.config().decoder.head_dim;
+    for basis in numbers(&tuned.decoder).iter().flat_map(|bases| bases.chunks_exact(width * width)) {
+        let column = |at: usize| (0..width).map(move |row| f64::from(basis[row * width + at]));
+        for (a, b) in (0..width).flat_map(|a| (0..width).map(move |b| (a, b))) {
+            let product: f64 = column(a).zip(column(b)).map(|(x, y)| x * y).sum();
+            assert!((product - f64::from(u8::from(a == b))).abs() < 1e-5, "columns {a} and {b}: {product}");
+        }
+    }
+}
+
+#[test]
+fn gates_of_heads_change_nothing_at_first_and_find_what_the_original_needs() {
+    let additive = BlockAttentionConfig { retrieval: Retrieval::Additive, max_chunks: None, ..states() };
+    for attention in [states(), kept(), additive] {
+        let (decoder, tokens) =
+            (converted(BlockAttentionConfig { calibrated_states: false, ..attention }), text(64, 7));
+        let settings = TuneConfig { window: 64, adapters: None, gates: true, held_out: 0, steps: 80, ..settings() };
+        let train = |settings: &TuneConfig, go: bool| {
+            tune(&decoder, &tokens, settings, &[Device::flex()], None, &mut |_| go).unwrap()
+        };
+        let untouched = train(&TuneConfig { held_out: 1, window: 32, ..settings.clone() }, false).decoder;
+        assert!(untouched.config().attention.as_ref().unwrap().head_gates);
+        assert!(difference(&logits(&untouched, &tokens), &logits(&decoder, &tokens)) < 1e-5);
+
+        let tuned = train(&settings, true);
+        let losses: Vec<f64> = tuned.log.steps.iter().map(|record| record.loss).collect();
+        assert!(losses[79] < losses[0], "{losses:?}");
+        let gates = numbers(&tuned.decoder);
+        assert_eq!(gates.len(), decoder.config().decoder.layers);
+        for gates in gates {
+            assert_eq!(gates.len(), decoder.config().decoder.heads);
+            assert!(gates.iter().any(|gate| (gate - gates[0]).abs() > 1e-4), "every head has its own: {gates:?}");
+        }
+        let original = |decoder: &Decoder| logits(&decoder.with_config(|c| c.attention = None).unwrap(), &tokens);
+        assert_eq!(original(&tuned.decoder), original(&decoder));
     }
 }
 

@@ -79,6 +79,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = by_name::<AdapterTarget>,
           default_value = "query,key,value,output")]
     targets: Vec<AdapterTarget>,
+    /// Give every head a gate and train it: on what is added (additive), or on the mass of what is read by statistics (state)
+    #[arg(long)]
+    gates: bool,
     /// Layers to train [default: every one with BSBR attention]
     #[arg(long, value_name = "I,...", value_delimiter = ',')]
     layers: Option<Vec<usize>>,
@@ -143,6 +146,7 @@ impl Args {
             clip: self.clip,
             seed: self.seed,
             adapters,
+            gates: self.gates,
             layers: self.layers.clone(),
             layer_loss: self.loss,
             meta_weight: self.meta_weight,

@@ -76,6 +76,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         meta_query: None,
         meta_key: None,
         state_basis: None,
+        gates: None,
         adapters: None,
     }
 }

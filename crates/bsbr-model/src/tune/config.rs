@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use bsbr_attn::BlockAttentionConfig;
+
+use super::parameters::trains_basis;
 use crate::{AdapterConfig, Decoder, ModelConfig, ModelError, PositionPolicy};
 
 /// What an error of the attention outputs is measured against.
@@ -46,6 +49,8 @@ pub struct TuneConfig {
     pub seed: u64,
     /// Adapters to train; none trains only what the model has.
     pub adapters: Option<AdapterConfig>,
+    /// Give every head a gate and train it: see [`BlockAttentionConfig::head_gates`]. Those that a model has are trained anyway.
+    pub gates: bool,
     /// Layers to train; every layer with BSBR attention when absent.
     pub layers: Option<Vec<usize>>,
     /// What errors of the first stage are relative to.
@@ -81,6 +86,7 @@ impl Default for TuneConfig {
             clip: 1.0,
             seed: 0,
             adapters: None,
+            gates: false,
             layers: None,
             layer_loss: LayerLoss::All,
             meta_weight: 1.0,
@@ -157,9 +163,18 @@ impl TuneConfig {
                 return fail("adapters", problem);
             }
         }
-        let meta = config.attention.as_ref().is_some_and(|attention| attention.needs_meta());
-        if self.adapters.is_none() && config.adapters.is_none() && !meta {
-            let problem = "are none, and the model has no meta projections: there is nothing to train".to_owned();
+        let gated = config.attention.as_ref().map(|own| BlockAttentionConfig { head_gates: true, ..own.clone() });
+        if let Some(gated) = gated.filter(|_| self.gates) {
+            gated.validate()?;
+        }
+        let own = config
+            .attention
+            .as_ref()
+            .is_some_and(|attention| attention.needs_meta() || attention.needs_gates() || trains_basis(attention));
+        if self.adapters.is_none() && config.adapters.is_none() && !self.gates && !own {
+            let problem = "are none, and the model has neither meta projections nor calibrated bases of compressed states: \
+                           there is nothing to train";
+            let problem = problem.to_owned();
             return fail("adapters", problem);
         }
         for &layer in self.layers.iter().flatten() {

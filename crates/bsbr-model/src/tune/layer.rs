@@ -60,7 +60,13 @@ impl<'a> Student<'a> {
             meta_inputs(projections, &normed, rotation, &(0..self.tokens), cache)
         });
         let parts = |meta: &Meta| [meta.query.clone(), meta.key.clone()];
+        let based = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
+        let basis = projections.state_basis.as_ref().filter(|_| based).map(Param::val);
+        let gated = made.attention.as_ref().is_some_and(|attention| attention.needs_gates());
+        let gates = projections.gates.as_ref().filter(|_| gated).map(Param::val);
         let tracked = heads.iter().any(Tensor::is_autodiff)
+            || gates.as_ref().is_some_and(Tensor::is_autodiff)
+            || basis.as_ref().is_some_and(Tensor::is_autodiff)
             || meta.iter().flat_map(parts).flatten().any(|tensor| tensor.is_autodiff());
         // All of one kind: a graph does not begin in the middle of an operation.
         let (heads, meta) = if tracked {
@@ -70,9 +76,14 @@ impl<'a> Student<'a> {
             (heads, meta)
         };
         let [query, keys, values] = heads;
-        let based = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis);
-        let read = if based || cache.far_positions().is_some() {
+        let read = if based || gated || cache.far_positions().is_some() {
             let mut cache = if tracked { &self.tracked } else { &self.cache }.texts[0].layers[layer].clone();
+            if let Some(basis) = basis {
+                cache = cache.with_state_basis(if tracked { basis.autodiff() } else { basis })?;
+            }
+            if let Some(gates) = gates {
+                cache = cache.with_gates(if tracked { gates.autodiff() } else { gates })?;
+            }
             cache.prefill(query, keys, values, meta.clone())?
         } else {
             attend(query, keys, values, meta.clone(), made.attention.as_ref(), made.options)?

@@ -8,8 +8,8 @@
 //! **On the logits.** The converted model as a whole, over shorter windows: divergence of its next tokens from the
 //! original's.
 //!
-//! Trained are low-rank adapters and meta projections, with AdamW; every weight of the original stays as it is. With
-//! several devices the windows of a step are divided among them and the gradients added up.
+//! Trained are low-rank adapters, meta projections, gates of heads and the bases of compressed states, with AdamW; bases are made
+//! orthonormal again after every step. Every weight of the original stays as it is. With several devices the windows of a step are divided among them and the gradients added up.
 
 mod checkpoint;
 mod config;

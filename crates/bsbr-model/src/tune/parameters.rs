@@ -1,5 +1,6 @@
 //! What is trained, and its place in a decoder.
 
+use bsbr_attn::{BlockAttentionConfig, Retrieval};
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
     nn::Linear,
@@ -21,6 +22,10 @@ pub(super) struct LayerParameters {
     pub(super) adapters: Option<Adapters>,
     pub(super) meta_query: Option<Linear>,
     pub(super) meta_key: Option<Linear>,
+    /// `[kv_heads, head_dim, head_dim]`, orthonormal columns.
+    pub(super) state_basis: Option<Param<Tensor<3>>>,
+    /// `[heads]`.
+    pub(super) gates: Option<Param<Tensor<1>>>,
     #[module(skip)]
     pub(super) layer: usize,
 }
@@ -41,6 +46,12 @@ impl LayerParameters {
             projections.meta_query.clone_from(&self.meta_query);
             projections.meta_key.clone_from(&self.meta_key);
         }
+        if self.state_basis.is_some() {
+            projections.state_basis.clone_from(&self.state_basis);
+        }
+        if self.gates.is_some() {
+            projections.gates.clone_from(&self.gates);
+        }
     }
 }
 
@@ -52,7 +63,9 @@ impl Parameters {
         let chosen = all.filter(|layer| layers.is_none_or(|layers| layers.contains(layer)));
         let layers = chosen.map(|layer| {
             let projections = &decoder.blocks[layer].attention;
-            let meta = config.layer_attention(layer).is_some_and(|attention| attention.needs_meta());
+            let attention = config.layer_attention(layer);
+            let meta = attention.is_some_and(|attention| attention.needs_meta());
+            let based = attention.is_some_and(trains_basis);
             let mut next = layer as u64 * 64;
             let mut id = || {
                 next += 1;
@@ -75,7 +88,12 @@ impl Parameters {
                 Some(Linear { weight: trained(&linear.weight, id(), device), bias })
             };
             let (meta_query, meta_key) = (linear(&projections.meta_query), linear(&projections.meta_key));
-            LayerParameters { adapters, meta_query, meta_key, layer }
+            let basis = projections.state_basis.as_ref().filter(|_| based);
+            let state_basis = basis.map(|basis| trained(basis, id(), device));
+            let gates =
+                projections.gates.as_ref().filter(|_| attention.is_some_and(|attention| attention.needs_gates()));
+            let gates = gates.map(|gates| trained(gates, id(), device));
+            LayerParameters { adapters, meta_query, meta_key, state_basis, gates, layer }
         });
         Self { layers: layers.collect() }
     }
@@ -94,10 +112,60 @@ impl Parameters {
         self.valid()
     }
 
+    /// With bases whose columns are orthonormal again, as a step of an optimiser leaves none.
+    pub(super) fn orthonormal(mut self) -> Result<Self, ModelError> {
+        for basis in self.layers.iter_mut().filter_map(|layer| layer.state_basis.as_mut()) {
+            let (id, value) = (basis.id, basis.val().inner());
+            let [heads, width, _] = value.dims();
+            let mut numbers = numbers(value.clone())?;
+            numbers.chunks_exact_mut(width * width).for_each(|numbers| orthonormalise(numbers, width));
+            let data = TensorData::new(numbers, [heads, width, width]);
+            let value = Tensor::<3>::from_data(data, &value.device());
+            *basis = Param::initialized(id, value.autodiff().require_grad());
+        }
+        Ok(self)
+    }
+
     /// Tensors that gradients are asked of.
     pub(super) fn tracked(self) -> Self {
         self.map(&mut Tracked)
     }
+}
+
+/// Whether states are stored along a basis that matters: whole states are the same in any.
+pub(super) fn trains_basis(attention: &BlockAttentionConfig) -> bool {
+    attention.needs_state_basis() && attention.compression_factor > 1
+}
+
+/// Makes the columns of a square matrix, row by row in `numbers`, orthonormal, each in turn beside those before it: modified
+/// Gram-Schmidt, twice, in f64. Where a column holds nothing of its own it becomes a unit vector that does.
+fn orthonormalise(numbers: &mut [f32], width: usize) {
+    let mut columns: Vec<Vec<f64>> = Vec::with_capacity(width);
+    for at in 0..width {
+        let own: Vec<f64> = (0..width).map(|row| f64::from(numbers[row * width + at])).collect();
+        let unit = |axis: usize| (0..width).map(|row| if row == axis { 1.0 } else { 0.0 }).collect::<Vec<f64>>();
+        let candidates = std::iter::once(own).chain((0..width).map(unit));
+        let column = candidates.filter_map(|candidate| beside(&columns, candidate)).next();
+        columns.extend(column);
+    }
+    for (at, column) in columns.iter().enumerate() {
+        for (row, number) in column.iter().enumerate() {
+            numbers[row * width + at] = *number as f32;
+        }
+    }
+}
+
+/// What of a vector is orthogonal to orthonormal ones, of length 1; `None` if that is next to nothing.
+fn beside(columns: &[Vec<f64>], mut vector: Vec<f64>) -> Option<Vec<f64>> {
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let before = dot(&vector, &vector).sqrt();
+    for column in columns.iter().chain(columns) {
+        let part = dot(column, &vector);
+        vector.iter_mut().zip(column).for_each(|(x, y)| *x -= part * y);
+    }
+    let length = dot(&vector, &vector).sqrt();
+    let enough = length.is_finite() && length > 1e-6 * before && length > 0.0;
+    enough.then(|| vector.iter().map(|x| x / length).collect())
 }
 
 /// Asks gradients of every parameter.
@@ -133,6 +201,24 @@ pub(super) fn with_adapters(decoder: &Decoder, adapters: Option<&AdapterConfig>,
         decoder.blocks[layer].attention.adapters = Some(made.unwrap_or_else(|never| match never {}));
     }
     decoder.config.adapters = Some(adapters.clone());
+    decoder
+}
+
+/// The decoder with gates that change nothing yet, where it has none.
+pub(super) fn with_gates(decoder: &Decoder) -> Decoder {
+    let mut decoder = decoder.clone();
+    let Some(attention) = decoder.config.attention.as_mut().filter(|attention| !attention.head_gates) else {
+        return decoder;
+    };
+    attention.head_gates = true;
+    let start = if attention.retrieval == Retrieval::Additive { attention.additive_gate as f32 } else { 0.0 };
+    let (heads, device) = (decoder.config.decoder.heads, decoder.device());
+    for layer in 0..decoder.blocks.len() {
+        if decoder.config.layer_attention(layer).is_some() {
+            let gates = Tensor::<1>::from_data(TensorData::new(vec![start; heads], [heads]), &device);
+            decoder.blocks[layer].attention.gates = Some(Param::from_tensor(gates));
+        }
+    }
     decoder
 }
 
@@ -177,6 +263,9 @@ impl Decoder {
             }
             if let Some(basis) = &projections.state_basis {
                 weights.push((name("state_basis"), numbers(basis.val())?));
+            }
+            if let Some(gates) = &projections.gates {
+                weights.push((name("gates"), numbers(gates.val())?));
             }
             for target in AdapterTarget::ALL {
                 let Some(adapter) = projections.adapters.as_ref().and_then(|adapters| adapters.of(target)) else {

@@ -17,7 +17,7 @@ use super::{
     config::TuneConfig,
     job::Job,
     log::{Ending, HeldOutRecord, Stage, StepRecord, TuneLog},
-    parameters::{Parameters, with_adapters},
+    parameters::{Parameters, with_adapters, with_gates},
 };
 use crate::{Decoder, ModelError};
 
@@ -56,6 +56,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, ModelError> {
         let identity = Identity::new(config, decoder, tokens)?;
         let decoder = with_adapters(decoder, config.adapters.as_ref(), config.seed);
+        let decoder = if config.gates { with_gates(&decoder) } else { decoder };
         let parameters = Parameters::of(&decoder, config.layers.as_deref(), &devices[0]);
         let job = |device: &Device| {
             let there = if *device == devices[0] { decoder.clone() } else { decoder.clone().to_device(device) };
@@ -200,6 +201,7 @@ impl<'a> Run<'a> {
         } else {
             self.state.optimizer.step_multi(rates, parameters, gradients)
         };
+        self.state.parameters = self.state.parameters.clone().orthonormal()?;
         self.state.position.step += 1;
         self.state.position.seconds = self.seconds();
         self.costs[0] = start.elapsed().as_secs_f64();
