@@ -119,6 +119,38 @@ fn parts_phases_and_arms_can_be_chosen() {
 }
 
 #[test]
+fn training_is_measured_where_it_is_asked_for() {
+    let place = Place::empty();
+    let report = report(&place, &format!("{TINY} --kv-heads 1 --phase training --json report.json --plot plot.svg"));
+    let arms: Vec<_> = rows(&report).iter().map(|row| (text(row, "phase"), text(row, "arm"))).collect();
+    assert_eq!(arms, ["bsbr", "bsbr-plain", "dense", "burn"].map(|arm| ("training", arm)).repeat(2));
+    for row in rows(&report) {
+        assert_eq!((row["samples"].as_array().map(Vec::len), &row["left_out"]), (Some(2), &Value::Null), "{row}");
+        let (tokens, dense) = (row["tokens"].as_f64().unwrap(), text(row, "arm") == "dense");
+        // Seven products of 2 x 16 operations for each pair of a token and one not after it, of two heads.
+        let pairs = tokens * (tokens + 1.0) / 2.0;
+        assert!(!dense || row["operations"] == json!(2.0 * 7.0 * 32.0 * pairs), "{row}");
+    }
+    let shown = place.run(&format!("{TINY} --phase training --arms dense,burn"));
+    for part in ["reading a text and the gradients of queries, keys and values", "| against burn |"] {
+        assert!(shown.stdout.contains(part), "no {part:?} in: {}", shown.stdout);
+    }
+    assert!(place.read("plot.svg").contains("attention: time to read a text and of its gradients"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn training_of_full_attention_keeps_no_scores() {
+    let flags = "--seq-len 2048 --heads 2 --runs 1 --warmup 0 --phase training --arms dense,burn";
+    let report = report(&Place::empty(), &format!("bench {flags}"));
+    let extra = |row: &Value| row["memory"]["extra_bytes"].as_u64().expect("bytes");
+    let [dense, burn] = rows(&report) else { panic!("two rows") };
+    // The scores of two heads in f32.
+    let scores = 2 * 2048 * 2048 * 4;
+    assert!(extra(dense) < scores && extra(burn) > 2 * scores, "{} and {}", extra(dense), extra(burn));
+}
+
+#[test]
 fn a_model_has_its_quality_beside_every_time() {
     let report = report(&Place::empty(), "bench --part model --seq-len 320 --runs 1 --warmup 0 --windows 2");
     assert_eq!(rows(&report).len(), 6);
@@ -209,6 +241,7 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
         ("--seq-len 64 --json nowhere/report.json", &["--json: nowhere/report.json cannot be written"]),
         ("--seq-len 64 --plot model", &["--plot: model cannot be written"]),
         ("--part model --arms burn", &["--arms burn is attention alone"]),
+        ("--part model --phase training", &["--phase training is attention alone"]),
         ("--part model -m nowhere", &["nowhere is not a directory"]),
         ("-m model --text nowhere.txt", &["cannot read the text nowhere.txt"]),
         ("-m model --text text.txt", &["text.txt: the text is empty"]),
@@ -242,11 +275,13 @@ while read -r line; do
         *'"do":"peak"'*) echo '{"before": 1000, "peak": 9001000}';;
         *'"do":"prefill","id":7'*) echo '{"seconds": 0.25}';;
         *'"do":"decode","id":7'*) echo '{"seconds": 0.125}';;
+        *'"do":"training","id":7'*) echo '{"seconds": 0.5}';;
         *) echo '{}';;
     esac
 done"#,
     );
-    let report = report(&place, &format!("{TINY} --against pytorch --python ./python --arms dense --threads 1"));
+    let flags = "--phase prefill,decode,training --against pytorch --python ./python --arms dense --threads 1";
+    let report = report(&place, &format!("{TINY} {flags}"));
     assert_eq!(report["opponent"]["torch"], "9.9");
     let of = |arm: &'static str, phase: &'static str| {
         rows(&report).iter().filter(move |row| (text(row, "arm"), text(row, "phase")) == (arm, phase))
@@ -258,6 +293,8 @@ done"#,
     }
     assert_eq!(of("torch-sdpa", "prefill").count(), 2);
     of("torch-sdpa", "decode").for_each(|row| assert_eq!(row["samples"], json!([0.125, 0.125])));
+    of("torch-sdpa", "training").for_each(|row| assert_eq!(row["samples"], json!([0.5, 0.5])));
+    assert_eq!(of("torch-sdpa", "training").count(), 2);
     of("torch-original", "prefill").for_each(|row| assert_eq!(text(row, "left_out"), "out of memory"));
     of("torch-original", "decode").for_each(|row| assert!(text(row, "left_out").contains("keeps nothing")));
     of("dense", "prefill").for_each(|row| assert_eq!(row["left_out"], Value::Null));

@@ -14,8 +14,13 @@
 //!   each, and read with `2 d^2` by each token. The last quarter of a chunk scores every key once more to choose what is
 //!   kept.
 //! - `additive`: a score and `2 d^2` for each block and chunk, `2 d^2` for each token.
+//! - training: [`TRAINING`] times as much.
 
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+
+/// What reading and its gradients take, in times of reading alone: a pair of a query and a key has two products when read,
+/// and five for its gradients (the score again, and one each for the gradients of weight, query, key and value).
+pub(crate) const TRAINING: f64 = 3.5;
 
 /// Operations of one query head for `tokens` tokens, the first of them at position `start`.
 pub(crate) fn operations(

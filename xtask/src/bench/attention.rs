@@ -40,6 +40,31 @@ impl Shape {
         self.batch as f64 * heads * tokens as f64 * self.head_dim as f64 * size_of::<f32>() as f64
     }
 
+    /// Bytes an arm keeps of every pair of tokens, or of every token and what it reads, at most; 0 where it works tile by
+    /// tile.
+    pub(crate) fn kept_numbers_bytes(
+        &self,
+        arm: Arm,
+        phase: Phase,
+        attention: &BlockAttentionConfig,
+        tokens: usize,
+    ) -> f64 {
+        let pairs = match (arm, phase) {
+            // Scores, mask and softmax.
+            (Arm::TorchOriginal, Phase::Prefill) => 3 * tokens,
+            // Scores before and after masking, weights, and gradients of two of these.
+            (Arm::TorchOriginal | Arm::Burn, Phase::Training) => 5 * tokens,
+            // A copy of the keys and values a token reads, the scores of these, of the local region and of blocks.
+            (Arm::BsbrPlain, Phase::Training) => {
+                let chosen = attention.top_k * attention.block_size;
+                let local = (attention.local_chunks + 1) * attention.chunk_size;
+                2 * chosen * self.head_dim + 4 * (chosen + local + tokens / attention.statistics_block())
+            }
+            _ => 0,
+        };
+        (self.batch * self.heads * self.dtype.size()) as f64 * tokens as f64 * pairs as f64
+    }
+
     /// Bytes of queries, or of what attention returns.
     pub(crate) fn output_bytes(&self, tokens: usize) -> u64 {
         (self.batch * self.heads * tokens * self.head_dim * self.dtype.size()) as u64
@@ -127,18 +152,44 @@ impl AttentionSubject {
     /// Attention of the whole text, `[batch, heads, tokens, head_dim]`, and the time it took.
     pub(crate) fn prefill(&self) -> Result<(Tensor<4>, Duration)> {
         let [query, keys, values] = self.inputs.text.clone();
-        let attention = self.arm.is_bsbr().then_some(&self.attention);
-        let options = AttentionOptions::new(self.shape.head_dim);
         let start = Instant::now();
-        let output = match self.arm {
-            Arm::Bsbr | Arm::Dense => attend(query, keys, values, None, attention, options)?,
-            _ => match new_cache(self.arm, &self.shape, &self.attention, &self.device)? {
-                Some(mut cache) => cache.prefill(query, keys, values, None)?,
-                None => self.burn(query),
-            },
-        };
+        let output = if self.arm == Arm::Burn { self.burn(query) } else { self.own(query, keys, values)? };
         sync(&self.device)?;
         Ok((output, start.elapsed()))
+    }
+
+    /// Attention of the whole text and the gradients of queries, keys and values, and the time both took together. The
+    /// gradient of the output is the queries.
+    pub(crate) fn training(&self) -> Result<([Tensor<4>; 3], Duration)> {
+        let leaves = self.inputs.text.clone().map(|rows| rows.autodiff().require_grad());
+        let [query, keys, values] = leaves.clone();
+        let start = Instant::now();
+        let output = match self.arm {
+            Arm::Burn if self.repeated.is_some() => {
+                let [keys, values] = [keys, values].map(|rows| repeat_heads(rows, self.shape.heads));
+                burn_causal(query, keys, values)
+            }
+            Arm::Burn => burn_causal(query, keys, values),
+            _ => self.own(query, keys, values)?,
+        };
+        let mut all = (output * self.inputs.text[0].clone().autodiff()).sum().backward();
+        let gradients = leaves.map(|leaf| leaf.grad_remove(&mut all));
+        sync(&self.device)?;
+        let elapsed = start.elapsed();
+        let [Some(query), Some(keys), Some(values)] = gradients else {
+            anyhow::bail!("{} has no gradients", self.arm.name())
+        };
+        Ok(([query, keys, values], elapsed))
+    }
+
+    /// Attention of a text by an arm of this project.
+    fn own(&self, query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>) -> Result<Tensor<4>> {
+        if matches!(self.arm, Arm::Bsbr | Arm::Dense) {
+            let attention = self.arm.is_bsbr().then_some(&self.attention);
+            return Ok(attend(query, keys, values, None, attention, AttentionOptions::new(self.shape.head_dim))?);
+        }
+        let cache = new_cache(self.arm, &self.shape, &self.attention, &query.device())?;
+        Ok(cache.context("it has no cache")?.prefill(query, keys, values, None)?)
     }
 
     /// burn's causal attention of `query` behind the text; nobody appends for it.
@@ -147,8 +198,7 @@ impl AttentionSubject {
             Some(repeated) => repeated.clone(),
             None => [self.inputs.text[1].clone(), self.inputs.text[2].clone()],
         };
-        let options = AttentionModuleOptions { scale: None, softcap: None, is_causal: true };
-        attention(query, keys, values, None, None, options)
+        burn_causal(query, keys, values)
     }
 }
 
@@ -170,8 +220,10 @@ impl Subject for AttentionSubject {
     }
 
     fn run(&mut self, phase: Phase) -> Result<Duration> {
-        if phase == Phase::Prefill {
-            return Ok(self.prefill()?.1);
+        match phase {
+            Phase::Prefill => return Ok(self.prefill()?.1),
+            Phase::Training => return Ok(self.training()?.1),
+            Phase::Decode => {}
         }
         let inputs = Rc::clone(&self.inputs);
         let start = Instant::now();
@@ -190,6 +242,12 @@ impl Subject for AttentionSubject {
     fn kept_bytes(&self) -> Option<u64> {
         self.decoding.as_ref().map(|cache| cache.bytes() as u64)
     }
+}
+
+/// burn's causal attention, of as many heads of keys and values as of queries.
+fn burn_causal(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>) -> Tensor<4> {
+    let options = AttentionModuleOptions { scale: None, softcap: None, is_causal: true };
+    attention(query, keys, values, None, None, options)
 }
 
 /// KV heads repeated so that there is one for each query head.
@@ -214,4 +272,30 @@ pub(crate) fn difference(found: &AttentionSubject, expected: &AttentionSubject) 
     let scale = expected.iter().map(|x| f64::from(x.abs())).fold(f64::MIN_POSITIVE, f64::max);
     let norm: f64 = expected.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
     Ok((largest / scale, (squares / norm.max(f64::MIN_POSITIVE)).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_that_compute_the_same_have_the_same_gradients() {
+        let shape = Shape { batch: 2, heads: 4, kv_heads: 2, head_dim: 8, dtype: DType::F32, data: Data::Iid, seed: 3 };
+        let attention =
+            BlockAttentionConfig { chunk_size: 16, block_size: 4, top_k: 2, exact_tokens: 0, ..Default::default() };
+        let inputs = Rc::new(Inputs::new(&shape, 100, &Device::flex()));
+        let gradients = |arm| {
+            let subject = AttentionSubject::new(arm, shape, &attention, Rc::clone(&inputs), &Device::flex());
+            subject.training().unwrap().0.map(|tensor| tensor.try_into_vec_as::<f32>().unwrap())
+        };
+        for (arm, other) in [(Arm::Dense, Arm::Burn), (Arm::Bsbr, Arm::BsbrPlain)] {
+            for (found, expected) in gradients(arm).iter().zip(&gradients(other)) {
+                assert_eq!(found.len(), expected.len());
+                let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(largest < 1e-4, "{} and {}: {largest}", arm.name(), other.name());
+            }
+        }
+        // Blocks that were not chosen count by their means alone.
+        assert_ne!(gradients(Arm::Bsbr), gradients(Arm::Dense));
+    }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{
     Arm, DECODE_TOKENS, Part, Phase, Subject,
-    arithmetic::operations,
+    arithmetic::{TRAINING, operations},
     attention::{AttentionSubject, Inputs, Shape, difference},
     memory::{Memory, Of, Probe, measure},
     model::{self, ModelSubject, Quality},
@@ -41,13 +41,13 @@ pub(crate) trait Field {
     /// An arm at the length entered.
     fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>>;
 
-    /// Operations of a prefill.
-    fn operations(&self, _arm: Arm, _tokens: usize) -> Option<f64> {
+    /// Operations of a run with a whole text.
+    fn operations(&self, _arm: Arm, _phase: Phase, _tokens: usize) -> Option<f64> {
         None
     }
 
-    /// Memory of a prefill.
-    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory>;
+    /// Memory of a run with a whole text.
+    fn memory(&self, arm: Arm, phase: Phase, tokens: usize) -> Result<Memory>;
 
     /// Windows of text to measure quality on: at least and at most; `None` where nothing can be lost.
     fn windows(&self, _tokens: usize) -> Option<(usize, usize)> {
@@ -136,17 +136,12 @@ impl Field for AttentionField {
         if self.machine_memory.is_some_and(|memory| inputs > 0.7 * memory as f64) {
             return Some(format!("queries, keys and values would take {}", crate::output::bytes(inputs as u64)));
         }
-        if arm != Arm::TorchOriginal {
-            return None;
-        }
-        if phase == Phase::Decode {
+        if arm == Arm::TorchOriginal && phase == Phase::Decode {
             return Some("it keeps nothing: a token costs a prefill".into());
         }
-        // Scores, mask and softmax of every head.
-        let needed =
-            (3 * self.shape.batch * self.shape.heads * self.shape.dtype.size()) as u64 * (tokens as u64).pow(2);
-        let too_much = self.machine_memory.is_some_and(|memory| needed > memory / 3 * 2);
-        too_much.then(|| format!("its tokens x tokens scores would take {}", crate::output::bytes(needed)))
+        let needed = self.shape.kept_numbers_bytes(arm, phase, &self.attention, tokens);
+        let too_much = self.machine_memory.is_some_and(|memory| needed > memory as f64 / 3.0 * 2.0);
+        too_much.then(|| format!("its scores, and what it copies, would take {}", crate::output::bytes(needed as u64)))
     }
 
     fn enter(&mut self, tokens: usize) -> Result<()> {
@@ -165,24 +160,28 @@ impl Field for AttentionField {
         }
     }
 
-    fn operations(&self, arm: Arm, tokens: usize) -> Option<f64> {
+    fn operations(&self, arm: Arm, phase: Phase, tokens: usize) -> Option<f64> {
         let attention = arm.is_bsbr().then_some(&self.attention);
         let heads = (self.shape.batch * self.shape.heads) as f64;
         // The original's n x n form computes what it then masks: there is no fair count of what it needs.
-        (arm != Arm::TorchOriginal).then(|| heads * operations(attention, self.shape.head_dim, 0, tokens))
+        let times = if phase == Phase::Training { TRAINING } else { 1.0 };
+        (arm != Arm::TorchOriginal).then(|| times * heads * operations(attention, self.shape.head_dim, 0, tokens))
     }
 
-    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory> {
+    fn memory(&self, arm: Arm, phase: Phase, tokens: usize) -> Result<Memory> {
         let peak = match &self.pythons {
             Some(pythons) if arm.is_python() => {
-                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak()?
+                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?
             }
             _ => {
                 let (attention, of) = (self.attention.clone(), Of::Shape(self.shape));
-                measure("bench", &Probe { arm, attention, tokens, of }, &self.flags)?
+                measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };
-        Ok(Memory::new(peak, self.shape.kv_bytes(tokens), self.shape.output_bytes(tokens)))
+        let (kv_bytes, output_bytes) = (self.shape.kv_bytes(tokens), self.shape.output_bytes(tokens));
+        // Gradients have the sizes of queries, keys and values.
+        let handed_out = if phase == Phase::Training { output_bytes + kv_bytes } else { output_bytes };
+        Ok(Memory::new(peak, kv_bytes, handed_out))
     }
 }
 
@@ -240,14 +239,14 @@ impl Field for ModelField {
         }
     }
 
-    fn memory(&self, arm: Arm, tokens: usize) -> Result<Memory> {
+    fn memory(&self, arm: Arm, phase: Phase, tokens: usize) -> Result<Memory> {
         let peak = match &self.pythons {
             Some(pythons) if arm.is_python() => {
-                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak()?
+                PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?
             }
             _ => {
                 let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone()));
-                measure("bench", &Probe { arm, attention, tokens, of }, &self.flags)?
+                measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };
         let kv_bytes = self.kv_bytes_per_token * tokens as u64;

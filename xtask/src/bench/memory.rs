@@ -23,6 +23,7 @@ const FIRST_TOKENS: usize = 256;
 pub(crate) struct Probe {
     pub(crate) arm: Arm,
     pub(crate) attention: BlockAttentionConfig,
+    pub(crate) phase: Phase,
     pub(crate) tokens: usize,
     pub(crate) of: Of,
 }
@@ -37,14 +38,14 @@ pub(crate) enum Of {
     Model(PathBuf),
 }
 
-/// Resident bytes before and at the worst moment of a prefill.
+/// Resident bytes before and at the worst moment of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Peak {
     pub(crate) before: u64,
     pub(crate) peak: u64,
 }
 
-/// What one prefill needs in memory.
+/// What one run with a whole text needs in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Memory {
     /// Resident before, inputs and weights included.
@@ -53,7 +54,8 @@ pub(crate) struct Memory {
     pub(crate) peak_bytes: u64,
     /// Of keys and values: of the inputs of attention alone, of all layers of a model.
     pub(crate) kv_bytes: u64,
-    /// `peak - before`, less what every arm must hand out: the output of attention, keys and values of a model.
+    /// `peak - before`, less what every arm must hand out: the output of attention, or the gradients of its inputs; keys and
+    /// values of a model.
     pub(crate) extra_bytes: u64,
 }
 
@@ -90,18 +92,18 @@ pub(crate) fn answer(probe: &str, device: &Device) -> Result<Peak> {
                 let inputs = Rc::new(Inputs::new(shape, tokens, device));
                 AttentionSubject::new(probe.arm, *shape, &probe.attention, inputs, device)
             };
-            subject(FIRST_TOKENS.min(probe.tokens)).run(Phase::Prefill)?;
+            subject(FIRST_TOKENS.min(probe.tokens)).run(probe.phase)?;
             let mut whole = subject(probe.tokens);
-            peak_of(|| whole.run(Phase::Prefill).map(drop))
+            peak_of(|| whole.run(probe.phase).map(drop))
         }
         Of::Model(dir) => {
             let decoder = model::decoder(dir, &probe.attention, probe.arm, device)?;
             // What the tokens are does not matter here.
             let tokens: Rc<[u32]> = (0..probe.tokens as u32).map(|at| at % 97 % model::vocabulary(&decoder)).collect();
             let subject = |count: usize| ModelSubject::new(decoder.clone(), Rc::clone(&tokens), count);
-            subject(FIRST_TOKENS.min(probe.tokens)).run(Phase::Prefill)?;
+            subject(FIRST_TOKENS.min(probe.tokens)).run(probe.phase)?;
             let mut whole = subject(probe.tokens);
-            peak_of(|| whole.run(Phase::Prefill).map(drop))
+            peak_of(|| whole.run(probe.phase).map(drop))
         }
     }
 }

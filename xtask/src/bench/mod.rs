@@ -89,13 +89,15 @@ pub(crate) enum Part {
 }
 
 /// When in the life of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Phase {
     /// Reading a whole text.
     Prefill,
     /// One more token behind a text of that length.
     Decode,
+    /// Reading a whole text and the gradients of queries, keys and values; attention alone.
+    Training,
 }
 
 impl Part {
@@ -112,13 +114,19 @@ impl Phase {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Training => "training",
         }
+    }
+
+    /// Whether a run takes a whole text.
+    pub(crate) fn takes_text(self) -> bool {
+        self != Self::Decode
     }
 }
 
 /// One arm at one length.
 pub(crate) trait Subject {
-    /// What a phase needs before it can be timed: a text to decode behind.
+    /// What a phase needs before it can be timed, like a text to decode behind.
     fn prepare(&mut self, phase: Phase) -> Result<()>;
 
     /// Runs once: the whole text, or [`DECODE_TOKENS`] tokens and their mean.

@@ -57,6 +57,20 @@ class Attention:
         seen = self.keys[:, :, : self.at], self.values[:, :, : self.at]
         return F.scaled_dot_product_attention(q, *seen, **self.gqa)
 
+    def prepare_training(self):
+        # Tensors of the inference mode have no gradients.
+        with torch.inference_mode(False):
+            self.leaves = [rows.clone().requires_grad_() for rows in (self.q, self.k, self.v)]
+
+    def training(self):
+        kept = self.q, self.k, self.v
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                self.q, self.k, self.v = self.leaves
+                torch.autograd.grad(self.prefill(), self.leaves, self.q.detach())
+        finally:
+            self.q, self.k, self.v = kept
+
 
 class Original(Attention):
     """The published formula as the Python original computes it, tokens x tokens scores and all; only the two masks are
@@ -166,8 +180,13 @@ def handle(request):
         case "decode":
             subject, steps = subjects[request["id"]], request["steps"]
             return {"seconds": timed(lambda: [subject.decode(step) for step in range(steps)]) / steps}
+        case "prepare-training":
+            subjects[request["id"]].prepare_training()
+            return {}
+        case "training":
+            return {"seconds": timed(subjects[request["id"]].training)}
         case "peak":
-            return peak(subjects[request["id"]].prefill)
+            return peak(getattr(subjects[request["id"]], request["phase"]))
 
 
 answer(torch=torch.__version__, transformers=transformers_version, threads=torch.get_num_threads())

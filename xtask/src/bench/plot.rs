@@ -82,7 +82,7 @@ fn failed(error: impl Display) -> anyhow::Error {
     anyhow::anyhow!("--plot: {error}")
 }
 
-/// Time of every part and phase, and memory of reading.
+/// Time of every part and phase, and memory of what takes whole texts.
 fn panels(rows: &[Row]) -> Vec<Panel> {
     let mut panels = Vec::new();
     for part in [Part::Attention, Part::Model] {
@@ -95,6 +95,8 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
             (Phase::Prefill, format!("{name}: time to read a text"), time, seconds),
             (Phase::Prefill, format!("{name}: memory to read a text, beyond K and V"), memory, size),
             (Phase::Decode, format!("{name}: time of one token behind a text"), time, seconds),
+            (Phase::Training, format!("{name}: time to read a text and of its gradients"), time, seconds),
+            (Phase::Training, format!("{name}: memory for that, beyond inputs and gradients"), memory, size),
         ];
         for (phase, title, value, label) in wanted {
             let of = |arm: Arm| {

@@ -116,16 +116,20 @@ impl PythonSubject {
         self.process.borrow_mut().ask(&json!({"do": what, "id": self.id, "steps": DECODE_TOKENS}))
     }
 
-    /// Memory of a prefill.
-    pub(crate) fn peak(&self) -> Result<Peak> {
-        Ok(serde_json::from_value(self.ask("peak")?)?)
+    /// Memory of a run with a whole text.
+    pub(crate) fn peak(&mut self, phase: Phase) -> Result<Peak> {
+        self.prepare(phase)?;
+        let ask = json!({"do": "peak", "id": self.id, "phase": phase.name()});
+        Ok(serde_json::from_value(self.process.borrow_mut().ask(&ask)?)?)
     }
 }
 
 impl Subject for PythonSubject {
     fn prepare(&mut self, phase: Phase) -> Result<()> {
-        if phase == Phase::Decode {
-            self.ask("prepare")?;
+        match phase {
+            Phase::Prefill => {}
+            Phase::Decode => drop(self.ask("prepare")?),
+            Phase::Training => drop(self.ask("prepare-training")?),
         }
         Ok(())
     }

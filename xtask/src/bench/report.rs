@@ -97,11 +97,11 @@ pub(crate) struct Row {
     pub(crate) left_out: Option<String>,
     /// Untimed runs before the samples.
     pub(crate) warmup: usize,
-    /// Seconds of each prefill, or for each token of decoding.
+    /// Seconds of each run with a whole text, or for each token of decoding.
     pub(crate) samples: Vec<f64>,
     pub(crate) seconds: Option<Summary>,
     pub(crate) tokens_per_second: Option<f64>,
-    /// Arithmetic of a prefill.
+    /// Arithmetic of a run with a whole text.
     pub(crate) operations: Option<f64>,
     /// Arithmetic in a second, as a share of that of matrix products between the same samples.
     pub(crate) share_of_gemm: Option<f64>,
@@ -138,7 +138,7 @@ impl Row {
         self.seconds = Summary::of(&samples);
         self.samples = samples;
         let Some(seconds) = self.seconds else { return };
-        let tokens = if self.phase == Phase::Prefill { self.tokens } else { 1 };
+        let tokens = if self.phase.takes_text() { self.tokens } else { 1 };
         self.tokens_per_second = Some((tokens * batch) as f64 / seconds.median);
         self.share_of_gemm = self
             .operations

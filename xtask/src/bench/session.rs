@@ -42,8 +42,28 @@ pub(crate) struct Plan<'a> {
 struct Past {
     prefill: History,
     decode: History,
+    training: History,
     /// Of what decoding needs before it can begin.
     prepare: History,
+}
+
+impl Past {
+    fn of(&self, phase: Phase) -> &History {
+        match phase {
+            Phase::Prefill => &self.prefill,
+            Phase::Decode => &self.decode,
+            Phase::Training => &self.training,
+        }
+    }
+
+    fn push(&mut self, phase: Phase, tokens: usize, seconds: f64) {
+        let history = match phase {
+            Phase::Prefill => &mut self.prefill,
+            Phase::Decode => &mut self.decode,
+            Phase::Training => &mut self.training,
+        };
+        history.push(tokens, seconds);
+    }
 }
 
 /// Products timed between samples, and what was measured.
@@ -104,29 +124,26 @@ fn first_runs(field: &mut dyn Field, plan: &Plan<'_>, tokens: usize, pasts: &mut
                 Ok((prepared, seconds))
             };
             let Ok((prepared, seconds)) = runs() else { continue };
-            match phase {
-                Phase::Prefill => past.prefill.push(tokens, seconds),
-                Phase::Decode => {
-                    past.prepare.push(tokens, prepared);
-                    past.decode.push(tokens, seconds);
-                }
+            past.push(phase, tokens, seconds);
+            if phase == Phase::Decode {
+                past.prepare.push(tokens, prepared);
             }
         }
     }
     Ok(())
 }
 
-/// Seconds that an arm should take to read a text.
-fn expected_prefill(field: &dyn Field, arm: Arm, past: &Past, tokens: usize) -> f64 {
-    if let (Arm::Bsbr, Some((last, seconds))) = (arm, past.prefill.last())
-        && let (Some(then), Some(now)) = (field.operations(arm, last), field.operations(arm, tokens))
+/// Seconds that an arm should take for a run with a whole text.
+fn expected_run(field: &dyn Field, arm: Arm, phase: Phase, past: &History, tokens: usize) -> f64 {
+    if let (Arm::Bsbr, Some((last, seconds))) = (arm, past.last())
+        && let (Some(then), Some(now)) = (field.operations(arm, phase, last), field.operations(arm, phase, tokens))
     {
         // Fused, it takes what its arithmetic takes, and one disturbed sample says nothing about growth.
         return MARGIN * seconds * now / then;
     }
     // Attention to everything grows with the square of the text; the rest of a model, and retrieval, do not.
     let whole = field.part() == Part::Attention && !arm.is_bsbr();
-    past.prefill.expected(tokens, if whole { 2.0 } else { 1.0 }).unwrap_or(0.0)
+    past.expected(tokens, if whole { 2.0 } else { 1.0 }).unwrap_or(0.0)
 }
 
 /// One length of a part.
@@ -178,7 +195,7 @@ impl Length<'_> {
 
     /// Which arms run how often in `seconds`; the rows of the others say why they do not.
     fn give_time(&self, phase: Phase, seconds: f64, rows: &mut [Row]) -> Vec<(usize, Rounds)> {
-        let asked = Rounds { memory: self.plan.rounds.memory && phase == Phase::Prefill, ..self.plan.rounds };
+        let asked = Rounds { memory: self.plan.rounds.memory && phase.takes_text(), ..self.plan.rounds };
         let more = (asked.warmup + asked.runs) * DECODE_TOKENS;
         let mut candidates = Vec::new();
         for (index, row) in rows.iter_mut().enumerate() {
@@ -207,11 +224,11 @@ impl Length<'_> {
             return Cost { fixed: 0.0, run: 0.0 };
         };
         let seconds = |history: &History, power| history.expected(self.tokens, power).unwrap_or(0.0);
-        let prefill = expected_prefill(self.field, arm, past, self.tokens);
         match phase {
-            Phase::Prefill => {
+            Phase::Prefill | Phase::Training => {
+                let run = expected_run(self.field, arm, phase, past.of(phase), self.tokens);
                 let windows = self.field.windows(self.tokens).filter(|_| !arm.is_python());
-                Cost { fixed: windows.map_or(0.0, |(least, _)| QUALITY_COST * least as f64 * prefill), run: prefill }
+                Cost { fixed: windows.map_or(0.0, |(least, _)| QUALITY_COST * least as f64 * run), run }
             }
             Phase::Decode => {
                 let made = self.subjects.iter().any(|(other, _)| *other == arm);
@@ -288,14 +305,14 @@ impl Length<'_> {
                 contenders.push(Contender { name: arm.name(), subject: subject.as_mut(), rounds });
             }
         }
-        let gemm = self.gemm.filter(|_| phase == Phase::Prefill);
+        let gemm = self.gemm.filter(|_| phase.takes_text());
         let samples = interleaved(&mut contenders, phase, gemm)?;
         for (contender, result) in contenders.iter().zip(samples.arms) {
             let Some(row) = rows.iter_mut().find(|row| row.arm.name() == contender.name) else { continue };
             match result {
                 Ok(seconds) => {
-                    if phase == Phase::Prefill {
-                        row.operations = self.field.operations(row.arm, self.tokens);
+                    if phase.takes_text() {
+                        row.operations = self.field.operations(row.arm, phase, self.tokens);
                     } else {
                         row.kept_bytes = contender.subject.kept_bytes();
                     }
@@ -310,14 +327,13 @@ impl Length<'_> {
             if let (Some(seconds), Some((_, past))) =
                 (row.seconds, self.pasts.iter_mut().find(|(other, _)| *other == row.arm))
             {
-                let history = if phase == Phase::Prefill { &mut past.prefill } else { &mut past.decode };
-                history.push(self.tokens, seconds.median);
+                past.push(phase, self.tokens, seconds.median);
             }
         }
         for (index, rounds) in runs {
             let row = &mut rows[*index];
-            if phase == Phase::Prefill && row.left_out.is_none() {
-                match rounds.memory.then(|| self.field.memory(row.arm, self.tokens)) {
+            if phase.takes_text() && row.left_out.is_none() {
+                match rounds.memory.then(|| self.field.memory(row.arm, phase, self.tokens)) {
                     Some(Ok(memory)) => row.memory = Some(memory),
                     Some(Err(error)) => row.notes.push(format!("no memory: {error:#}")),
                     None if self.plan.rounds.memory => row.notes.push("no memory: no time".into()),

@@ -51,7 +51,7 @@ pub(crate) struct Bench<'a> {
 /// Opens and starts what a run needs, and checks what only that can tell.
 pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     let started = Instant::now();
-    let with_model = args.model.is_some() || (args.seq_len.is_none() && args.part.is_empty());
+    let with_model = (args.model.is_some() || args.seq_len.is_none()) && args.phase != [Phase::Training];
     let mut parts = if with_model { vec![Part::Attention, Part::Model] } else { vec![Part::Attention] };
     if !args.part.is_empty() {
         parts.retain(|_| false);
@@ -91,7 +91,10 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
         } else {
             Vec::new()
         },
-        phases: [Phase::Prefill, Phase::Decode].into_iter().filter(|phase| args.phase.contains(phase)).collect(),
+        phases: [Phase::Prefill, Phase::Decode, Phase::Training]
+            .into_iter()
+            .filter(|phase| args.phase.contains(phase))
+            .collect(),
         warmup: args.warmup,
         runs: args.runs,
         seconds: args.seconds,
@@ -198,7 +201,8 @@ impl Bench<'_> {
         if let Some(field) = &mut model {
             let share = if args.model.is_some() { 0.5 } else { BUILTIN_SHARE };
             let share = budget.share(share, if attention.is_some() { 1.0 } else { share });
-            let plan = Plan { lengths: &settings.model_lengths, phases: &settings.phases, rounds, device: &device };
+            let phases: Vec<_> = settings.phases.iter().copied().filter(|&phase| phase != Phase::Training).collect();
+            let plan = Plan { lengths: &settings.model_lengths, phases: &phases, rounds, device: &device };
             rows.extend(session::run(field, &plan, share, &mut note)?.rows);
         }
         drop(model);

@@ -11,7 +11,7 @@ use crate::output::{bytes, grouped, table};
 pub(crate) fn text(report: &Report) -> String {
     let mut blocks = vec![head(report)];
     for part in [Part::Attention, Part::Model] {
-        for phase in [Phase::Prefill, Phase::Decode] {
+        for phase in [Phase::Prefill, Phase::Decode, Phase::Training] {
             let rows: Vec<&Row> = report.rows.iter().filter(|row| (row.part, row.phase) == (part, phase)).collect();
             if rows.is_empty() {
                 continue;
@@ -78,6 +78,7 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
     let when = match phase {
         Phase::Prefill => "reading a text",
         Phase::Decode => "one token behind a text",
+        Phase::Training => "reading a text and the gradients of queries, keys and values",
     };
     format!("{what}: {when}")
 }
@@ -85,7 +86,7 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
 /// A table, without the columns that nothing is known for.
 fn section(rows: &[&Row]) -> String {
     type Column = (&'static str, fn(&Row, &[&Row]) -> String);
-    let columns: [Column; 16] = [
+    let columns: [Column; 18] = [
         ("arm", |row, _| row.arm.name().to_owned()),
         ("tokens", |row, _| grouped(row.tokens as u64)),
         ("median", |row, _| row.seconds.map_or_else(|| "left out".into(), |s| duration(s.median))),
@@ -98,9 +99,14 @@ fn section(rows: &[&Row]) -> String {
         ("min", |row, _| row.seconds.map_or_else(String::new, |s| duration(s.min))),
         ("n", |row, _| row.seconds.map_or_else(String::new, |_| row.samples.len().to_string())),
         ("tokens/s", |row, _| row.tokens_per_second.map_or_else(String::new, rate)),
-        ("against dense", against_dense),
+        ("against dense", |row, rows| against(row, rows, Arm::Dense)),
+        (
+            "against burn",
+            |row, rows| if row.phase == Phase::Training { against(row, rows, Arm::Burn) } else { String::new() },
+        ),
         ("of gemm", |row, _| row.share_of_gemm.map_or_else(String::new, percent)),
         ("extra memory", |row, _| row.memory.map_or_else(String::new, |memory| bytes(memory.extra_bytes))),
+        ("of burn's", of_burns_memory),
         ("of K and V", |row, _| row.memory.map_or_else(String::new, |memory| percent(memory.share_of_kv()))),
         ("kept", |row, _| row.kept_bytes.map_or_else(String::new, bytes)),
         ("perplexity", |row, _| row.quality.as_ref().map_or_else(String::new, |q| format!("{:.3}", q.perplexity))),
@@ -152,12 +158,22 @@ fn left_out(rows: &[&Row]) -> Option<String> {
     (!lines.is_empty()).then(|| lines.into_iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
-/// How many times as fast as dense attention of the same length.
-fn against_dense(row: &Row, rows: &[&Row]) -> String {
-    let dense = rows.iter().find(|other| other.arm == Arm::Dense && other.tokens == row.tokens);
-    let medians = dense.and_then(|dense| dense.seconds).zip(row.seconds);
-    match medians.filter(|_| row.arm != Arm::Dense) {
-        Some((dense, own)) => format!("{:.2} x", dense.median / own.median),
+/// The row of another arm at the same length.
+fn beside<'a>(row: &Row, rows: &[&'a Row], arm: Arm) -> Option<&'a Row> {
+    rows.iter().copied().find(|other| other.arm == arm && other.tokens == row.tokens).filter(|_| row.arm != arm)
+}
+
+/// How many times as fast as another arm at the same length.
+fn against(row: &Row, rows: &[&Row], arm: Arm) -> String {
+    let medians = beside(row, rows, arm).and_then(|other| other.seconds).zip(row.seconds);
+    medians.map_or_else(String::new, |(other, own)| format!("{:.2} x", other.median / own.median))
+}
+
+/// Extra memory of training as a share of that of burn's own form, whose scores are tokens x tokens.
+fn of_burns_memory(row: &Row, rows: &[&Row]) -> String {
+    let burn = beside(row, rows, Arm::Burn).filter(|_| row.phase == Phase::Training);
+    match burn.and_then(|burn| burn.memory).zip(row.memory) {
+        Some((burn, own)) => percent(own.extra_bytes as f64 / burn.extra_bytes.max(1) as f64),
         None => String::new(),
     }
 }

@@ -169,6 +169,9 @@ fn check(args: &Args) -> Result<()> {
     if args.arms == [Arm::Burn] && args.part == [Part::Model] {
         bail!("--arms burn is attention alone: a model runs bsbr, bsbr-plain and dense");
     }
+    if args.phase == [Phase::Training] && args.part == [Part::Model] {
+        bail!("--phase training is attention alone: a model is measured with prefill and decode");
+    }
     for (flag, path) in [("json", &args.json), ("plot", &args.plot)] {
         let Some(path) = path else { continue };
         if path.is_dir() || !directory(path).is_dir() {

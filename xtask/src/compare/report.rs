@@ -201,6 +201,7 @@ mod tests {
             match phase {
                 Phase::Prefill => row.memory = Some(Peak { before: 1000, peak: 1000 + peak }),
                 Phase::Decode => row.state_bytes = Some(4096),
+                Phase::Training => unreachable!("no row of it is made"),
             }
             row
         };

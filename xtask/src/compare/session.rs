@@ -55,7 +55,7 @@ impl Entrant {
     fn cost(&self, phase: Phase, tokens: usize) -> Cost {
         let seconds = |history: &History, power| MARGIN * history.expected(tokens, power).unwrap_or(0.0);
         match phase {
-            Phase::Prefill => Cost { fixed: 0.0, run: seconds(&self.prefill, 1.0) },
+            Phase::Prefill | Phase::Training => Cost { fixed: 0.0, run: seconds(&self.prefill, 1.0) },
             Phase::Decode => {
                 let token = seconds(&self.decode, 0.5);
                 Cost { fixed: seconds(&self.prepare, 1.0), run: token * DECODE_TOKENS as f64 }

@@ -79,6 +79,7 @@ impl Subject for FamilySubject {
                 self.state = Some(state);
                 Ok(elapsed / DECODE_TOKENS as u32)
             }
+            Phase::Training => anyhow::bail!("training is not measured here"),
         }
     }
 
