@@ -64,6 +64,24 @@ fn a_tuned_model_is_evaluated_exported_and_tuned_again() {
 }
 
 #[test]
+fn gates_of_heads_are_weights_of_their_own() {
+    let place = place();
+    place.done(&format!("{TUNE} -o gated --rank 0 --gates --steps 4"));
+    assert_eq!(place.json("gated/config.json")["attention"]["head_gates"], true);
+    assert!(place.read("gated/README.md").contains("- a gate for each head"));
+    let inspected = place.done("inspect -m gated");
+    assert!(inspected.contains("head_gates"), "{inspected}");
+    place.done("eval -m gated --text text.txt --seq-len 128 --windows 1");
+    place.done("export -m gated -o back");
+    assert!(files(&place.path("back"))["model.safetensors"] == files(&place.path("model"))["model.safetensors"]);
+    // What has gates goes on training them.
+    place.done(&format!("{} -o again --rank 0 --steps 2", TUNE.replace("-m converted", "-m gated")));
+    place.done("convert -m model -o blocks --chunk-size 16 --block-size 8");
+    let blocks = TUNE.replace("-m converted", "-m blocks");
+    place.refused(&format!("{blocks} -o none --gates --steps 2"), 2, &["head_gates", "state and additive"]);
+}
+
+#[test]
 fn an_interrupted_run_goes_on() {
     let place = place();
     // The time is over at once: nothing is trained, all is kept.

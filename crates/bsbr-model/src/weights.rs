@@ -27,9 +27,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
-/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for gates `bsbr.layers.{i}.gates`, for adapters
-/// `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`. Which of them there are follows from the
-/// configuration.
+/// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for
+/// gates `bsbr.layers.{i}.gates`, for adapters `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`.
+/// Which of them there are follows from the configuration.
 pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     let d = &config.decoder;
     let taken = config.split.as_ref().map(|split| split.taken()).unwrap_or_default();

@@ -276,8 +276,8 @@ fn adapters_stand_beside_compressed_projections_but_are_not_added_to_them() {
 #[test]
 fn an_interrupted_run_ends_where_an_uninterrupted_one_does() {
     let place = tempfile::tempdir().unwrap();
-    for attention in [states(), kept(), meta()] {
-        let settings = TuneConfig { steps: 6, logits_steps: 6, batch: 2, ..settings() };
+    for (attention, gates) in [(states(), false), (kept(), true), (meta(), false)] {
+        let settings = TuneConfig { steps: 6, logits_steps: 6, batch: 2, gates, ..settings() };
         let decoder = converted(attention);
         let whole = run(&decoder, &settings);
         // In either stage, at a measurement and between two.

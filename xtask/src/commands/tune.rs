@@ -6,9 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{Rewrite, rewrite};
 use bsbr_model::{
-    AdapterConfig, AdapterTarget, Checkpoint, Ending, LayerLoss, Stage, TuneConfig, TuneEvent, TuneLog, tune,
+    AdapterConfig, AdapterTarget, Checkpoint, Ending, LayerLoss, ModelConfig, Stage, TuneConfig, TuneEvent, TuneLog,
+    tune,
 };
 
 use crate::{
@@ -218,7 +220,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         ("tune.json".to_owned(), format!("{}\n", serde_json::to_string_pretty(&log)?)),
         ("tune.svg".to_owned(), loss_curve::svg(&tuned.log)?),
     ];
-    let section = ("Tuning".to_owned(), section(&settings, &tuned.log, args.merge));
+    let section = ("Tuning".to_owned(), section(&settings, decoder.config(), &tuned.log, args.merge));
     let config = decoder.config().clone();
     let change = Rewrite { config, weights, section, files, force: args.force };
     let mut bar = Progress::new("writing");
@@ -257,13 +259,23 @@ fn results(log: &TuneLog) -> Vec<String> {
 }
 
 /// What the model card says.
-fn section(settings: &TuneConfig, log: &TuneLog, merged: bool) -> String {
+fn section(settings: &TuneConfig, config: &ModelConfig, log: &TuneLog, merged: bool) -> String {
     let mut lines = vec!["Tuned towards its own original; see `tune.json` and `tune.svg`.".to_owned(), String::new()];
     if let Some(adapters) = &settings.adapters {
         let targets: Vec<&str> = adapters.targets.iter().map(|target| target.name()).collect();
         let place = if merged { "added to the weights" } else { "beside the weights" };
         let AdapterConfig { rank, alpha, .. } = adapters;
         lines.push(format!("- adapters: rank {rank}, alpha {alpha}, on {}, {place}", targets.join(", ")));
+    }
+    let attention = config.attention.as_ref();
+    if attention.is_some_and(BlockAttentionConfig::needs_gates) {
+        lines.push("- a gate for each head".to_owned());
+    }
+    if attention.is_some_and(|attention| attention.needs_state_basis() && attention.compression_factor > 1) {
+        lines.push("- bases of compressed states".to_owned());
+    }
+    if attention.is_some_and(BlockAttentionConfig::needs_meta) {
+        lines.push("- meta projections".to_owned());
     }
     lines.extend(results(log).into_iter().map(|line| format!("- {line}")));
     lines.join("\n")

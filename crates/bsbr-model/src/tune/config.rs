@@ -172,10 +172,9 @@ impl TuneConfig {
             .as_ref()
             .is_some_and(|attention| attention.needs_meta() || attention.needs_gates() || trains_basis(attention));
         if self.adapters.is_none() && config.adapters.is_none() && !self.gates && !own {
-            let problem = "are none, and the model has neither meta projections nor calibrated bases of compressed states: \
-                           there is nothing to train";
-            let problem = problem.to_owned();
-            return fail("adapters", problem);
+            let problem = "are none, and the model has no gates, no meta projections and no calibrated bases of compressed \
+                           states: there is nothing to train";
+            return fail("adapters", problem.to_owned());
         }
         for &layer in self.layers.iter().flatten() {
             if layer >= config.decoder.layers || config.layer_attention(layer).is_none() {
