@@ -24,9 +24,7 @@ fn settings(retrieval: Retrieval) -> BlockAttentionConfig {
     }
 }
 
-/// `[1, HEADS, TOKENS, WIDTH]`, read in two pieces and one token.
-fn read(attention: BlockAttentionConfig, gates: Option<[f32; HEADS]>) -> Tensor<4> {
-    let device = Device::flex();
+fn cache(attention: BlockAttentionConfig) -> AttentionCache {
     let config = CacheConfig {
         batch: 1,
         heads: HEADS,
@@ -37,7 +35,13 @@ fn read(attention: BlockAttentionConfig, gates: Option<[f32; HEADS]>) -> Tensor<
         dtype: DType::F32,
         kernel: Kernel::Fastest,
     };
-    let mut cache = AttentionCache::new(config, &device).unwrap();
+    AttentionCache::new(config, &Device::flex()).unwrap()
+}
+
+/// `[1, HEADS, TOKENS, WIDTH]`, read in two pieces and one token.
+fn read(attention: BlockAttentionConfig, gates: Option<[f32; HEADS]>) -> Tensor<4> {
+    let device = Device::flex();
+    let mut cache = cache(attention);
     if let Some(gates) = gates {
         cache = cache.with_gates(Tensor::from_data(TensorData::from(gates), &device)).unwrap();
     }
@@ -86,20 +90,7 @@ fn gates_that_do_not_fit_are_refused() {
     let blocks = BlockAttentionConfig { head_gates: true, ..settings(Retrieval::Blocks) };
     assert!(blocks.validate().unwrap_err().to_string().contains("head_gates"));
     let device = Device::flex();
-    let new = |head_gates: bool| {
-        let attention = BlockAttentionConfig { head_gates, ..settings(Retrieval::State) };
-        let config = CacheConfig {
-            batch: 1,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: WIDTH,
-            options: AttentionOptions::new(WIDTH),
-            attention: Some(attention),
-            dtype: DType::F32,
-            kernel: Kernel::Fastest,
-        };
-        AttentionCache::new(config, &device).unwrap()
-    };
+    let new = |head_gates| cache(BlockAttentionConfig { head_gates, ..settings(Retrieval::State) });
     let gates = |count: usize| Tensor::<1>::ones([count], &device);
     let says = |error: bsbr_attn::AttentionError, part: &str| assert!(error.to_string().contains(part), "{error}");
     says(new(true).with_gates(gates(KV_HEADS)).unwrap_err(), "expected [4]");
