@@ -43,6 +43,15 @@ pub(crate) struct AttentionArgs {
     /// Of those sections, the ones whose blocks a token scores [default: 32]
     #[arg(long, value_name = "N")]
     top_sections: Option<usize>,
+    /// Sections further back than N tokens are scored by whole pages first [default: 32768]
+    #[arg(long, value_name = "N")]
+    middle_tokens: Option<usize>,
+    /// Tokens of a page, rounded up to whole sections [default: 1024]
+    #[arg(long, value_name = "N")]
+    page_size: Option<usize>,
+    /// Of those pages, the ones whose sections a token scores [default: 16]
+    #[arg(long, value_name = "N")]
+    top_pages: Option<usize>,
     /// What scores a block: mean-key, meta [default: mean-key]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
     selector: Option<Selector>,
@@ -91,6 +100,9 @@ impl AttentionArgs {
             fine_tokens,
             section_size,
             top_sections,
+            middle_tokens,
+            page_size,
+            top_pages,
             reach,
             far_shift,
             covariance_weight,

@@ -97,8 +97,8 @@ pub struct AttentionCache {
     has_basis: bool,
     /// `[heads]`, where the settings have [head gates](BlockAttentionConfig::head_gates).
     gates: Option<Tensor<1>>,
-    /// Mean keys and mean values of whole sections and radii of their keys, for the fused kernel.
-    section_means: Option<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
+    /// Mean keys, mean values and radii of the keys of each kind of runs longer than blocks, for the fused kernel.
+    coarse_means: Vec<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
     /// Blocks handed to `statistics` so far.
     summarised: usize,
     /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
@@ -140,7 +140,7 @@ impl AttentionCache {
             kept,
             has_basis: false,
             gates: None,
-            section_means: None,
+            coarse_means: Vec::new(),
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
@@ -172,9 +172,11 @@ impl AttentionCache {
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
             + self.kept.as_ref().map_or(0, KeptTokens::bytes)
-            + self.section_means.as_ref().map_or(0, |(keys, values, radii)| {
-                keys.bytes() + values.bytes() + radii.as_ref().map_or(0, RowBuffer::bytes)
-            })
+            + (self.coarse_means.iter())
+                .flat_map(|(keys, values, radii)| [Some(keys), Some(values), radii.as_ref()])
+                .flatten()
+                .map(RowBuffer::bytes)
+                .sum::<usize>()
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
             + self.near.as_ref().map_or(0, |near| near.keys.bytes())
@@ -271,10 +273,7 @@ impl AttentionCache {
                     values: cache.values.all(),
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
-                    means: None,
-                    section_means: None,
-                    radii: None,
-                    section_radii: None,
+                    means: Vec::new(),
                     near: near.as_ref().map(|near| (near.query.clone(), near.keys.all(), near.first)),
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());

@@ -44,6 +44,8 @@ pub enum Far {
 
 /// Largest chunk: exact attention inside one is quadratic, and a block takes memory as a whole.
 const LARGEST_CHUNK: usize = 1 << 16;
+/// Longest section or page.
+const LONGEST_RUN: usize = 1 << 30;
 /// Largest shift of a log-mass, in nats: beyond it the far part counts as nothing, or as everything.
 const MOST_FAR_SHIFT: f64 = 100.0;
 
@@ -77,13 +79,21 @@ pub struct BlockAttentionConfig {
     /// `retrieval = blocks`: to choose would cost more than it saves.
     pub exact_tokens: usize,
     /// Blocks further than this before the local region are scored by whole sections first, and count by sections where
-    /// they are not [opened](BlockAttentionConfig::top_sections), so that the work for a token grows by one score a section.
+    /// they are not [opened](BlockAttentionConfig::top_sections), so that the work for a token grows by one score a section, and
+    /// still further back [a page](BlockAttentionConfig::middle_tokens).
     /// With the `mean-key` selector and `far = none` or `mean`; the others score every block. Never less than is retrieved.
     pub fine_tokens: usize,
     /// Tokens of a section, rounded up to whole blocks. The shorter, the better their scores tell what is in them.
     pub section_size: usize,
     /// Of those sections, the ones of which a token scores the blocks, per KV head.
     pub top_sections: usize,
+    /// Sections further than this before the local region are scored by whole pages first, and count by pages where they are
+    /// not opened. Never less than `fine_tokens`.
+    pub middle_tokens: usize,
+    /// Tokens of a page, rounded up to whole sections.
+    pub page_size: usize,
+    /// Of those pages, the ones of which a token scores the sections, per KV head.
+    pub top_pages: usize,
     /// What scores a block.
     pub selector: Selector,
     /// How much the `mean-key` selector expects of a block beyond its mean key: the score of a block is
@@ -130,6 +140,9 @@ impl Default for BlockAttentionConfig {
             fine_tokens: 8192,
             section_size: 64,
             top_sections: 32,
+            middle_tokens: 32768,
+            page_size: 1024,
+            top_pages: 16,
             selector: Selector::MeanKey,
             reach: 0.75,
             far: Far::Mean,
@@ -165,6 +178,11 @@ impl BlockAttentionConfig {
         }
         if self.retrieval == Retrieval::Blocks && self.top_k == 0 {
             return fail("top_k", "0".into(), "at least 1 with retrieval = blocks (retrieval = none reads no block)");
+        }
+        for (setting, tokens) in [("section_size", self.section_size), ("page_size", self.page_size)] {
+            if tokens > LONGEST_RUN {
+                return fail(setting, tokens.to_string(), &format!("at most {LONGEST_RUN}"));
+            }
         }
         if self.compression_factor == 0 {
             return fail("compression_factor", "0".into(), "at least 1 (1 keeps whole states)");
@@ -264,7 +282,13 @@ impl BlockAttentionConfig {
 
     /// Tokens of a section: [`BlockAttentionConfig::section_size`] in whole blocks, at least one.
     pub fn section_tokens(&self) -> usize {
-        self.section_size.div_ceil(self.block_size).max(1).saturating_mul(self.block_size)
+        self.section_size.div_ceil(self.block_size).max(1) * self.block_size
+    }
+
+    /// Tokens of a page: [`BlockAttentionConfig::page_size`] in whole sections, at least one.
+    pub fn page_tokens(&self) -> usize {
+        let section = self.section_tokens();
+        self.page_size.div_ceil(section).max(1) * section
     }
 
     /// Whether what lies far back is scored by whole sections first.

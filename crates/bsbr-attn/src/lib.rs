@@ -75,6 +75,7 @@ mod full;
 mod fused;
 mod kept;
 mod kernel;
+mod levels;
 mod options;
 mod padding;
 mod plain;

@@ -52,14 +52,16 @@ impl KeysRead {
                 // As the attention itself decides it: by the first token of the chunk.
                 let behind = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
                 let block = attention.block_size;
-                let first = behind / block;
-                let candidates = (local / block).saturating_sub(first);
+                let candidates = (local / block).saturating_sub(behind / block);
                 if candidates <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens {
                     return everything;
                 }
                 let within = local.saturating_sub(attention.sink_tokens.max(visible));
                 let chosen = within.min(attention.top_k * block);
-                let summaries = scored(attention, first, local);
+                // With meta projections the choice is made once for a chunk.
+                let scored = !(attention.needs_meta() && attention.far == Far::None);
+                let levels = attention.levels(behind, local).into_iter().filter(|_| scored);
+                let summaries = levels.map(|level| level.direct.len() + level.opened).sum::<usize>();
                 Self { exact: near.exact + chosen as u64, summaries: summaries as u64 }
             }
             Retrieval::State | Retrieval::Additive => {
@@ -79,23 +81,5 @@ impl KeysRead {
                 Self { summaries: kept as u64, ..near }
             }
         }
-    }
-}
-
-/// Statistics that a token chooses among, where there are more blocks between the block `first` and the local region than
-/// it retrieves.
-fn scored(attention: &BlockAttentionConfig, first: usize, local: usize) -> usize {
-    let all = local / attention.block_size - first;
-    if attention.needs_meta() && attention.far == Far::None {
-        // The choice is made once for a chunk.
-        return 0;
-    }
-    let per_section = attention.section_tokens() / attention.block_size;
-    let border = local.saturating_sub(attention.scored_finely()) / attention.section_tokens();
-    let distant = border.saturating_sub(first / per_section);
-    if attention.scores_sections() && distant > attention.top_sections {
-        distant + attention.top_sections * per_section + local / attention.block_size - border * per_section
-    } else {
-        all
     }
 }

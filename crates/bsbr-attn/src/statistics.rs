@@ -272,21 +272,21 @@ impl Statistics {
         view
     }
 
-    /// The means of whole sections of `per_section` blocks each, and radii that no key of them lies beyond: the largest
-    /// `|block mean - section mean| + block radius`.
-    pub(crate) fn view_of_sections(&self, sections: Range<usize>, per_section: usize) -> StatisticsView {
-        let range = sections.start * per_section..sections.end * per_section;
+    /// The means of runs of `per_run` blocks each, and radii that no key of them lies beyond: the largest
+    /// `|block mean - mean of the run| + block radius`.
+    pub(crate) fn view_of_runs(&self, runs: Range<usize>, per_run: usize) -> StatisticsView {
+        let range = runs.start * per_run..runs.end * per_run;
         let view = self.view(range);
         let counts: Vec<f32> = view.blocks.iter().map(|block| block.len() as f32).collect();
-        let totals = counts.chunks(per_section).map(|counts| counts.iter().sum::<f32>().max(1.0));
-        let shares = counts.iter().zip(totals.flat_map(|total| std::iter::repeat_n(total, per_section)));
+        let totals = counts.chunks(per_run).map(|counts| counts.iter().sum::<f32>().max(1.0));
+        let shares = counts.iter().zip(totals.flat_map(|total| std::iter::repeat_n(total, per_run)));
         let shares: Vec<f32> = shares.map(|(count, total)| count / total).collect();
         let shares = float_tensor(shares, &view.mean_key.device(), view.mean_key.dtype());
-        let shares = shares.reshape([1, 1, sections.len() * per_section, 1]);
+        let shares = shares.reshape([1, 1, runs.len() * per_run, 1]);
         let mean = |rows: Tensor<4>| {
             let [batch, heads, _, width] = rows.dims();
-            let rows = (rows * shares.clone()).reshape([batch, heads, sections.len(), per_section, width]);
-            rows.sum_dim(3).reshape([batch, heads, sections.len(), width])
+            let rows = (rows * shares.clone()).reshape([batch, heads, runs.len(), per_run, width]);
+            rows.sum_dim(3).reshape([batch, heads, runs.len(), width])
         };
         let positions = |blocks: &[Range<usize>]| {
             let held = || blocks.iter().filter(|block| !block.is_empty());
@@ -296,16 +296,16 @@ impl Statistics {
         let mean_key = mean(view.mean_key.clone());
         let radius = view.radius.map(|radius| {
             let [batch, heads, _, width] = radius.dims();
-            let by_section = |rows: Tensor<4>| rows.reshape([batch, heads, sections.len(), per_section, width]);
-            let apart = (by_section(view.mean_key) - mean_key.clone().unsqueeze_dim::<5>(3)).abs();
+            let by_run = |rows: Tensor<4>| rows.reshape([batch, heads, runs.len(), per_run, width]);
+            let apart = (by_run(view.mean_key) - mean_key.clone().unsqueeze_dim::<5>(3)).abs();
             // Blocks of sinks alone hold no key.
             let held = counts.iter().map(|&count| if count > 0.0 { 1.0 } else { 0.0 }).collect();
             let held = float_tensor(held, &radius.device(), radius.dtype());
-            let held = held.reshape([1, 1, sections.len(), per_section, 1]);
-            ((apart + by_section(radius)) * held).max_dim(3).reshape([batch, heads, sections.len(), width])
+            let held = held.reshape([1, 1, runs.len(), per_run, 1]);
+            ((apart + by_run(radius)) * held).max_dim(3).reshape([batch, heads, runs.len(), width])
         });
         StatisticsView {
-            blocks: view.blocks.chunks(per_section).map(positions).collect(),
+            blocks: view.blocks.chunks(per_run).map(positions).collect(),
             mean_key,
             mean_value: mean(view.mean_value),
             state: None,

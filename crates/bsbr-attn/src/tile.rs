@@ -10,6 +10,7 @@ use crate::{
     AttentionOptions, BlockAttentionConfig, Far, Retrieval,
     buffer::RowBuffer,
     kept::KeptTokens,
+    levels::Level,
     plain::{
         Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
         hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, reach, read_mixed_state,
@@ -96,8 +97,8 @@ pub(crate) fn attend_tile(
     // not wholly behind the window of the chunk's first token. (Not of the first query here: how a text is cut into
     // pieces must not matter.)
     let block = attention.statistics_block();
-    let first_block = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size)) / block;
-    let candidates = first_block..(local_start / block).max(first_block);
+    let first = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
+    let candidates = first / block..(local_start / block).max(first / block);
     let few = candidates.len() <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens;
     if attention.retrieval == Retrieval::Blocks && few {
         // Every block is read: the exact set is one run of positions.
@@ -108,11 +109,9 @@ pub(crate) fn attend_tile(
     let output = match (attention.retrieval, input.statistics) {
         (Retrieval::None, _) | (_, None) => combine(parts(), None).0,
         (Retrieval::Blocks, Some(statistics)) => {
-            let per_section = attention.section_tokens() / block;
-            let border = local_start.saturating_sub(attention.scored_finely()) / attention.section_tokens();
-            let distant = candidates.start / per_section..border;
-            if attention.scores_sections() && distant.len() > attention.top_sections {
-                read_two_levels(&input, &tile, parts(), statistics, (distant, candidates), attention, options)
+            let levels = attention.levels(first, local_start);
+            if levels.len() > 1 {
+                read_levels(&input, &tile, parts(), statistics, (levels, first), attention, options)
             } else {
                 read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
             }
@@ -241,48 +240,57 @@ fn block_scores(
     hide_left_blocks(tile, scores, &view.blocks, options)
 }
 
-/// [`read_blocks`] where blocks before those of the last `fine_tokens` are scored by whole sections, `distant`: each token opens
-/// the best of them, and only their blocks are candidates.
-fn read_two_levels(
+/// [`read_blocks`] where longer runs stand for the blocks further back: each token opens the best of them, and only what lies in
+/// those are candidates of the shorter ones. Nothing before `first` is read.
+fn read_levels(
     input: &TileInput<'_>,
     tile: &Tile,
     mut parts: Vec<Part>,
     statistics: &Statistics,
-    (distant, candidates): (Range<usize>, Range<usize>),
+    (levels, first): (Vec<Level>, usize),
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
 ) -> Tensor<5> {
-    let per_section = attention.section_tokens() / attention.block_size;
-    let first_section = distant.start;
-    let (blocks, sections) = (statistics.view(candidates.clone()), statistics.view_of_sections(distant, per_section));
-    let masses = |view: &StatisticsView| far_logits(tile, view, 0.0, options);
-    let (block_mass, section_mass) = (masses(&blocks), masses(&sections));
-    let scores = block_scores(tile, block_mass.clone(), &blocks, attention, options);
-    let section_scores = block_scores(tile, section_mass.clone(), &sections, attention, options);
-    // The first section can begin with blocks that are no candidates.
-    let skipped = candidates.start - first_section * per_section;
-    let in_sections = sections.blocks.len() * per_section - skipped;
     let exact = log_mass(&parts);
-    let opened = choose_per_token(section_scores, exact.clone(), attention.top_sections);
-    let closed = unchosen_mask(opened.clone(), sections.blocks.len(), &section_mass);
-    let [batch, kv_heads, _, tokens, count] = closed.dims();
-    let closed = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, 1, tokens, count, per_section]);
-    let closed = closed.reshape([batch, kv_heads, 1, tokens, count * per_section]).narrow(4, skipped, in_sections);
-    let count = blocks.blocks.len() - in_sections;
-    let close = |rows: Tensor<5>| {
-        Tensor::cat(
-            vec![rows.clone().narrow(4, 0, in_sections) + closed.clone(), rows.narrow(4, in_sections, count)],
-            4,
-        )
-    };
-    let (block_mass, scores) = (close(block_mass), close(scores));
-    let choice = choose_per_token(scores, exact, attention.top_k);
-    parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
-    if attention.far == Far::Mean {
-        parts.push(far_part(tile, block_mass, &blocks, Some(choice), attention.far_shift, options));
-        parts.push(far_part(tile, section_mass, &sections, Some(opened), attention.far_shift, options));
+    // Added to the runs of a level: MASKED where they lie in a longer one that is not open.
+    let mut closed: Option<(Tensor<5>, usize)> = None;
+    for (at, level) in levels.iter().enumerate().rev() {
+        let runs = first / level.size..level.direct.end;
+        let view = match level.size / attention.block_size {
+            1 => statistics.view(runs.clone()),
+            blocks => statistics.view_of_runs(runs.clone(), blocks),
+        };
+        let mass = far_logits(tile, &view, 0.0, options);
+        let scores = block_scores(tile, mass.clone(), &view, attention, options);
+        let closed_runs = closed.take().map(|(closed, size)| in_longer(closed, size / level.size, &runs, first / size));
+        let close = |rows: Tensor<5>| match &closed_runs {
+            Some(closed) => rows + closed.clone(),
+            None => rows,
+        };
+        let (mass, scores) = (close(mass), close(scores));
+        let choice = choose_per_token(scores, exact.clone(), level.chosen.min(runs.len()));
+        if at == 0 {
+            parts.push(read_chosen(input, tile, choice.clone(), runs, attention, options));
+        } else {
+            closed = Some((close(unchosen_mask(choice.clone(), runs.len(), &mass)), level.size));
+        }
+        if attention.far == Far::Mean {
+            parts.push(far_part(tile, mass, &view, Some(choice), attention.far_shift, options));
+        }
     }
     combine(parts, None).0
+}
+
+/// What `closed` says of runs from `first` on, for the shorter runs `runs`, so many of which lie in one; 0 for those behind.
+fn in_longer(closed: Tensor<5>, per_run: usize, runs: &Range<usize>, first: usize) -> Tensor<5> {
+    let [batch, kv_heads, group, tokens, count] = closed.dims();
+    let each = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, group, tokens, count, per_run]);
+    let each = each.reshape([batch, kv_heads, group, tokens, count * per_run]);
+    // The first of the longer runs can begin with shorter ones that are no candidates.
+    let skipped = runs.start - first * per_run;
+    let covered = count * per_run - skipped;
+    let open = Tensor::zeros([batch, kv_heads, group, tokens, runs.len() - covered], (&each.device(), each.dtype()));
+    Tensor::cat(vec![each.narrow(4, skipped, covered), open], 4)
 }
 
 /// The tokens of the chosen blocks, which are numbered from the first candidate.

@@ -56,7 +56,7 @@ fn the_keys_counted_are_those_with_a_weight() {
         let none = settings(Retrieval::None, Far::None);
         assert_eq!(exact(Some(&none), window), lengths(positions(Some(&none), window)), "none, window {window:?}");
     }
-    let changes: [fn(&mut BlockAttentionConfig); 7] = [
+    let changes: [fn(&mut BlockAttentionConfig); 8] = [
         |_| (),
         |settings| settings.exact_tokens = 0,
         |settings| settings.local_chunks = 0,
@@ -64,6 +64,10 @@ fn the_keys_counted_are_those_with_a_weight() {
         |settings| (settings.sink_tokens, settings.local_chunks) = (16, 3),
         |settings| settings.top_k = 100,
         |settings| (settings.fine_tokens, settings.section_size, settings.top_sections) = (16, 8, 2),
+        |settings| {
+            (settings.fine_tokens, settings.section_size, settings.top_sections) = (16, 4, 2);
+            (settings.middle_tokens, settings.page_size, settings.top_pages) = (20, 8, 1);
+        },
     ];
     for change in changes {
         let mut blocks = settings(Retrieval::Blocks, Far::None);
@@ -124,7 +128,7 @@ fn summaries_are_the_blocks_that_count_without_being_read() {
 }
 
 #[test]
-fn sections_scored_as_a_whole_count_once() {
+fn sections_and_pages_scored_as_a_whole_count_once() {
     // Token 95: chunk 11, local from 80. Blocks 1 to 19 are candidates; 16 tokens before 80 are scored finely, so the
     // sections of 8, 0 to 7, are distant. Two are opened: 8 sections, 2 x 2 blocks of them, 4 fine blocks.
     let two_levels = BlockAttentionConfig {
@@ -135,6 +139,10 @@ fn sections_scored_as_a_whole_count_once() {
     };
     let found = KeysRead::of_token(Some(&two_levels), None, 95);
     assert_eq!(found, KeysRead { exact: 4 + 16 + 3 * 4, summaries: 8 + 4 + 4 });
+    // Of the sections those 0 to 5 are in pages of 16, three of which one is opened: 3 pages, 2 sections of it, 2 others.
+    let pages = BlockAttentionConfig { middle_tokens: 24, page_size: 16, top_pages: 1, ..two_levels.clone() };
+    let found = KeysRead::of_token(Some(&pages), None, 95);
+    assert_eq!(found, KeysRead { exact: 4 + 16 + 3 * 4, summaries: 3 + 2 + 2 + 4 + 4 });
     let one_level = BlockAttentionConfig { fine_tokens: 1 << 20, ..two_levels };
     assert_eq!(KeysRead::of_token(Some(&one_level), None, 95), KeysRead { exact: 32, summaries: 19 });
 }

@@ -3,8 +3,8 @@
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Forward, block_attention, block_means, block_radii,
-        causal_attention, causal_attention_backward, section_radii,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, Forward, RunMeans, block_attention, block_means,
+        block_radii, causal_attention, causal_attention_backward, run_radii,
     },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -49,48 +49,37 @@ fn attention(criterion: &mut Criterion) {
             bencher.iter(|| causal_attention(query, keys, values, &options()));
         });
         // The default settings.
-        let (size, section, sink_tokens) = (4, 64, 4);
-        let blocks = Blocks {
-            size,
-            top_k: 76,
-            reach: 0.75,
-            far: true,
-            far_shift: 0.0,
-            exact_tokens: 1024,
-            fine_tokens: 8192,
-            section_size: section,
-            top_sections: 32,
-        };
+        let (size, sink_tokens) = (4, 4);
+        let coarse =
+            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 1024, beyond: 32768, opened: 16 }];
+        let sizes = [size, 64, 1024];
+        let blocks = Blocks { size, top_k: 76, reach: 0.75, far: true, far_shift: 0.0, exact_tokens: 1024, coarse };
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
-                let means = |rows, size| block_means(rows, 0, size, sink_tokens, 0..tokens / size);
-                let pair = |size| (means(keys, size), means(values, size));
-                let (of_blocks, of_sections) = (pair(size), pair(section));
                 let view = |rows, size| Heads::contiguous(rows, [1, HEADS, tokens / size, HEAD_DIM]);
-                let key_means = view(&of_blocks.0[..], size);
-                let radii = block_radii(keys, key_means, 0, size, sink_tokens, 0..tokens / size);
-                let radii = view(&radii[..], size);
-                let radii_of_sections = section_radii(
-                    view(&of_sections.0[..], section),
-                    (key_means, radii),
-                    size,
-                    section / size,
-                    sink_tokens,
-                    0..tokens / section,
-                );
-                let input = BlockInput {
-                    query,
-                    keys,
-                    values,
-                    first: 0,
-                    sinks: None,
-                    means: Some((key_means, view(&of_blocks.1[..], size))),
-                    section_means: Some((view(&of_sections.0[..], section), view(&of_sections.1[..], section))),
-                    radii: Some(radii),
-                    section_radii: Some(view(&radii_of_sections[..], section)),
-                    near: None,
-                };
+                let mut rows: Vec<[Vec<f32>; 3]> = Vec::new();
+                for size in sizes {
+                    let runs = 0..tokens / size;
+                    let of = |rows| block_means(rows, 0, size, sink_tokens, runs.clone());
+                    let (mean_keys, mean_values) = (of(keys), of(values));
+                    let centres = view(&mean_keys[..], size);
+                    let radii = match rows.first() {
+                        None => block_radii(keys, centres, 0, size, sink_tokens, runs),
+                        Some([keys, _, radii]) => {
+                            let of_blocks = (view(&keys[..], sizes[0]), view(&radii[..], sizes[0]));
+                            run_radii(centres, of_blocks, sizes[0], size / sizes[0], sink_tokens, runs)
+                        }
+                    };
+                    rows.push([mean_keys, mean_values, radii]);
+                }
+                let means = rows.iter().zip(sizes).map(|([keys, values, radii], size)| RunMeans {
+                    keys: view(&keys[..], size),
+                    values: view(&values[..], size),
+                    radii: Some(view(&radii[..], size)),
+                });
+                let means: Vec<RunMeans<'_>> = means.collect();
+                let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &means, near: None };
                 block_attention(&input, &settings, &options())
             });
         });

@@ -5,8 +5,8 @@ use std::ops::Range;
 use bsbr_kernels::{
     Heads, Level,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, block_attention, block_means, block_radii, causal_attention,
-        section_radii,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, RunMeans, block_attention, block_means, block_radii,
+        causal_attention, run_radii,
     },
     limit_level,
 };
@@ -174,14 +174,17 @@ impl Naive<'_> {
         if end.saturating_sub(oldest) <= blocks.top_k || (chunk + 1) * settings.chunk_size <= blocks.exact_tokens {
             return (runs(oldest.min(end)..end, blocks.size), vec![]);
         }
-        let per_section = blocks.section_size / blocks.size;
-        let border = local.saturating_sub(blocks.fine_tokens) / blocks.section_size;
-        let two_levels = border.saturating_sub(oldest / per_section) > blocks.top_sections;
-        let (distant, fine) = if two_levels {
-            (runs(oldest / per_section..border, blocks.section_size), runs(border * per_section..end, blocks.size))
-        } else {
-            (vec![], runs(oldest..end, blocks.size))
-        };
+        // Kinds of runs, the longest last, with where the text that they stand for begins and ends.
+        let mut kinds = vec![(blocks.size, blocks.top_k, oldest * blocks.size, end * blocks.size)];
+        for coarse in &blocks.coarse {
+            let border = local.saturating_sub(coarse.beyond) / coarse.size * coarse.size;
+            let start = settings.sink_tokens.max(visible(chunk * settings.chunk_size)) / coarse.size * coarse.size;
+            if border.saturating_sub(start) / coarse.size <= coarse.opened {
+                break;
+            }
+            kinds.last_mut().expect("blocks").2 = border;
+            kinds.push((coarse.size, coarse.opened, start, border));
+        }
         // Relative to the log-mass of what a head reads exactly, each head scores a run; the highest of these counts.
         let exact: Vec<f64> = heads
             .clone()
@@ -205,21 +208,25 @@ impl Naive<'_> {
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
             (0..runs.len()).map(|at| order.iter().take(count).any(|&best| best == at)).collect()
         };
-        let opened = best(&distant, blocks.top_sections);
-        let mut candidates = fine;
-        let mut by_means = Vec::new();
-        for (run, opened) in distant.into_iter().zip(opened) {
-            if opened {
-                let section = run.start / blocks.section_size;
-                candidates.extend(runs(section * per_section..(section + 1) * per_section, blocks.size));
-            } else {
-                by_means.push(run);
+        let (mut read, mut by_means) = (Vec::new(), Vec::new());
+        // The text that the longer runs leave to shorter ones.
+        let mut opened: Vec<Range<usize>> = Vec::new();
+        for (level, (size, count, start, end)) in kinds.into_iter().enumerate().rev() {
+            opened.push(start..end);
+            let candidates: Vec<Range<usize>> =
+                opened.iter().flat_map(|part| runs(part.start / size..part.end / size, size)).collect();
+            let chosen = best(&candidates, count);
+            opened.clear();
+            for (run, chosen) in candidates.into_iter().zip(chosen) {
+                if !chosen {
+                    by_means.push(run);
+                } else if level == 0 {
+                    read.push(run);
+                } else {
+                    // With the sinks that its blocks hold.
+                    opened.push(run.start / size * size..run.end);
+                }
             }
-        }
-        let chosen = best(&candidates, blocks.top_k);
-        let mut read = Vec::new();
-        for (run, chosen) in candidates.into_iter().zip(chosen) {
-            if chosen { read.push(run) } else { by_means.push(run) }
         }
         (read, by_means)
     }
@@ -246,39 +253,33 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
     let output = match settings {
         None => causal_attention(q, k, v, &case.options).0,
         Some(settings) => {
-            let size = settings.blocks.as_ref().map_or(1, |blocks| blocks.size);
-            let count = length / size;
-            let means = |rows| block_means(rows, 0, size, settings.sink_tokens, 0..count);
-            let (mean_keys, mean_values) = (means(k), means(v));
-            let section = settings.blocks.as_ref().map_or(1, |blocks| blocks.section_size);
-            let sections = length / section;
-            let section_means = |rows| block_means(rows, 0, section, settings.sink_tokens, 0..sections);
-            let (section_keys, section_values) = (section_means(k), section_means(v));
+            let sinks = settings.sink_tokens;
+            let sizes: Vec<usize> = (settings.blocks.iter())
+                .flat_map(|blocks| std::iter::once(blocks.size).chain(blocks.coarse.iter().map(|coarse| coarse.size)))
+                .collect();
             let reaching = settings.blocks.as_ref().is_some_and(|blocks| blocks.reach > 0.0);
-            let means_of = |means, count| Heads::contiguous(means, [1, kv_heads, count, width]);
-            let key_means = means_of(&mean_keys[..], count);
-            let radii = block_radii(k, key_means, 0, size, settings.sink_tokens, 0..count);
-            let of_sections = section_radii(
-                means_of(&section_keys[..], sections),
-                (key_means, means_of(&radii[..], count)),
-                size,
-                section / size,
-                settings.sink_tokens,
-                0..sections,
-            );
-            let of = |data, count| Heads::contiguous(data, [1, kv_heads, count, width]);
-            let input = BlockInput {
-                query: q,
-                keys: k,
-                values: v,
-                first: 0,
-                sinks: None,
-                means: Some((of(&mean_keys[..], count), of(&mean_values[..], count))),
-                section_means: Some((of(&section_keys[..], sections), of(&section_values[..], sections))),
-                radii: reaching.then(|| means_of(&radii[..], count)),
-                section_radii: reaching.then(|| means_of(&of_sections[..], sections)),
-                near: None,
-            };
+            let mut means: Vec<[Vec<f32>; 3]> = Vec::new();
+            for &size in &sizes {
+                let runs = 0..length / size;
+                let of = |rows| block_means(rows, 0, size, sinks, runs.clone());
+                let (mean_keys, mean_values) = (of(k), of(v));
+                let of_runs = |means, size| Heads::contiguous(means, [1, kv_heads, length / size, width]);
+                let radii = match means.first() {
+                    None => block_radii(k, of_runs(&mean_keys[..], size), 0, size, sinks, runs),
+                    Some([block_keys, _, radii]) => {
+                        let of_blocks = (of_runs(&block_keys[..], sizes[0]), of_runs(&radii[..], sizes[0]));
+                        run_radii(of_runs(&mean_keys[..], size), of_blocks, sizes[0], size / sizes[0], sinks, runs)
+                    }
+                };
+                means.push([mean_keys, mean_values, radii]);
+            }
+            let views: Vec<RunMeans<'_>> = (means.iter().zip(&sizes))
+                .map(|([keys, values, radii], size)| {
+                    let of = |rows| Heads::contiguous(rows, [1, kv_heads, length / size, width]);
+                    RunMeans { keys: of(&keys[..]), values: of(&values[..]), radii: reaching.then(|| of(&radii[..])) }
+                })
+                .collect();
+            let input = BlockInput { query: q, keys: k, values: v, first: 0, sinks: None, means: &views, near: None };
             block_attention(&input, settings, &case.options).0
         }
     };
@@ -312,8 +313,9 @@ fn case() -> impl Strategy<Value = Case> {
 
 fn settings() -> impl Strategy<Value = BlockOptions> {
     let chunk = (1usize..5, 1usize..6).prop_map(|(size, count)| (size, size * count));
-    let levels =
-        (prop_oneof![Just(0usize), 0usize..100], prop_oneof![Just(1000usize), 0usize..30], 1usize..4, 1usize..4);
+    // Times the size of the runs before, how much further back, how many are opened.
+    let coarse = prop::collection::vec((1usize..4, prop_oneof![Just(1000usize), 0usize..30], 1usize..4), 0..3);
+    let levels = (prop_oneof![Just(0usize), 0usize..100], coarse);
     let reach = prop_oneof![Just(0.0f32), 0.1f32..1.0];
     let far = (any::<bool>(), prop_oneof![Just(0.0f32), -3.0f32..1.0]);
     let blocks = (1usize..20, (far, reach), levels);
@@ -322,19 +324,14 @@ fn settings() -> impl Strategy<Value = BlockOptions> {
             chunk_size,
             local_chunks,
             sink_tokens,
-            blocks: blocks.map(
-                |(top_k, ((far, far_shift), reach), (exact_tokens, fine_tokens, per_section, top_sections))| Blocks {
-                    size,
-                    top_k,
-                    reach,
-                    far,
-                    far_shift,
-                    exact_tokens,
-                    fine_tokens,
-                    section_size: size * per_section,
-                    top_sections,
-                },
-            ),
+            blocks: blocks.map(|(top_k, ((far, far_shift), reach), (exact_tokens, levels))| {
+                let longer = |(run, before): &mut (usize, usize), (times, further, opened): (usize, usize, usize)| {
+                    (*run, *before) = (*run * times, *before + further);
+                    Some(Coarse { size: *run, beyond: *before, opened })
+                };
+                let coarse = levels.into_iter().scan((size, 0), longer).collect();
+                Blocks { size, top_k, reach, far, far_shift, exact_tokens, coarse }
+            }),
         },
     )
 }
@@ -360,23 +357,22 @@ fn many_steps_of_keys_give_one_softmax() {
     check(&case, None).expect("equal");
     let windowed = CausalOptions { window: Some(700), ..case.options.clone() };
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");
-    for (size, top_k, fine_tokens) in
-        [(8, 32, 8192), (16, 16, 8192), (16, 16, 256), (8, 16, 256), (4, 76, 8192), (4, 76, 256), (4, 16, 256)]
-    {
+    let coarse = |size, beyond| Coarse { size, beyond, opened: 3 };
+    for (size, top_k, coarse) in [
+        (8, 32, vec![coarse(128, 8192)]),
+        (16, 16, vec![coarse(128, 8192)]),
+        (16, 16, vec![coarse(128, 256)]),
+        (8, 16, vec![coarse(128, 256)]),
+        (4, 76, vec![]),
+        (4, 76, vec![coarse(32, 256)]),
+        (4, 16, vec![coarse(32, 256)]),
+        (4, 16, vec![coarse(32, 128), coarse(256, 256)]),
+        (16, 8, vec![coarse(64, 64), coarse(128, 128), coarse(256, 256)]),
+    ] {
         let reach = if top_k == 32 { 0.0 } else { 0.75 };
-        let blocks = Some(Blocks {
-            size,
-            top_k,
-            reach,
-            far: true,
-            far_shift: -0.5,
-            exact_tokens: 0,
-            fine_tokens,
-            section_size: if size == 4 { 32 } else { 128 },
-            top_sections: 3,
-        });
+        let blocks = Some(Blocks { size, top_k, reach, far: true, far_shift: -0.5, exact_tokens: 0, coarse });
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, blocks };
-        check(&case, Some(&settings)).expect("equal");
+        check(&case, Some(&settings)).unwrap_or_else(|error| panic!("{error} {settings:?}"));
         check(&Case { heads: 1, ..case.clone() }, Some(&settings)).expect("equal");
     }
 }

@@ -9,14 +9,14 @@
 //! - `blocks`: exact keys are sinks, local region and `top_k` blocks; a candidate block takes `2 d` for its mean key, `2 d`
 //!   for its radius where there is a `reach`, and with `far = mean` another `2 d` for its mean value. Where blocks are scored
 //!   by sections first, candidates are the blocks of the last `fine_tokens`, the sections before them, and the blocks of the
-//!   opened ones; with `far = state` `2 d^2` more for its state, and as many for the covariance where it has a weight.
+//!   opened ones; pages likewise; with `far = state` `2 d^2` more for its state, and as many for the covariance where it has a weight.
 //! - `state`: the same without blocks read exactly, but with the kept tokens; states are mixed once for a chunk, `2 d^2`
 //!   each, and read with `2 d^2` by each token. The last quarter of a chunk scores every key once more to choose what is
 //!   kept.
 //! - `additive`: a score and `2 d^2` for each block and chunk, `2 d^2` for each token.
 //! - training: [`TRAINING`] times as much.
 
-use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use bsbr_attn::{BlockAttentionConfig, Far, KeysRead, Retrieval, Selector};
 
 /// What reading and its gradients take, in times of reading alone: a pair of a query and a key has two products when read,
 /// and five for its gradients (the score again, and one each for the gradients of weight, query, key and value).
@@ -57,11 +57,7 @@ fn of_token(attention: Option<&BlockAttentionConfig>, d: f64, position: usize) -
                     Far::Mean => 2.0 * d,
                     Far::State => 2.0 * d + state + if a.covariance_weight > 0.0 { state } else { 0.0 },
                 };
-                let distant = local_start.saturating_sub(a.fine_tokens.max(a.top_k * block)) / a.section_tokens();
-                let per_section = a.section_tokens() / block;
-                let levels = a.selector == Selector::MeanKey && a.far != Far::State && distant > a.top_sections;
-                let scored =
-                    if levels { candidates - (distant - a.top_sections) * per_section + distant } else { candidates };
+                let scored = KeysRead::of_token(Some(a), None, position).summaries;
                 let reach = if a.selector == Selector::MeanKey && a.reach > 0.0 { 2.0 * d } else { 0.0 };
                 (a.top_k * block, scored as f64 * (2.0 * d + reach + far))
             }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{AttentionCache, CacheConfig};
-use crate::{BlockAttentionConfig, buffer::RowBuffer, fused, statistics::Statistics};
+use crate::{BlockAttentionConfig, buffer::RowBuffer, fused};
 
 impl AttentionCache {
     /// [`AttentionCache::prefill`] under `retrieval = blocks` in one call of the fused kernel.
@@ -47,46 +47,53 @@ impl AttentionCache {
         if near.is_none() && attention.reads_everything(self.length) {
             return self.read_all(query);
         }
-        self.extend_section_means(attention, local_start);
         let rows = fused::Rows {
             keys: self.keys.all(),
             values: self.values.all(),
             first: 0,
             sinks: None,
-            section_means: self.section_means.as_ref().map(|(keys, values, _)| (keys.all(), values.all())),
-            radii: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).and_then(Statistics::radii),
-            section_radii: self.section_means.as_ref().and_then(|(.., radii)| radii.as_ref()).map(RowBuffer::all),
-            means: self.statistics.as_ref().filter(|statistics| statistics.len() > 0).map(Statistics::means),
+            means: self.means(attention, local_start),
             near,
         };
         let output = fused::blocks(query, rows, attention, &self.config.options);
         output.unwrap_or_else(|| unreachable!("every tensor is on the same device and of the same type"))
     }
 
-    /// Means and radii of the sections that lie so far back that they are scored as a whole.
-    fn extend_section_means(&mut self, attention: &BlockAttentionConfig, local_start: usize) {
-        let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
-        let border = local_start.saturating_sub(attention.scored_finely()) / attention.section_tokens();
-        let new = self.section_means.as_ref().map_or(0, |(keys, ..)| keys.len())..border;
-        if new.is_empty() {
-            return;
-        }
-        let means = |rows: &RowBuffer| {
-            fused::means(&rows.all(), attention.section_tokens(), attention.sink_tokens, new.clone())
+    /// Means of blocks, and of the longer runs that stand for them before the local region.
+    fn means(&mut self, attention: &BlockAttentionConfig, local_start: usize) -> Vec<fused::Means> {
+        let Some(statistics) = self.statistics.as_ref().filter(|statistics| statistics.len() > 0) else {
+            return Vec::new();
         };
-        if let (Some(keys), Some(values)) = (means(&self.keys), means(&self.values)) {
-            let device = keys.device();
-            let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
-            let of_blocks =
-                self.statistics.as_ref().and_then(|statistics| Some((statistics.means().0, statistics.radii()?)));
-            let radii = of_blocks.and_then(|of_blocks| fused::section_radii(&keys, of_blocks, attention, new));
-            let (all_keys, all_values, all_radii) =
-                self.section_means.get_or_insert_with(|| (buffer(), buffer(), attention.needs_radii().then(buffer)));
-            if let (Some(all_radii), Some(radii)) = (all_radii, radii) {
-                all_radii.push(radii);
+        let ((keys, values), radii) = (statistics.means(), statistics.radii());
+        let of_blocks = radii.clone().map(|radii| (keys.clone(), radii));
+        let mut means = vec![fused::Means { keys, values, radii }];
+        let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
+        for (at, level) in attention.coarse().into_iter().enumerate() {
+            if at == self.coarse_means.len() {
+                let device = self.keys.room_rows().device();
+                let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
+                let radii = of_blocks.is_some().then(buffer);
+                self.coarse_means.push((buffer(), buffer(), radii));
             }
-            all_keys.push(keys);
-            all_values.push(values);
+            let (all_keys, all_values, all_radii) = &mut self.coarse_means[at];
+            let new = all_keys.len()..local_start.saturating_sub(level.beyond) / level.size;
+            if !new.is_empty() {
+                let of = |rows: &RowBuffer| fused::means(&rows.all(), level.size, attention.sink_tokens, new.clone());
+                let (Some(keys), Some(values)) = (of(&self.keys), of(&self.values)) else { break };
+                if let (Some(radii), Some(of_blocks)) = (&mut *all_radii, &of_blocks)
+                    && let Some(new) = fused::run_radii(&keys, of_blocks, attention, level.size, new)
+                {
+                    radii.push(new);
+                }
+                all_keys.push(keys);
+                all_values.push(values);
+            }
+            if all_keys.len() == 0 {
+                break;
+            }
+            let radii = all_radii.as_ref().map(RowBuffer::all);
+            means.push(fused::Means { keys: all_keys.all(), values: all_values.all(), radii });
         }
+        means
     }
 }

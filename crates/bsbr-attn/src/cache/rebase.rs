@@ -99,7 +99,7 @@ impl AttentionCache {
         if let Some((keys, values)) = self.sinks.take() {
             self.sinks = Some((copied(positions.turn_keys(keys, 0, before, stage)), values));
         }
-        self.section_means = None;
+        self.coarse_means.clear();
         if let Some(statistics) = &mut self.statistics {
             let mut meta_keys = statistics.clear();
             meta_keys.append(&mut self.pending_meta_keys);

@@ -8,8 +8,8 @@ pub(crate) mod whole;
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Near, Sinks, block_attention, block_means, block_radii,
-        causal_attention,
+        BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, Near, RunMeans, Sinks, block_attention, block_means,
+        block_radii, causal_attention,
     },
 };
 use burn::{
@@ -65,9 +65,9 @@ fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
         size: attention.block_size,
         top_k: attention.top_k,
         exact_tokens: attention.exact_tokens,
-        fine_tokens: attention.scored_finely(),
-        section_size: attention.section_tokens(),
-        top_sections: attention.top_sections,
+        coarse: (attention.coarse().into_iter())
+            .map(|level| Coarse { size: level.size, beyond: level.beyond, opened: level.opened })
+            .collect(),
         reach: if attention.needs_radii() { attention.reach as f32 } else { 0.0 },
         far: attention.far != Far::None,
         far_shift: attention.far_shift as f32,
@@ -105,6 +105,15 @@ pub(crate) fn full_causal(
     Some(tensor(output, shape))
 }
 
+/// What stands for runs of one size.
+pub(crate) struct Means {
+    /// Mean keys and mean values, `[batch, kv_heads, runs, head_dim]`.
+    pub(crate) keys: Tensor<4>,
+    pub(crate) values: Tensor<4>,
+    /// Radii of the keys, where the settings have a reach.
+    pub(crate) radii: Option<Tensor<4>>,
+}
+
 /// Everything the last queries of a sequence may read.
 pub(crate) struct Rows<'a> {
     /// Keys and values `[batch, kv_heads, rows, head_dim]` from position `first` up to the last query.
@@ -113,13 +122,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) first: usize,
     /// Keys and values of the sinks where the rows do not reach back to them.
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
-    /// Mean keys and mean values of the blocks before the local region of the last query, from the first token on.
-    pub(crate) means: Option<(Tensor<4>, Tensor<4>)>,
-    /// The same of whole sections.
-    pub(crate) section_means: Option<(Tensor<4>, Tensor<4>)>,
-    /// Radii of the keys of blocks and of sections, where the settings have a reach.
-    pub(crate) radii: Option<Tensor<4>>,
-    pub(crate) section_radii: Option<Tensor<4>>,
+    /// What stands for blocks and longer runs before the local region of the last query, from the first token on.
+    pub(crate) means: Vec<Means>,
     /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
     /// to the last query.
     pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
@@ -139,16 +143,17 @@ pub(crate) fn blocks(
         Some(sinks) => Some(pair(sinks)?),
         None => None,
     };
-    let means = match &rows.means {
-        Some(means) => Some(pair(means)?),
-        None => None,
+    let memory = |means: &Means| {
+        let radii = means.radii.as_ref().map(Memory::new);
+        Some((Memory::new(&means.keys)?, Memory::new(&means.values)?, radii.flatten()))
     };
-    let section_means = match &rows.section_means {
-        Some(means) => Some(pair(means)?),
-        None => None,
-    };
-    let memory = |rows: &Option<Tensor<4>>| rows.as_ref().map(Memory::new);
-    let (radii, section_radii) = (memory(&rows.radii).flatten(), memory(&rows.section_radii).flatten());
+    let means = rows.means.iter().map(memory).collect::<Option<Vec<_>>>()?;
+    let means: Vec<RunMeans<'_>> = (means.iter())
+        .map(|(keys, values, radii)| {
+            let radii = radii.as_ref().map(Memory::heads);
+            RunMeans { keys: keys.heads(), values: values.heads(), radii }
+        })
+        .collect();
     let near = match &rows.near {
         Some((query, keys, first)) => Some((Memory::new(query)?, Memory::new(keys)?, *first)),
         None => None,
@@ -160,10 +165,7 @@ pub(crate) fn blocks(
         values: values.heads(),
         first: rows.first,
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
-        means: means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
-        section_means: section_means.as_ref().map(|(keys, values)| (keys.heads(), values.heads())),
-        radii: radii.as_ref().map(Memory::heads),
-        section_radii: section_radii.as_ref().map(Memory::heads),
+        means: &means,
         near: near.as_ref().map(|(query, keys, first)| Near {
             query: query.heads(),
             keys: keys.heads(),
@@ -195,19 +197,19 @@ pub(crate) fn radii(
     Some(tensor(block_radii(rows.heads(), means.heads(), 0, block, sinks, blocks), shape))
 }
 
-/// Radii of the keys of the sections `sections` about their `means`, from means and radii of all blocks:
-/// `[batch, heads, sections, width]`.
-pub(crate) fn section_radii(
+/// Radii of the keys of the runs `runs` of `size` tokens about their `means`, from means and radii of all blocks:
+/// `[batch, heads, runs, width]`.
+pub(crate) fn run_radii(
     means: &Tensor<4>,
-    of_blocks: (Tensor<4>, Tensor<4>),
+    of_blocks: &(Tensor<4>, Tensor<4>),
     attention: &BlockAttentionConfig,
-    sections: std::ops::Range<usize>,
+    size: usize,
+    runs: std::ops::Range<usize>,
 ) -> Option<Tensor<4>> {
     let shape = means.dims();
     let (means, block_means, radii) = (Memory::new(means)?, Memory::new(&of_blocks.0)?, Memory::new(&of_blocks.1)?);
     let (block, sinks) = (attention.block_size, attention.sink_tokens);
     let of_blocks = (block_means.heads(), radii.heads());
-    let per_section = attention.section_tokens() / block;
-    let radii = bsbr_kernels::attention::section_radii(means.heads(), of_blocks, block, per_section, sinks, sections);
+    let radii = bsbr_kernels::attention::run_radii(means.heads(), of_blocks, block, size / block, sinks, runs);
     Some(tensor(radii, shape))
 }

@@ -4,8 +4,8 @@
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, block_means, block_radii,
-        causal_attention, causal_attention_backward, section_radii,
+        BlockInput, CausalOptions, Forward, RunMeans, block_attention_backward, block_attention_into, block_means,
+        block_radii, causal_attention, causal_attention_backward, run_radii,
     },
 };
 use burn::{
@@ -104,7 +104,8 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
             let options = CausalOptions { slopes, ..options.clone() };
             let (keys, values) = (keys.some_heads(row, some.clone()), values.some_heads(row, some));
             let means = mean_rows(keys, values, problem);
-            let input = input(query.some_heads(row, some_queries.clone()), keys, values, means.as_ref());
+            let means: Vec<RunMeans<'_>> = means.iter().map(|means| means.views(keys.dims())).collect();
+            let input = input(query.some_heads(row, some_queries.clone()), keys, values, &means);
             let rows = (row * heads + some_queries.start) * tokens..(row * heads + some_queries.end) * tokens;
             let output = &mut output[rows.start * width..rows.end * width];
             block_attention_into(&input, &block_options(attention), &options, output, &mut log_mass[rows]);
@@ -113,7 +114,7 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     (output, log_mass)
 }
 
-/// The mean rows that a problem needs, and the radii of the keys, kept while views of them are used.
+/// The means of runs of one size and the radii of their keys, kept while views of them are used.
 struct MeanRows {
     count: usize,
     keys: Vec<f32>,
@@ -122,59 +123,40 @@ struct MeanRows {
 }
 
 impl MeanRows {
-    fn new(keys: Heads<'_>, values: Heads<'_>, size: usize, sinks: usize) -> Self {
-        let count = keys.dims()[2] / size;
-        let means = |rows| block_means(rows, 0, size, sinks, 0..count);
-        Self { count, keys: means(keys), values: means(values), radii: None }
-    }
-
-    fn views(&self, [batch, heads, _, width]: [usize; 4]) -> (Heads<'_>, Heads<'_>) {
+    fn views(&self, [batch, heads, _, width]: [usize; 4]) -> RunMeans<'_> {
         let of = |rows| Heads::contiguous(rows, [batch, heads, self.count, width]);
-        (of(&self.keys), of(&self.values))
-    }
-
-    fn radii(&self, [batch, heads, _, width]: [usize; 4]) -> Option<Heads<'_>> {
-        self.radii.as_ref().map(|radii| Heads::contiguous(radii, [batch, heads, self.count, width]))
+        RunMeans { keys: of(&self.keys), values: of(&self.values), radii: self.radii.as_ref().map(|radii| of(radii)) }
     }
 }
 
-/// Blocks and sections, where anything is retrieved.
-fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Option<(MeanRows, MeanRows)> {
-    let attention = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks)?;
-    let of = |size| MeanRows::new(keys, values, size, attention.sink_tokens);
-    let (mut blocks, mut sections) = (of(attention.block_size), of(attention.section_tokens()));
-    if attention.needs_radii() {
-        let (block, sinks, dims) = (attention.block_size, attention.sink_tokens, keys.dims());
-        blocks.radii = Some(block_radii(keys, blocks.views(dims).0, 0, block, sinks, 0..blocks.count));
-        if let Some(radii) = blocks.radii(dims) {
-            let (of_blocks, per_section) = ((blocks.views(dims).0, radii), attention.section_tokens() / block);
-            let count = sections.count;
-            let radii = section_radii(sections.views(dims).0, of_blocks, block, per_section, sinks, 0..count);
-            sections.radii = Some(radii);
+/// Blocks and the longer runs that a query of the text scores, where anything is retrieved.
+fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Vec<MeanRows> {
+    let retrieving = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks);
+    let Some(attention) = retrieving else { return Vec::new() };
+    let (dims, block, sinks) = (keys.dims(), attention.block_size, attention.sink_tokens);
+    let mut means: Vec<MeanRows> = Vec::new();
+    let sizes = attention.coarse().into_iter().map(|level| level.size);
+    for size in std::iter::once(block).chain(sizes) {
+        let count = dims[2] / size;
+        let of = |rows| block_means(rows, 0, size, sinks, 0..count);
+        let mut level = MeanRows { count, keys: of(keys), values: of(values), radii: None };
+        if attention.needs_radii() {
+            let centres = level.views(dims).keys;
+            let of_blocks = means.first().map(|blocks| blocks.views(dims));
+            level.radii = match of_blocks {
+                None => Some(block_radii(keys, centres, 0, block, sinks, 0..count)),
+                Some(blocks) => blocks
+                    .radii
+                    .map(|radii| run_radii(centres, (blocks.keys, radii), block, size / block, sinks, 0..count)),
+            };
         }
+        means.push(level);
     }
-    Some((blocks, sections))
+    means
 }
 
-fn input<'a>(
-    query: Heads<'a>,
-    keys: Heads<'a>,
-    values: Heads<'a>,
-    means: Option<&'a (MeanRows, MeanRows)>,
-) -> BlockInput<'a> {
-    let dims = keys.dims();
-    BlockInput {
-        query,
-        keys,
-        values,
-        first: 0,
-        sinks: None,
-        means: means.map(|(blocks, _)| blocks.views(dims)),
-        section_means: means.map(|(_, sections)| sections.views(dims)),
-        radii: means.and_then(|(blocks, _)| blocks.radii(dims)),
-        section_radii: means.and_then(|(_, sections)| sections.radii(dims)),
-        near: None,
-    }
+fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>, means: &'a [RunMeans<'a>]) -> BlockInput<'a> {
+    BlockInput { query, keys, values, first: 0, sinks: None, means, near: None }
 }
 
 fn primitive(numbers: Vec<f32>, shape: &[usize]) -> FloatTensor<Flex> {
@@ -210,8 +192,10 @@ impl AttentionOps for Flex {
         let forward = Forward { output: output.heads(), log_mass, gradient: gradient.heads() };
         let options = causal_options(&problem.options, shape[1]);
         let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
+        let kv_dims = keys.dims();
         let means = mean_rows(keys, values, &problem);
-        let input = input(query, keys, values, means.as_ref());
+        let means: Vec<RunMeans<'_>> = means.iter().map(|means| means.views(kv_dims)).collect();
+        let input = input(query, keys, values, &means);
         let gradients = match &problem.attention {
             None => causal_attention_backward((input.query, input.keys, input.values), &forward, &options),
             Some(attention) => block_attention_backward(&input, &forward, &block_options(attention), &options),

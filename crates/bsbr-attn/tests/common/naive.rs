@@ -234,26 +234,30 @@ impl Case {
                     let bound = if config.needs_meta() { chunk_first_visible } else { first_visible };
                     block.positions.end > bound
                 };
-                // What lies far back is scored by whole sections; each token opens the best of them.
-                let section_size = config.section_size.div_ceil(config.block_size).max(1) * config.block_size;
-                let per_section = section_size / config.block_size;
-                let border =
-                    local_start.saturating_sub(config.fine_tokens.max(config.top_k * config.block_size)) / section_size;
-                let oldest = config.sink_tokens.max(chunk_first_visible) / config.block_size;
-                let distant = oldest / per_section..border;
+                // What lies far back is scored by longer runs, sections and then pages; each token opens the best of them.
+                let section = config.section_size.div_ceil(config.block_size).max(1) * config.block_size;
+                let page = config.page_size.div_ceil(section).max(1) * section;
+                let fine = config.fine_tokens.max(config.top_k * config.block_size);
+                let oldest = config.sink_tokens.max(chunk_first_visible);
                 let everything = (c + 1) * config.chunk_size <= config.exact_tokens
-                    || (local_start / config.block_size).saturating_sub(oldest) <= config.top_k;
-                let two_levels = !everything
-                    && !config.needs_meta()
-                    && config.far != Far::State
-                    && distant.len() > config.top_sections;
-                let is_distant = |block: &Block| two_levels && block.positions.end <= border * section_size;
-                let mut sections: Vec<Block> = Vec::new();
-                for section in distant.filter(|_| two_levels) {
-                    let positions = (section * section_size).max(config.sink_tokens)..(section + 1) * section_size;
-                    if !positions.is_empty() {
-                        sections.push(self.naive_block(inputs, b, kv, positions, far));
+                    || (local_start / config.block_size).saturating_sub(oldest / config.block_size) <= config.top_k;
+                let runs_in = |from: usize, to: usize, size: usize| -> Vec<Block> {
+                    let starts =
+                        (from / size..to / size).map(|at| (at * size).max(config.sink_tokens)..(at + 1) * size);
+                    let held = starts.filter(|positions| !positions.is_empty());
+                    held.map(|positions| self.naive_block(inputs, b, kv, positions, far)).collect()
+                };
+                // Kinds of longer runs in use: their size, how many are opened, where the text they stand for ends.
+                let mut longer: Vec<(usize, usize, usize)> = Vec::new();
+                for (size, beyond, opened) in
+                    [(section, fine, config.top_sections), (page, fine.max(config.middle_tokens), config.top_pages)]
+                {
+                    let end = local_start.saturating_sub(beyond) / size;
+                    let plain = everything || config.needs_meta() || config.far == Far::State;
+                    if plain || end.saturating_sub(oldest / size) <= opened {
+                        break;
                     }
+                    longer.push((size, opened, end * size));
                 }
                 // The score of a block, or of a section, relative to the log-mass of what a head reads exactly.
                 let relative = |head: usize, run: &Block| {
@@ -282,23 +286,30 @@ impl Case {
                     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
                     ranked.into_iter().take(count).map(|(_, j)| j).collect()
                 };
-                let opened = best(&sections.iter().collect::<Vec<_>>(), config.top_sections);
-                let is_open =
-                    |section: usize| opened.iter().any(|&j| sections[j].positions.end == (section + 1) * section_size);
-                let blocks: Vec<Block> = blocks
-                    .iter()
-                    .filter(|x| !is_distant(x) || is_open((x.positions.end - 1) / section_size))
-                    .cloned()
-                    .collect();
+                // Text that is left to shorter runs.
+                let mut left: Vec<(usize, usize)> = Vec::new();
+                let mut from = oldest;
+                for &(size, count, end) in longer.iter().rev() {
+                    left.push((from / size * size, end));
+                    from = end;
+                    let runs: Vec<Block> = left.iter().flat_map(|&(from, to)| runs_in(from, to, size)).collect();
+                    let opened = best(&runs.iter().collect::<Vec<_>>(), count);
+                    for (j, run) in runs.iter().enumerate() {
+                        let whole = run.positions.start >= first_visible;
+                        if config.far == Far::Mean && whole && !opened.contains(&j) {
+                            logits.push(self.log_mass((h, t), &q, run, weight) + config.far_shift);
+                            values.push(run.mean_value.clone());
+                        }
+                    }
+                    left = opened.iter().map(|&j| (runs[j].positions.end - size, runs[j].positions.end)).collect();
+                }
+                let candidate = |block: &Block| {
+                    let end = block.positions.end;
+                    longer.is_empty() || end > from || left.iter().any(|&(start, stop)| start < end && end <= stop)
+                };
+                let blocks: Vec<Block> = blocks.into_iter().filter(candidate).collect();
                 let count = if everything { usize::MAX } else { config.top_k };
                 let chosen = best(&blocks.iter().collect::<Vec<_>>(), count);
-                for (j, section) in sections.iter().enumerate() {
-                    let whole = section.positions.start >= first_visible;
-                    if config.far == Far::Mean && whole && !opened.contains(&j) {
-                        logits.push(self.log_mass((h, t), &q, section, weight) + config.far_shift);
-                        values.push(section.mean_value.clone());
-                    }
-                }
                 let mut state_reads: Vec<(usize, usize)> = Vec::new();
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {

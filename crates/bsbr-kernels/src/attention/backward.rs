@@ -11,8 +11,6 @@ use rayon::prelude::*;
 use super::{
     BlockInput, BlockOptions, CausalOptions,
     block_tile::{Head, Scratch, read_tile},
-    blocks::head_of,
-    candidates::Means,
     tile::{QueryTile, load_queries},
     tile_gradient::{RowGradients, TileGradient},
 };
@@ -53,18 +51,7 @@ pub fn causal_attention_backward(
     forward: &Forward<'_>,
     options: &CausalOptions,
 ) -> Gradients {
-    let input = BlockInput {
-        query,
-        keys,
-        values,
-        first: 0,
-        sinks: None,
-        means: None,
-        section_means: None,
-        radii: None,
-        section_radii: None,
-        near: None,
-    };
+    let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &[], near: None };
     backward(&input, forward, None, options)
 }
 
@@ -145,16 +132,10 @@ impl WithSimd for PairBackward<'_> {
             values: input.values.head(batch, kv_head),
             first: 0,
             sinks: None,
-            means: input.means.map(|blocks| Means {
-                blocks: head_of(blocks, batch, kv_head),
-                sections: input.section_means.map(|sections| head_of(sections, batch, kv_head)),
-            }),
-            radii: input.radii.map(|radii| radii.head(batch, kv_head)),
-            section_radii: input.section_radii.map(|radii| radii.head(batch, kv_head)),
+            means: input.means.iter().map(|means| means.head(batch, kv_head)).collect(),
             near: None,
         };
-        let mut of_blocks = RowGradients::of(head.means.map(|means| means.blocks));
-        let mut of_sections = RowGradients::of(head.means.and_then(|means| means.sections));
+        let mut of_means: Vec<RowGradients> = head.means.iter().map(|means| RowGradients::of(means.keys)).collect();
         let (mut scratch, mut queries, mut gradient, mut outputs) = (Scratch::default(), vec![], vec![], vec![]);
         let (mut tile_query, mut buffer, mut raw) = (vec![], vec![], vec![]);
         let chunk = settings.map_or(usize::MAX, |settings| settings.chunk_size);
@@ -189,8 +170,8 @@ impl WithSimd for PairBackward<'_> {
                     let (runs, retrieval) =
                         read_tile(simd, &tile, &head, settings, options, &mut scratch, Some(&log_mass));
                     of_tile.runs(simd, &runs, &scratch.exact, (&mut *keys, &mut *values));
-                    if let (Some(retrieval), Some(means)) = (retrieval, &head.means) {
-                        of_tile.means(simd, &retrieval, means, &mut scratch, (&mut of_blocks, &mut of_sections));
+                    if let Some(retrieval) = retrieval {
+                        of_tile.means(simd, &retrieval, &head.means, &mut scratch, &mut of_means);
                         of_tile.chosen(simd, &retrieval, &head, &mut scratch, (&mut *keys, &mut *values));
                     }
                 }
@@ -203,12 +184,11 @@ impl WithSimd for PairBackward<'_> {
             }
             from = to;
         }
-        if let Some(settings) = settings {
-            let sinks = settings.sink_tokens;
-            let sizes = settings.blocks.as_ref().map_or((1, 1), |blocks| (blocks.size, blocks.section_size));
-            for (gradients, size) in [(&of_blocks, sizes.0), (&of_sections, sizes.1)] {
-                spread(&gradients.keys, size, sinks, width, keys);
-                spread(&gradients.values, size, sinks, width, values);
+        if let Some((settings, blocks)) = settings.and_then(|settings| Some((settings, settings.blocks.as_ref()?))) {
+            let sizes = std::iter::once(blocks.size).chain(blocks.coarse.iter().map(|coarse| coarse.size));
+            for (gradients, size) in of_means.iter().zip(sizes) {
+                spread(&gradients.keys, size, settings.sink_tokens, width, keys);
+                spread(&gradients.values, size, settings.sink_tokens, width, values);
             }
         }
     }

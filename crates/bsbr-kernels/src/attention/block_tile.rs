@@ -19,10 +19,8 @@ pub(super) struct Head<'a> {
     /// Position of the first row.
     pub(super) first: usize,
     pub(super) sinks: Option<(Rows<'a>, Rows<'a>)>,
-    pub(super) means: Option<Means<'a>>,
-    /// Radii of the keys of blocks and of sections.
-    pub(super) radii: Option<Rows<'a>>,
-    pub(super) section_radii: Option<Rows<'a>>,
+    /// Those of blocks and of longer runs, the shortest first.
+    pub(super) means: Vec<Means<'a>>,
     pub(super) near: Option<NearHead<'a>>,
 }
 
@@ -106,7 +104,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     let mut retrieval = None;
     if let Some(blocks) = &settings.blocks {
         match settings.candidates(chunk, blocks, options) {
-            Some(candidates) => retrieval = Some(Retrieval { settings, blocks, candidates, options }),
+            Some(levels) => retrieval = Some(Retrieval { settings, blocks, levels, options }),
             // Every candidate is read: the exact keys are one run of positions.
             None => {
                 let first = settings.sink_tokens.max(options.first_visible(chunk * settings.chunk_size));
@@ -128,8 +126,8 @@ pub(super) fn read_tile<'a, S: Simd>(
     sum.resize(rows, 0.0);
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
     read_exactly(simd, tile, head, options, &runs, exact, &mut sums);
-    if let (Some(retrieval), Some(means)) = (&retrieval, &head.means) {
-        retrieval.choose(simd, tile, means, (head.radii, head.section_radii), candidates, &mut sums);
+    if let Some(retrieval) = &retrieval {
+        retrieval.choose(simd, tile, &head.means, candidates, &mut sums);
         let rows = (head.keys, head.values);
         retrieval.read_chosen(simd, tile, rows, &mut candidates.chosen, chosen_scores, &mut sums);
     }
@@ -201,7 +199,7 @@ fn read_exactly<S: Simd>(
         column += run.positions.len();
     }
     for row in 0..rows {
-        sums.add(simd, row, &mut [&mut scores[row * columns..(row + 1) * columns]]);
+        sums.add(simd, row, &mut scores[row * columns..(row + 1) * columns]);
     }
     let mut column = 0;
     for run in runs {

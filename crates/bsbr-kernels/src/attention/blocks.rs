@@ -5,14 +5,11 @@ use rayon::prelude::*;
 use super::{
     CausalOptions,
     block_tile::{BlockTile, Head, NearHead, Scratch},
-    candidates::Means,
+    candidates::{Level, Means},
     tasks,
     tile::{QueryTile, load_queries},
 };
-use crate::{
-    heads::{Heads, Rows},
-    level,
-};
+use crate::{heads::Heads, level};
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
@@ -43,12 +40,8 @@ pub struct Blocks {
     pub top_k: usize,
     /// Tokens of chunks that end within the first `exact_tokens` read everything before them.
     pub exact_tokens: usize,
-    /// Blocks further than this before the local region are scored by whole sections first.
-    pub fine_tokens: usize,
-    /// Tokens of a section; a multiple of the block size.
-    pub section_size: usize,
-    /// Of these sections, those of which each token scores the blocks, per KV head.
-    pub top_sections: usize,
+    /// Longer runs that are scored in place of blocks further back, the shorter and nearer first.
+    pub coarse: Vec<Coarse>,
     /// What a token expects beyond the mean key of a block, as a share of the most that any key of it could score: see
     /// [`block_attention`].
     pub reach: f32,
@@ -56,6 +49,17 @@ pub struct Blocks {
     pub far: bool,
     /// What is added to the log-mass of those; no score for the choice changes.
     pub far_shift: f32,
+}
+
+/// Runs of blocks that are scored as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coarse {
+    /// Tokens of a run; a multiple of those of a shorter one.
+    pub size: usize,
+    /// What lies further than this before the local region is scored by these runs; not nearer than for shorter ones.
+    pub beyond: usize,
+    /// Of these runs, those of which each token scores the parts, per KV head.
+    pub opened: usize,
 }
 
 impl BlockOptions {
@@ -86,6 +90,24 @@ pub struct Near<'a> {
     pub first: usize,
 }
 
+/// What stands for runs of tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct RunMeans<'a> {
+    /// Mean keys, `[batch, kv_heads, runs, head_dim]`. (See [`block_means`](super::block_means).)
+    pub keys: Heads<'a>,
+    /// Mean values, likewise.
+    pub values: Heads<'a>,
+    /// Radii of the keys, where there is a `reach`. (See [`block_radii`](super::block_radii).)
+    pub radii: Option<Heads<'a>>,
+}
+
+impl<'a> RunMeans<'a> {
+    pub(super) fn head(&self, batch: usize, head: usize) -> Means<'a> {
+        let of = |rows: &Heads<'a>| rows.head(batch, head);
+        Means { keys: of(&self.keys), values: of(&self.values), radii: self.radii.as_ref().map(of) }
+    }
+}
+
 /// Rows that a call reads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockInput<'a> {
@@ -99,15 +121,9 @@ pub struct BlockInput<'a> {
     pub first: usize,
     /// The first tokens where `first` lies behind them.
     pub sinks: Option<Sinks<'a>>,
-    /// Mean keys and mean values of the blocks from the first token on, `[batch, kv_heads, blocks, head_dim]`: at least those
-    /// before the local region of the last query. (See [`block_means`](super::block_means).)
-    pub means: Option<(Heads<'a>, Heads<'a>)>,
-    /// The same of whole sections.
-    pub section_means: Option<(Heads<'a>, Heads<'a>)>,
-    /// Radii of the keys of the blocks, where there is a `reach`. (See [`block_radii`](super::block_radii).)
-    pub radii: Option<Heads<'a>>,
-    /// The same of whole sections.
-    pub section_radii: Option<Heads<'a>>,
+    /// Means of the blocks and of each kind of longer runs, from the first token on: at least those that a query scores.
+    /// Empty where none does.
+    pub means: &'a [RunMeans<'a>],
     /// What reads the local region in place of `query` and `keys`, which are for the rest then.
     pub near: Option<Near<'a>>,
 }
@@ -156,7 +172,8 @@ pub fn block_attention_into(
     assert_eq!(input.values.dims(), input.keys.dims());
     assert!(heads.is_multiple_of(kv_heads) && tokens <= rows);
     if let Some(blocks) = &settings.blocks {
-        assert!(blocks.section_size.is_multiple_of(blocks.size) && blocks.section_size > 0);
+        let sizes = std::iter::once(blocks.size).chain(blocks.coarse.iter().map(|coarse| coarse.size));
+        assert!(sizes.clone().zip(sizes.skip(1)).all(|(short, long)| long > 0 && long.is_multiple_of(short)));
     }
     assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
     let group = heads / kv_heads;
@@ -172,8 +189,8 @@ pub fn block_attention_into(
     let next = |from: usize| {
         let chunk = (begin + from) / settings.chunk_size;
         let candidates = settings.blocks.as_ref().and_then(|blocks| settings.candidates(chunk, blocks, options));
-        let scored = candidates.map_or(0, |candidates| candidates.fine.len() + candidates.distant.len());
-        let rows = (SCORES / scored.max(1)).clamp(FEWEST_ROWS, ROWS);
+        let scored = candidates.map_or(0, |levels| levels.iter().map(Level::columns).sum());
+        let rows = (SCORES / scored.max(1_usize)).clamp(FEWEST_ROWS, ROWS);
         // A tile lies within one chunk.
         (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
     };
@@ -195,15 +212,12 @@ pub fn block_attention_into(
             start: begin + task.tokens.start,
             slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
         };
-        let pair = |pair| head_of(pair, batch, kv_head);
         let head = Head {
             keys: input.keys.head(batch, kv_head),
             values: input.values.head(batch, kv_head),
             first: input.first,
-            sinks: input.sinks.map(|sinks| pair((sinks.keys, sinks.values))),
-            means: input.means.map(|blocks| Means { blocks: pair(blocks), sections: input.section_means.map(pair) }),
-            radii: input.radii.map(|radii| radii.head(batch, kv_head)),
-            section_radii: input.section_radii.map(|radii| radii.head(batch, kv_head)),
+            sinks: input.sinks.map(|sinks| (sinks.keys.head(batch, kv_head), sinks.values.head(batch, kv_head))),
+            means: input.means.iter().map(|means| means.head(batch, kv_head)).collect(),
             near: input.near.map(|near| NearHead {
                 tile: QueryTile { rows: &near_queries, ..tile },
                 keys: near.keys.head(batch, kv_head),
@@ -221,9 +235,4 @@ pub fn block_attention_into(
         scratch.query = queries;
         scratch.near_query = near_queries;
     });
-}
-
-/// The keys and the values of one head.
-pub(super) fn head_of<'a>((keys, values): (Heads<'a>, Heads<'a>), batch: usize, head: usize) -> (Rows<'a>, Rows<'a>) {
-    (keys.head(batch, head), values.head(batch, head))
 }

@@ -1,9 +1,9 @@
 //! The candidates for retrieval of one tile: which of them there are, how those count that are not chosen, and what is read
 //! of those that are.
 //!
-//! There are two levels. Blocks among the last `fine_tokens` before the local region are scored one by one. What lies
-//! further back is scored by whole sections; each token opens the best of these, whose blocks it then scores like the near
-//! ones. A section that is not opened counts by its means.
+//! Runs of several sizes stand for the text, the shorter the nearer. The first level are blocks. What lies further back is
+//! scored by the longer runs of the next level; each token opens the best of these and scores the shorter ones in them like
+//! those nearby. A run that is not opened counts by its means.
 
 use std::ops::Range;
 
@@ -17,145 +17,168 @@ use super::{
 };
 use crate::{heads::Rows, select::Contest, vector};
 
-/// The candidates of the tokens of one chunk.
+/// Runs of one size.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Candidates {
-    /// Sections that are scored as a whole.
-    pub(super) distant: Range<usize>,
-    /// Blocks that are scored one by one.
-    pub(super) fine: Range<usize>,
+pub(super) struct Level {
+    /// Tokens of a run.
+    pub(super) size: usize,
+    /// Runs that every token scores.
+    pub(super) direct: Range<usize>,
+    /// How many of them a token chooses: blocks to read, longer runs to open.
+    pub(super) chosen: usize,
+    /// How many runs of the next level a token has opened, and how many of this size lie in one of those.
+    pub(super) opened: usize,
+    pub(super) per_opened: usize,
+}
+
+impl Level {
+    /// Runs that one token scores.
+    pub(super) fn columns(&self) -> usize {
+        self.direct.len() + self.opened * self.per_opened
+    }
+
+    /// The run in a column, for a token that opened the runs `opened` of the next level.
+    #[inline(always)]
+    pub(super) fn run(&self, column: usize, opened: &[u32]) -> usize {
+        let Some(behind) = column.checked_sub(self.direct.len()) else { return self.direct.start + column };
+        opened[behind / self.per_opened] as usize * self.per_opened + behind % self.per_opened
+    }
 }
 
 impl BlockOptions {
-    /// Candidates of the chunk `chunk`: complete blocks before the local region that hold a token other than a sink and are
-    /// not wholly behind the window of the chunk's first token. `None` where every token reads all of them.
-    pub(super) fn candidates(&self, chunk: usize, blocks: &Blocks, options: &CausalOptions) -> Option<Candidates> {
-        let first = self.sink_tokens.max(options.first_visible(chunk * self.chunk_size)) / blocks.size;
-        let end = self.local_start(chunk) / blocks.size;
-        if end.saturating_sub(first) <= blocks.top_k || (chunk + 1) * self.chunk_size <= blocks.exact_tokens {
+    /// Candidates of the chunk `chunk`, blocks first: complete ones before the local region that hold a token other than a
+    /// sink and are not wholly behind the window of the chunk's first token. `None` where every token reads all of them.
+    pub(super) fn candidates(&self, chunk: usize, blocks: &Blocks, options: &CausalOptions) -> Option<Vec<Level>> {
+        let first = self.sink_tokens.max(options.first_visible(chunk * self.chunk_size));
+        let local_start = self.local_start(chunk);
+        let direct = first / blocks.size..local_start / blocks.size;
+        if direct.len() <= blocks.top_k || (chunk + 1) * self.chunk_size <= blocks.exact_tokens {
             return None;
         }
-        let per_section = blocks.section_size / blocks.size;
-        let border = self.local_start(chunk).saturating_sub(blocks.fine_tokens) / blocks.section_size;
-        let distant = first / per_section..border;
-        Some(if distant.len() <= blocks.top_sections {
-            Candidates { distant: 0..0, fine: first..end }
-        } else {
-            Candidates { distant, fine: border * per_section..end }
-        })
+        let level = |size, direct, chosen| Level { size, direct, chosen, opened: 0, per_opened: 1 };
+        let mut finer = level(blocks.size, direct, blocks.top_k);
+        let mut levels = Vec::with_capacity(1 + blocks.coarse.len());
+        for coarse in &blocks.coarse {
+            let border = local_start.saturating_sub(coarse.beyond) / coarse.size;
+            let distant = first / coarse.size..border;
+            if distant.len() <= coarse.opened {
+                break;
+            }
+            finer.per_opened = coarse.size / finer.size;
+            finer.opened = coarse.opened;
+            finer.direct.start = border * finer.per_opened;
+            levels.push(finer);
+            finer = level(coarse.size, distant, coarse.opened);
+        }
+        levels.push(finer);
+        Some(levels)
     }
 }
 
 #[derive(Default)]
 pub(super) struct CandidateScratch {
-    /// For each row: log-masses and then weights of the fine blocks, and of those of the opened sections.
-    pub(super) blocks: Vec<f32>,
-    /// For each row: the same for the distant sections.
-    pub(super) distant: Vec<f32>,
-    /// For each row: what the radii add to the scores of the columns of `blocks`.
-    pub(super) reach: Vec<f32>,
-    /// The same for the columns of `distant`.
-    pub(super) distant_reach: Vec<f32>,
+    pub(super) levels: Vec<LevelScratch>,
     /// Absolute values of the queries, times the reach.
     pub(super) magnitudes: Vec<f32>,
     /// Scores of one token.
     pub(super) scores: Vec<f32>,
     /// What is added to the scores of each row: minus the log-mass of what it reads exactly.
     pub(super) shifts: Vec<f32>,
-    pub(super) opened: Readers,
     pub(super) contest: Contest,
     pub(super) choice: Vec<u32>,
     /// Chosen blocks, numbered from the first token.
     pub(super) chosen: Readers,
 }
 
-/// Means of one KV head.
+#[derive(Default)]
+pub(super) struct LevelScratch {
+    /// For each row: log-masses and then weights of the columns.
+    pub(super) masses: Vec<f32>,
+    /// For each row: what the radii add to the scores.
+    pub(super) reach: Vec<f32>,
+    /// Opened runs of the next level, numbered from the first token.
+    pub(super) opened: Readers,
+}
+
+/// Means of the runs of one level of one KV head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Means<'a> {
-    /// Mean keys and values of the blocks.
-    pub(super) blocks: (Rows<'a>, Rows<'a>),
-    /// Mean keys and values of the sections.
-    pub(super) sections: Option<(Rows<'a>, Rows<'a>)>,
+    pub(super) keys: Rows<'a>,
+    pub(super) values: Rows<'a>,
+    /// Radii of the keys.
+    pub(super) radii: Option<Rows<'a>>,
 }
 
 /// Retrieval among the candidates of a tile.
 pub(super) struct Retrieval<'a> {
     pub(super) settings: &'a BlockOptions,
     pub(super) blocks: &'a Blocks,
-    pub(super) candidates: Candidates,
+    pub(super) levels: Vec<Level>,
     pub(super) options: &'a CausalOptions,
 }
 
 impl Retrieval<'_> {
-    /// Blocks of a section.
-    pub(super) fn per_section(&self) -> usize {
-        self.blocks.section_size / self.blocks.size
-    }
-
     /// Positions of the run `index` of `size` tokens, sinks left out.
     #[inline(always)]
     pub(super) fn positions(&self, index: usize, size: usize) -> Range<usize> {
         (index * size).max(self.settings.sink_tokens)..(index + 1) * size
     }
 
-    /// Turns the log-masses of one token into weights in the softmax: nothing for what it reads exactly, has opened, or
-    /// sees in part.
+    /// Hides from the masses of one token what does not count by its means: what it has chosen, and what it sees in part.
+    #[inline(always)]
+    pub(super) fn hide_read(
+        &self,
+        tile: &QueryTile<'_>,
+        token: usize,
+        level: &Level,
+        choice: &[u32],
+        scratch: &mut LevelScratch,
+    ) {
+        let columns = level.columns();
+        let position = tile.start + token;
+        let cut = self.cut(position, &level.direct, level.size);
+        for row in (0..tile.group).map(|g| g * tile.tokens + token) {
+            let masses = &mut scratch.masses[row * columns..(row + 1) * columns];
+            for &column in choice {
+                masses[column as usize] = HIDDEN;
+            }
+            masses[..cut].fill(HIDDEN);
+            if self.options.window.is_none() || level.opened == 0 {
+                continue;
+            }
+            let behind = masses[level.direct.len()..].chunks_exact_mut(level.per_opened);
+            for (&opened, masses) in scratch.opened.of(token).iter().zip(behind) {
+                let first = opened as usize * level.per_opened;
+                let cut = self.cut(position, &(first..first + level.per_opened), level.size);
+                masses[..cut].fill(HIDDEN);
+            }
+        }
+    }
+
+    /// Turns the log-masses of all tokens into weights in the softmax.
     #[inline(always)]
     pub(super) fn weigh<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
-        token: usize,
-        columns: usize,
         scratch: &mut CandidateScratch,
         sums: &mut Sums<'_>,
     ) {
-        let Candidates { distant, fine } = &self.candidates;
-        let position = tile.start + token;
-        let cut = self.cut(position, fine, self.blocks.size);
-        let cut_sections = self.cut(position, distant, self.blocks.section_size);
-        for row in (0..tile.group).map(|g| g * tile.tokens + token) {
-            let masses = &mut scratch.blocks[row * columns..(row + 1) * columns];
-            for &column in &scratch.choice {
-                masses[column as usize] = HIDDEN;
-            }
-            masses[..cut].fill(HIDDEN);
-            if distant.is_empty() {
-                sums.add(simd, row, &mut [masses]);
-                continue;
-            }
-            if self.options.window.is_some() {
-                for (slot, &section) in scratch.opened.of(token).iter().enumerate() {
-                    let first = (distant.start + section as usize) * self.per_section();
-                    let blocks = first..first + self.per_section();
-                    let cut = self.cut(position, &blocks, self.blocks.size);
-                    masses[fine.len() + slot * self.per_section()..][..cut].fill(HIDDEN);
-                }
-            }
-            let distant_masses = &mut scratch.distant[row * distant.len()..(row + 1) * distant.len()];
-            for &section in scratch.opened.of(token) {
-                distant_masses[section as usize] = HIDDEN;
-            }
-            distant_masses[..cut_sections].fill(HIDDEN);
-            sums.add(simd, row, &mut [masses, distant_masses]);
-        }
-    }
-
-    /// Scores of mean keys become log-masses; what lies behind the window of a token is hidden.
-    pub(super) fn finish_masses(
-        &self,
-        tile: &QueryTile<'_>,
-        masses: &mut [f32],
-        columns: usize,
-        indices: Range<usize>,
-        size: usize,
-    ) {
         for row in 0..tile.count() {
-            self.finish_row(tile, row, &mut masses[row * columns..][..indices.len()], indices.clone(), size);
+            let levels = || self.levels.iter().map(Level::columns);
+            let mut highest = f32::NEG_INFINITY;
+            for (columns, scratch) in levels().zip(&scratch.levels) {
+                highest = highest.max(vector::max(simd, &scratch.masses[row * columns..(row + 1) * columns]));
+            }
+            sums.rise(simd, row, highest);
+            for (columns, scratch) in levels().zip(&mut scratch.levels) {
+                sums.weigh(simd, row, &mut scratch.masses[row * columns..(row + 1) * columns]);
+            }
         }
     }
 
-    /// [`Retrieval::finish_masses`] of one row: `masses` of the runs `indices` of `size` tokens.
+    /// Scores of mean keys become log-masses: `masses` of the runs `indices` of `size` tokens in one row. What lies behind the
+    /// window of the token is hidden.
     #[inline(always)]
     pub(super) fn finish_row(
         &self,
@@ -215,7 +238,6 @@ impl Retrieval<'_> {
         sums: &mut Sums<'_>,
     ) {
         let (size, group) = (self.blocks.size, tile.group);
-        chosen.sort(self.candidates.fine.end);
         scores.resize(chosen.len() * group * size, 0.0);
         let runs = |rows| Runs {
             rows,
@@ -234,7 +256,7 @@ impl Retrieval<'_> {
                 let start = (places.start * group + g * places.len()) * size;
                 let scores = &mut scores[start..start + places.len() * size];
                 self.finish_scores(simd, tile, token, g, chosen.of(token), scores);
-                sums.add(simd, g * tile.tokens + token, &mut [scores]);
+                sums.add(simd, g * tile.tokens + token, scores);
             }
         }
         chosen.read(simd, tile, &runs(values), scores, sums.output);

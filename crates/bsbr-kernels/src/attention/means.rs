@@ -76,24 +76,23 @@ pub fn block_radii(
     radii
 }
 
-/// Radii of the sections `sections` of `per_section` blocks each, from those of their blocks: the largest
-/// `|block mean - section mean| + block radius` in each channel, which no row lies beyond. `section_means` are those of these
-/// sections, `block_means` and `block_radii` those of all blocks from the first row on; a block that ends before `sinks` holds no
-/// row.
+/// Radii of the runs `runs` of `per_run` blocks each, from those of their blocks: the largest
+/// `|block mean - mean of the run| + block radius` in each channel, which no row lies beyond. `means` are those of these runs,
+/// `block_means` and `block_radii` those of all blocks from the first row on; a block that ends before `sinks` holds no row.
 ///
 /// # Panics
 ///
 /// If the shapes do not fit.
-pub fn section_radii(
-    section_means: Heads<'_>,
+pub fn run_radii(
+    means: Heads<'_>,
     (block_means, block_radii): (Heads<'_>, Heads<'_>),
     block: usize,
-    per_section: usize,
+    per_run: usize,
     sinks: usize,
-    sections: Range<usize>,
+    runs: Range<usize>,
 ) -> Vec<f32> {
-    let [batch, heads, count, width] = section_means.dims();
-    assert_eq!(count, sections.len());
+    let [batch, heads, count, width] = means.dims();
+    assert_eq!(count, runs.len());
     assert_eq!(block_means.dims(), block_radii.dims());
     let mut radii = vec![0.0; batch * heads * count * width];
     if radii.is_empty() {
@@ -101,12 +100,10 @@ pub fn section_radii(
     }
     radii.par_chunks_mut(count * width).enumerate().for_each(|(pair, radii)| {
         let (batch, head) = (pair / heads, pair % heads);
-        let centres = section_means.head(batch, head);
+        let centres = means.head(batch, head);
         let (means, spreads) = (block_means.head(batch, head), block_radii.head(batch, head));
-        for ((at, section), radius) in sections.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
-            for index in
-                (section * per_section..(section + 1) * per_section).filter(|index| (index + 1) * block > sinks)
-            {
+        for ((at, run), radius) in runs.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
+            for index in (run * per_run..(run + 1) * per_run).filter(|index| (index + 1) * block > sinks) {
                 let row = means.row(index).iter().zip(spreads.row(index)).zip(centres.row(at));
                 for (radius, ((mean, spread), centre)) in radius.iter_mut().zip(row) {
                     *radius = radius.max((mean - centre).abs() + spread);

@@ -14,9 +14,11 @@ mod tile;
 mod tile_gradient;
 
 pub use backward::{Forward, Gradients, block_attention_backward, causal_attention_backward};
-pub use blocks::{BlockInput, BlockOptions, Blocks, Near, Sinks, block_attention, block_attention_into};
+pub use blocks::{
+    BlockInput, BlockOptions, Blocks, Coarse, Near, RunMeans, Sinks, block_attention, block_attention_into,
+};
 pub use dense::causal_attention;
-pub use means::{block_means, block_radii, section_radii};
+pub use means::{block_means, block_radii, run_radii};
 
 /// What a model prescribes for its attention.
 #[derive(Debug, Clone, PartialEq)]

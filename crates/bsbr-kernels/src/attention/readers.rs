@@ -11,6 +11,8 @@ use crate::{gather, heads::Rows, panel, prefetch::prefetch};
 const WORTH_TURNING: usize = 4;
 /// How many runs before its turn the memory of a run is asked for.
 const AHEAD: usize = 2;
+/// Among so many times as many items as choices, sorting the choices takes less than a pass over the items.
+const FEW: usize = 16;
 
 /// What each token of a tile chose among numbered items.
 #[derive(Default)]
@@ -19,11 +21,15 @@ pub(super) struct Readers {
     items: Vec<u32>,
     /// Where the items of each token end.
     ends: Vec<u32>,
-    /// `(token, place in items)` of whoever chose an item; `starts[i]..starts[i + 1]` chose item `i`.
-    readers: Vec<(u32, u32)>,
-    starts: Vec<u32>,
     /// Items that anyone chose.
     active: Vec<u32>,
+    /// `(token, place in items)` of whoever chose one; `bounds[at]..bounds[at + 1]` chose the item `active[at]`.
+    readers: Vec<(u32, u32)>,
+    bounds: Vec<u32>,
+    /// `(item, token, place)`, where there are few.
+    order: Vec<(u32, u32, u32)>,
+    /// Where the readers of each item go.
+    starts: Vec<u32>,
     panel: Vec<f32>,
     /// Where the queries (and with them the outputs) and the scores of the readers of one item begin.
     query_starts: Vec<usize>,
@@ -72,25 +78,53 @@ impl Readers {
 
     /// Sorts the choices by item, once all tokens are in. Items are below `count`.
     pub(super) fn sort(&mut self, count: usize) {
-        self.starts.clear();
-        self.starts.resize(count + 2, 0);
-        for &item in &self.items {
-            self.starts[item as usize + 2] += 1;
-        }
-        for item in 2..count + 2 {
-            self.starts[item] += self.starts[item - 1];
-        }
         self.active.clear();
-        let counts = self.starts[1..].windows(2).enumerate();
-        self.active.extend(counts.filter(|(_, pair)| pair[1] > pair[0]).map(|(item, _)| item as u32));
+        self.bounds.clear();
+        self.readers.clear();
+        if self.items.len() * FEW < count {
+            self.sort_few();
+        } else {
+            self.sort_many(count);
+        }
+        self.bounds.push(self.readers.len() as u32);
+    }
+
+    /// [`Readers::sort`] by comparing choices.
+    fn sort_few(&mut self) {
+        self.order.clear();
+        for token in 0..self.ends.len() {
+            let places = self.places(token);
+            self.order.extend(places.map(|place| (self.items[place], token as u32, place as u32)));
+        }
+        self.order.sort_unstable();
+        for &(item, token, place) in &self.order {
+            if self.active.last() != Some(&item) {
+                self.active.push(item);
+                self.bounds.push(self.readers.len() as u32);
+            }
+            self.readers.push((token, place));
+        }
+    }
+
+    /// [`Readers::sort`] by counting those of each item.
+    fn sort_many(&mut self, count: usize) {
+        self.starts.clear();
+        self.starts.resize(count, 0);
+        for &item in &self.items {
+            self.starts[item as usize] += 1;
+        }
+        let mut start = 0;
+        for (item, next) in self.starts.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
+            self.active.push(item as u32);
+            self.bounds.push(start);
+            start += std::mem::replace(next, start);
+        }
         self.readers.resize(self.items.len(), (0, 0));
-        let mut place = 0;
-        for (token, &end) in self.ends.iter().enumerate() {
-            for &item in &self.items[place as usize..end as usize] {
-                let next = &mut self.starts[item as usize + 1];
-                self.readers[*next as usize] = (token as u32, place);
+        for token in 0..self.ends.len() {
+            for place in self.places(token) {
+                let next = &mut self.starts[self.items[place] as usize];
+                self.readers[*next as usize] = (token as u32, place as u32);
                 *next += 1;
-                place += 1;
             }
         }
     }
@@ -109,7 +143,7 @@ impl Readers {
         let turns = panel::fits::<S>(size, width);
         for at in 0..self.active.len() {
             let rows = self.rows(at, runs);
-            self.find_starts(self.active[at] as usize, tile, width, &runs.place);
+            self.find_starts(at, tile, width, &runs.place);
             if turns && self.query_starts.len() >= WORTH_TURNING {
                 panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
                 let (queries, places) = (&self.query_starts, &self.score_starts);
@@ -141,7 +175,7 @@ impl Readers {
         let (size, width) = (runs.size, runs.rows.width());
         for at in 0..self.active.len() {
             let rows = self.rows(at, runs);
-            self.find_starts(self.active[at] as usize, tile, width, &runs.place);
+            self.find_starts(at, tile, width, &runs.place);
             let (places, outputs) = (&self.score_starts, &self.query_starts);
             panel::add_weighted(simd, weights, places, rows.data(), rows.stride(), size, width, output, outputs);
         }
@@ -167,18 +201,18 @@ impl Readers {
         of(self.active[at])
     }
 
-    /// Fills `query_starts` and `score_starts` for those who chose an item.
+    /// Fills `query_starts` and `score_starts` for those who chose the active item `at`.
     #[inline(always)]
     fn find_starts(
         &mut self,
-        item: usize,
+        at: usize,
         tile: &QueryTile<'_>,
         width: usize,
         place_of: &impl Fn(&Readers, usize, usize, usize) -> usize,
     ) {
         self.query_starts.clear();
         self.score_starts.clear();
-        for at in self.starts[item]..self.starts[item + 1] {
+        for at in self.bounds[at]..self.bounds[at + 1] {
             let (token, place) = self.readers[at as usize];
             for g in 0..tile.group {
                 self.query_starts.push((g * tile.tokens + token as usize) * width);

@@ -24,8 +24,9 @@ pub(super) struct RowGradients {
 }
 
 impl RowGradients {
-    pub(super) fn of(rows: Option<(Rows<'_>, Rows<'_>)>) -> Self {
-        let count = rows.map_or(0, |(keys, _)| keys.len() * keys.width());
+    /// Nothing yet, for as many rows as these.
+    pub(super) fn of(rows: Rows<'_>) -> Self {
+        let count = rows.len() * rows.width();
         Self { keys: vec![0.0; count], values: vec![0.0; count] }
     }
 }
@@ -129,42 +130,37 @@ impl TileGradient<'_> {
         }
     }
 
-    /// Blocks and sections that count by their means.
+    /// Blocks and longer runs that count by their means.
     #[inline(always)]
     pub(super) fn means<S: Simd>(
         &mut self,
         simd: S,
         retrieval: &Retrieval<'_>,
-        means: &Means<'_>,
+        means: &[Means<'_>],
         scratch: &mut Scratch,
-        (of_blocks, of_sections): (&mut RowGradients, &mut RowGradients),
+        gradients: &mut [RowGradients],
     ) {
         if !retrieval.blocks.far {
             return;
         }
-        let candidates = &scratch.candidates;
-        let (fine, distant) = (retrieval.candidates.fine.clone(), retrieval.candidates.distant.clone());
-        let width = means.blocks.0.width();
-        let stride = candidates.blocks.len() / self.tile.count();
-        let rows = (means.blocks.0.range(fine.clone()), means.blocks.1.range(fine.clone()));
-        let numbers = fine.start * width..fine.end * width;
-        let gradients = (&mut of_blocks.keys[numbers.clone()], &mut of_blocks.values[numbers]);
-        self.columns(simd, rows, (&candidates.blocks, stride, 0), gradients);
-        if let (Some((keys, values)), false) = (means.sections, distant.is_empty()) {
-            let numbers = distant.start * width..distant.end * width;
-            let gradients = (&mut of_sections.keys[numbers.clone()], &mut of_sections.values[numbers]);
-            let rows = (keys.range(distant.clone()), values.range(distant.clone()));
-            self.columns(simd, rows, (&candidates.distant, distant.len(), 0), gradients);
-            let per_section = retrieval.per_section();
+        let levels = retrieval.levels.iter().zip(&scratch.candidates.levels);
+        for (((level, scratch), means), gradients) in levels.zip(means).zip(gradients) {
+            let (direct, columns, width) = (level.direct.clone(), level.columns(), means.keys.width());
+            let rows = (means.keys.range(direct.clone()), means.values.range(direct.clone()));
+            let numbers = direct.start * width..direct.end * width;
+            let of_direct = (&mut gradients.keys[numbers.clone()], &mut gradients.values[numbers]);
+            self.columns(simd, rows, (&scratch.masses, columns, 0), of_direct);
+            if level.opened == 0 {
+                continue;
+            }
             for token in 0..self.tile.tokens {
-                for (slot, &section) in candidates.opened.of(token).iter().enumerate() {
-                    let first = (distant.start + section as usize) * per_section;
+                for (slot, &run) in scratch.opened.of(token).iter().enumerate() {
+                    let (first, column) = (run as usize * level.per_opened, direct.len() + slot * level.per_opened);
                     for g in 0..self.tile.group {
                         let row = g * self.tile.tokens + token;
-                        let weights =
-                            &candidates.blocks[row * stride + fine.len() + slot * per_section..][..per_section];
-                        let gradients = (&mut of_blocks.keys[..], &mut of_blocks.values[..]);
-                        self.one_row(simd, row, means.blocks, first, weights, gradients);
+                        let weights = &scratch.masses[row * columns + column..][..level.per_opened];
+                        let gradients = (&mut gradients.keys[..], &mut gradients.values[..]);
+                        self.one_row(simd, row, (means.keys, means.values), first, weights, gradients);
                     }
                 }
             }
