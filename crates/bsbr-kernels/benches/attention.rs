@@ -37,14 +37,17 @@ fn rows(seed: u64, tokens: usize) -> Vec<f32> {
     rows
 }
 
+fn view(rows: &[f32], count: usize) -> Heads<'_> {
+    Heads::contiguous(rows, [1, HEADS, count, HEAD_DIM])
+}
+
 fn attention(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
     for tokens in [1024, 4096, 16384] {
         group.throughput(Throughput::Elements(tokens as u64));
         let [query, keys, values] = [1, 2, 3].map(|seed| rows(seed, tokens));
-        let of = |rows| Heads::contiguous(rows, [1, HEADS, tokens, HEAD_DIM]);
-        let (query, keys, values) = (of(&query[..]), of(&keys[..]), of(&values[..]));
+        let [query, keys, values] = [&query, &keys, &values].map(|rows| view(rows, tokens));
         group.bench_function(BenchmarkId::new("causal", tokens), |bencher| {
             bencher.iter(|| causal_attention(query, keys, values, &options()));
         });
@@ -57,26 +60,25 @@ fn attention(criterion: &mut Criterion) {
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
-                let view = |rows, size| Heads::contiguous(rows, [1, HEADS, tokens / size, HEAD_DIM]);
                 let mut rows: Vec<[Vec<f32>; 3]> = Vec::new();
                 for size in sizes {
                     let runs = 0..tokens / size;
                     let of = |rows| block_means(rows, 0, size, sink_tokens, runs.clone());
                     let (mean_keys, mean_values) = (of(keys), of(values));
-                    let centres = view(&mean_keys[..], size);
+                    let centres = view(&mean_keys, tokens / size);
                     let radii = match rows.first() {
                         None => block_radii(keys, centres, 0, size, sink_tokens, runs),
                         Some([keys, _, radii]) => {
-                            let of_blocks = (view(&keys[..], sizes[0]), view(&radii[..], sizes[0]));
+                            let of_blocks = (view(keys, tokens / sizes[0]), view(radii, tokens / sizes[0]));
                             run_radii(centres, of_blocks, sizes[0], size / sizes[0], sink_tokens, runs)
                         }
                     };
                     rows.push([mean_keys, mean_values, radii]);
                 }
                 let means = rows.iter().zip(sizes).map(|([keys, values, radii], size)| RunMeans {
-                    keys: view(&keys[..], size),
-                    values: view(&values[..], size),
-                    radii: Some(view(&radii[..], size)),
+                    keys: view(keys, tokens / size),
+                    values: view(values, tokens / size),
+                    radii: Some(view(radii, tokens / size)),
                 });
                 let means: Vec<RunMeans<'_>> = means.collect();
                 let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &means, near: None };
@@ -85,7 +87,7 @@ fn attention(criterion: &mut Criterion) {
         });
         if tokens <= 4096 {
             let (output, log_mass) = causal_attention(query, keys, values, &options());
-            let forward = Forward { output: of(&output), log_mass: &log_mass, gradient: query };
+            let forward = Forward { output: view(&output, tokens), log_mass: &log_mass, gradient: query };
             group.bench_function(BenchmarkId::new("causal backward", tokens), |bencher| {
                 bencher.iter(|| causal_attention_backward((query, keys, values), &forward, &options()));
             });

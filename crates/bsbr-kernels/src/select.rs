@@ -29,12 +29,11 @@ pub(crate) fn largest<S: Simd>(
     if count == 0 {
         return;
     }
-    let mut high = vector::max(simd, row);
+    // `count` numbers reach `low`, or fewer are visible at all; none lies above `high`.
+    let (mut low, mut high) = bounds(simd, row, count, hidden);
     if high <= hidden {
         return;
     }
-    // `count` numbers reach `low`, or fewer are visible at all; fewer than that lie above `high`.
-    let mut low = lower_bound(simd, row, count, hidden);
     let Contest { values, indices } = contest;
     keep_from(simd, row, None, low, Some(values), indices);
     let mut reach = values.len();
@@ -71,9 +70,9 @@ fn between(low: f32, high: f32) -> Option<f32> {
     (middle > low && middle < high).then(|| f32::from_bits(ordered(middle) as u32))
 }
 
-/// A number that `count` of the row reach, if so many are visible.
+/// A number that `count` of the row reach, if so many are visible, and the highest.
 #[inline(always)]
-fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 {
+fn bounds<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> (f32, f32) {
     const MOST_SETS: usize = 8;
     let lanes = S::F32_LANES;
     let (vectors, rest) = S::as_simd_f32s(row);
@@ -85,13 +84,13 @@ fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 
             let set = at % sets;
             highest[set] = simd.max_f32s(highest[set], vector);
         }
-        let mut lowest = highest[0];
+        let (mut lowest, mut most) = (highest[0], highest[0]);
         for &set in &highest[1..sets] {
-            lowest = simd.min_f32s(lowest, set);
+            (lowest, most) = (simd.min_f32s(lowest, set), simd.max_f32s(most, set));
         }
         let bound = simd.reduce_min_f32s(lowest);
         if bound > hidden {
-            return bound;
+            return (bound, rest.iter().copied().fold(simd.reduce_max_f32s(most), f32::max));
         }
     }
     let (limit, none) = (simd.splat_f32s(hidden), simd.splat_f32s(f32::INFINITY));
@@ -100,7 +99,8 @@ fn lower_bound<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> f32 
         let shown = simd.less_than_f32s(limit, vector);
         lowest = simd.min_f32s(lowest, simd.select_f32s(shown, vector, none));
     }
-    rest.iter().copied().filter(|&value| value > hidden).fold(simd.reduce_min_f32s(lowest), f32::min)
+    let shown = rest.iter().copied().filter(|&value| value > hidden);
+    (shown.fold(simd.reduce_min_f32s(lowest), f32::min), vector::max(simd, row))
 }
 
 /// Those of `row` that are at least `bound`, in their order: their values, and their `numbers`, which are their places unless

@@ -121,14 +121,21 @@ impl Retrieval<'_> {
     ) {
         let CandidateScratch { levels, scores, contest, choice, shifts, chosen, .. } = scratch;
         let level = &self.levels[at];
+        let columns = level.columns();
         let (below, rest) = levels.split_at_mut(at);
         let own = &mut rest[0];
         let target = below.last_mut().map_or(chosen, |below| &mut below.opened);
         target.clear();
         for token in 0..tile.tokens {
-            let reach = reaching.then_some(&own.reach[..]);
-            combine(simd, tile, token, level.columns(), &own.masses, reach, shifts, scores);
-            select::largest(simd, scores, level.chosen, LOWEST_SCORE, contest, choice);
+            let of_token = if tile.group == 1 && !reaching {
+                // One shift for all of them changes no choice.
+                &own.masses[token * columns..(token + 1) * columns]
+            } else {
+                let reach = reaching.then_some(&own.reach[..]);
+                combine(simd, tile, token, columns, &own.masses, reach, shifts, scores);
+                &scores[..]
+            };
+            select::largest(simd, of_token, level.chosen, LOWEST_SCORE, contest, choice);
             let opened: &[u32] = if level.opened > 0 { own.opened.of(token) } else { &[] };
             target.push_all(choice.iter().map(|&column| level.run(column as usize, opened) as u32));
             if self.blocks.far {
