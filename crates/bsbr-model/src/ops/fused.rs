@@ -43,7 +43,7 @@ fn taken<const D: usize>(x: Tensor<D>) -> Memory {
     x.try_into_primitive::<Flex>().unwrap_or_else(|_| unreachable!("asked before"))
 }
 
-/// Jobs that each thread gets at least, where there are as many items: texts differ in length.
+/// Most jobs to a thread: several, because texts differ in length.
 const JOBS_OF_A_THREAD: usize = 4;
 
 /// [`super::each`] among the threads.
