@@ -151,6 +151,23 @@ fn training_of_full_attention_keeps_no_scores() {
 }
 
 #[test]
+fn a_model_reads_texts_of_different_lengths_together() {
+    let flags = "--part model --seq-len 320 --batch 3 --arms bsbr,dense --runs 1 --warmup 0 --windows 1";
+    let report = report(&Place::empty(), &format!("bench {flags}"));
+    let read: Vec<_> = rows(&report)
+        .iter()
+        .map(|row| {
+            let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {row}"));
+            let tokens = number(&row["tokens_per_second"]) * number(&row["seconds"]["median"]);
+            (text(row, "phase"), tokens.round() as u64)
+        })
+        .collect();
+    // A third of the length, two thirds and all of it.
+    let [prefill, decode] = [("prefill", 106 + 213 + 320), ("decode", 3)];
+    assert_eq!(read, [prefill, prefill, decode, decode]);
+}
+
+#[test]
 fn a_model_has_its_quality_beside_every_time() {
     let report = report(&Place::empty(), "bench --part model --seq-len 320 --runs 1 --warmup 0 --windows 2");
     assert_eq!(rows(&report).len(), 6);

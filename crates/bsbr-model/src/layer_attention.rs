@@ -50,18 +50,32 @@ pub(crate) fn attend(
         None => x.clone(),
     });
     let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
-    let mut outputs = Vec::with_capacity(pieces.len());
-    for (text, range) in pieces {
-        let [query, key, value] = if pieces.len() == 1 {
-            heads.clone()
-        } else {
-            heads.each_ref().map(|heads| heads.clone().narrow(2, range.start, range.len()))
-        };
-        let cache = &mut cache.texts[*text].layers[layer];
+    let caches = caches_of(pieces, layer, cache);
+    let read = |(cache, range): (&mut AttentionCache, &Range<usize>)| {
+        let [query, key, value] = heads.each_ref().map(|heads| match pieces {
+            [_] => heads.clone(),
+            _ => heads.clone().narrow(2, range.start, range.len()),
+        });
         let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, rotation, range, cache));
-        outputs.push(cache.prefill(query, key, value, meta)?);
-    }
+        cache.prefill(query, key, value, meta)
+    };
+    let mut outputs = ops::each(&heads[0], caches, read).into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok((heads, if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
+}
+
+/// The caches of the texts with new tokens, and where these stand.
+fn caches_of<'a>(
+    pieces: &'a [(usize, Range<usize>)],
+    layer: usize,
+    cache: &'a mut DecoderCache,
+) -> Vec<(&'a mut AttentionCache, &'a Range<usize>)> {
+    let mut pieces = pieces.iter().peekable();
+    let texts = cache.texts.iter_mut().enumerate();
+    let of_text = texts.filter_map(|(text, held)| {
+        let (_, range) = pieces.next_if(|(of, _)| *of == text)?;
+        Some((&mut held.layers[layer], range))
+    });
+    of_text.collect()
 }
 
 /// Meta queries of the tokens that begin a chunk and meta keys of those that end a block, rotated as queries and keys are.

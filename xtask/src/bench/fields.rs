@@ -13,7 +13,7 @@ use super::{
     arithmetic::{TRAINING, operations},
     attention::{AttentionSubject, Inputs, Shape, difference},
     memory::{Memory, Of, Probe, measure},
-    model::{self, ModelSubject, Quality},
+    model::{self, ModelSubject, Quality, lengths},
     pytorch::{PythonSubject, Shared},
     report::Difference,
 };
@@ -27,10 +27,8 @@ pub(crate) trait Field {
 
     fn arms(&self) -> &[Arm];
 
-    /// Texts read at once.
-    fn batch(&self) -> usize {
-        1
-    }
+    /// Tokens that a run reads of texts of this length, or decodes behind them at a time.
+    fn tokens_read(&self, phase: Phase, tokens: usize) -> usize;
 
     /// Why an arm cannot run texts of this length, `more` tokens decoded behind them.
     fn obstacle(&self, arm: Arm, phase: Phase, tokens: usize, more: usize) -> Option<String>;
@@ -127,8 +125,8 @@ impl Field for AttentionField {
         &self.arms
     }
 
-    fn batch(&self) -> usize {
-        self.shape.batch
+    fn tokens_read(&self, phase: Phase, tokens: usize) -> usize {
+        self.shape.batch * if phase.takes_text() { tokens } else { 1 }
     }
 
     fn obstacle(&self, arm: Arm, phase: Phase, tokens: usize, _: usize) -> Option<String> {
@@ -192,6 +190,8 @@ pub(crate) struct ModelField {
     pub(crate) attention: BlockAttentionConfig,
     pub(crate) arms: Vec<Arm>,
     pub(crate) text: Rc<[u32]>,
+    /// Texts read together, of [these lengths](model::lengths).
+    pub(crate) batch: usize,
     /// Windows to measure quality on, where a number was asked for.
     pub(crate) windows: Option<usize>,
     /// Bytes of keys and values of one token in all layers.
@@ -218,6 +218,10 @@ impl Field for ModelField {
         &self.arms
     }
 
+    fn tokens_read(&self, phase: Phase, tokens: usize) -> usize {
+        if phase.takes_text() { lengths(tokens, self.batch).sum() } else { self.batch }
+    }
+
     fn obstacle(&self, _: Arm, phase: Phase, tokens: usize, more: usize) -> Option<String> {
         model::obstacle(&self.decoder, tokens + if phase == Phase::Decode { more } else { 0 })
     }
@@ -234,7 +238,7 @@ impl Field for ModelField {
             }
             _ => {
                 let decoder = model::as_arm(&self.decoder, &self.attention, arm)?;
-                Ok(Box::new(ModelSubject::new(decoder, Rc::clone(&self.text), self.entered)))
+                Ok(Box::new(ModelSubject::new(decoder, Rc::clone(&self.text), self.entered, self.batch)))
             }
         }
     }
@@ -245,11 +249,11 @@ impl Field for ModelField {
                 PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?
             }
             _ => {
-                let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone()));
+                let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone(), self.batch));
                 measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };
-        let kv_bytes = self.kv_bytes_per_token * tokens as u64;
+        let kv_bytes = self.kv_bytes_per_token * lengths(tokens, self.batch).sum::<usize>() as u64;
         Ok(Memory::new(peak, kv_bytes, kv_bytes))
     }
 

@@ -34,8 +34,8 @@ pub(crate) struct Probe {
 pub(crate) enum Of {
     /// Attention of one layer.
     Shape(Shape),
-    /// The model in a directory.
-    Model(PathBuf),
+    /// The model in a directory, and how many texts it reads together.
+    Model(PathBuf, usize),
 }
 
 /// Resident bytes before and at the worst moment of a run.
@@ -96,11 +96,11 @@ pub(crate) fn answer(probe: &str, device: &Device) -> Result<Peak> {
             let mut whole = subject(probe.tokens);
             peak_of(|| whole.run(probe.phase).map(drop))
         }
-        Of::Model(dir) => {
+        Of::Model(dir, batch) => {
             let decoder = model::decoder(dir, &probe.attention, probe.arm, device)?;
             // What the tokens are does not matter here.
             let tokens: Rc<[u32]> = (0..probe.tokens as u32).map(|at| at % 97 % model::vocabulary(&decoder)).collect();
-            let subject = |count: usize| ModelSubject::new(decoder.clone(), Rc::clone(&tokens), count);
+            let subject = |count: usize| ModelSubject::new(decoder.clone(), Rc::clone(&tokens), count, *batch);
             subject(FIRST_TOKENS.min(probe.tokens)).run(probe.phase)?;
             let mut whole = subject(probe.tokens);
             peak_of(|| whole.run(probe.phase).map(drop))

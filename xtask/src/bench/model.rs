@@ -1,6 +1,7 @@
 //! Whole models: from the tokens of a text to the scores of the next one.
 
 use std::{
+    ops::Range,
     path::Path,
     rc::Rc,
     time::{Duration, Instant},
@@ -8,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use bsbr_attn::{BlockAttentionConfig, Kernel};
-use bsbr_model::{Decoder, DecoderCache, EvaluateConfig, check_windows, evaluate, prefill};
-use burn::tensor::Device;
+use bsbr_model::{Decoder, DecoderCache, EvaluateConfig, PREFILL_PIECE, check_windows, evaluate};
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 
 use super::{Arm, DECODE_TOKENS, Phase, Subject, sync};
@@ -45,23 +46,49 @@ pub(crate) fn obstacle(decoder: &Decoder, tokens: usize) -> Option<String> {
     })
 }
 
-/// A model at one length.
+/// Lengths of `batch` texts that are read together: equal steps up to `longest`.
+pub(crate) fn lengths(longest: usize, batch: usize) -> impl Iterator<Item = usize> {
+    (1..=batch).map(move |text| (longest * text / batch).max(1))
+}
+
+/// A model with texts up to one length.
 pub(crate) struct ModelSubject {
     decoder: Decoder,
     tokens: Rc<[u32]>,
-    length: usize,
+    lengths: Vec<usize>,
     cache: Option<DecoderCache>,
-    next: usize,
+    decoded: usize,
 }
 
 impl ModelSubject {
-    /// Reads the first `length` of `tokens`, over and over where there are fewer.
-    pub(crate) fn new(decoder: Decoder, tokens: Rc<[u32]>, length: usize) -> Self {
-        Self { decoder, tokens, length, cache: None, next: length }
+    /// Reads `batch` texts of [`lengths`] up to `longest`. Each begins `tokens` elsewhere, and again where they end.
+    pub(crate) fn new(decoder: Decoder, tokens: Rc<[u32]>, longest: usize, batch: usize) -> Self {
+        Self { decoder, tokens, lengths: lengths(longest, batch).collect(), cache: None, decoded: 0 }
     }
 
-    fn token(&self, at: usize) -> u32 {
-        self.tokens[at % self.tokens.len()]
+    /// Tokens `range` of a text.
+    fn text(&self, text: usize, range: Range<usize>) -> Vec<u32> {
+        let first = text * self.tokens.len() / self.lengths.len();
+        range.map(|at| self.tokens[(first + at) % self.tokens.len()]).collect()
+    }
+
+    /// Reads all texts together, in pieces; the hidden state of the last token of each, `[batch, hidden_size]`.
+    fn read(&self, cache: &mut DecoderCache) -> Result<Tensor<2>> {
+        let batch = self.lengths.len();
+        let piece = PREFILL_PIECE.div_ceil(batch);
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let mut last = vec![None; batch];
+        for start in (0..longest).step_by(piece) {
+            let ranges = self.lengths.iter().map(|&length| start.min(length)..(start + piece).min(length));
+            let new: Vec<Vec<u32>> = ranges.enumerate().map(|(text, range)| self.text(text, range)).collect();
+            let hidden = self.decoder.hidden(&new, cache)?;
+            let mut end = 0;
+            for (new, last) in new.iter().zip(&mut last).filter(|(new, _)| !new.is_empty()) {
+                end += new.len();
+                *last = Some(hidden.clone().narrow(0, end - 1, 1));
+            }
+        }
+        Ok(Tensor::cat(last.into_iter().flatten().collect(), 0))
     }
 }
 
@@ -77,24 +104,27 @@ impl Subject for ModelSubject {
         let device = self.decoder.device();
         match phase {
             Phase::Prefill => {
-                let text: Vec<u32> = (0..self.length).map(|at| self.token(at)).collect();
                 self.cache = None;
                 let start = Instant::now();
-                let mut cache = self.decoder.new_cache(&[self.length])?;
-                let scores = self.decoder.logits(prefill(&self.decoder, &text, &mut cache)?);
+                let mut cache = self.decoder.new_cache(&self.lengths)?;
+                let scores = self.decoder.logits(self.read(&mut cache)?);
                 sync(&device)?;
                 let elapsed = start.elapsed();
                 drop(scores);
-                (self.cache, self.next) = (Some(cache), self.length);
+                (self.cache, self.decoded) = (Some(cache), 0);
                 Ok(elapsed)
             }
             Phase::Decode => {
-                let tokens: Vec<u32> = (self.next..self.next + DECODE_TOKENS).map(|at| self.token(at)).collect();
-                self.next += DECODE_TOKENS;
+                let step = |at: usize| -> Vec<Vec<u32>> {
+                    let text = |(text, length): (usize, &usize)| self.text(text, length + at..length + at + 1);
+                    self.lengths.iter().enumerate().map(text).collect()
+                };
+                let steps: Vec<_> = (self.decoded..self.decoded + DECODE_TOKENS).map(step).collect();
+                self.decoded += DECODE_TOKENS;
                 let cache = self.cache.as_mut().context("decoding was not prepared")?;
                 let start = Instant::now();
-                for token in tokens {
-                    drop(self.decoder.logits(self.decoder.hidden(&[vec![token]], cache)?));
+                for tokens in steps {
+                    drop(self.decoder.logits(self.decoder.hidden(&tokens, cache)?));
                 }
                 sync(&device)?;
                 Ok(start.elapsed() / DECODE_TOKENS as u32)

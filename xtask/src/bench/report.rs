@@ -133,13 +133,12 @@ impl Row {
         }
     }
 
-    /// Takes the samples in; `batch` texts are read at once. `gemm` are products timed between them.
-    pub(crate) fn measured(&mut self, samples: Vec<f64>, batch: usize, gemm: &[f64]) {
+    /// Takes the samples in, of `tokens` tokens each. `gemm` are products timed between them.
+    pub(crate) fn measured(&mut self, samples: Vec<f64>, tokens: usize, gemm: &[f64]) {
         self.seconds = Summary::of(&samples);
         self.samples = samples;
         let Some(seconds) = self.seconds else { return };
-        let tokens = if self.phase.takes_text() { self.tokens } else { 1 };
-        self.tokens_per_second = Some((tokens * batch) as f64 / seconds.median);
+        self.tokens_per_second = Some(tokens as f64 / seconds.median);
         self.share_of_gemm = self
             .operations
             .zip(Summary::of(gemm))
@@ -205,7 +204,7 @@ mod tests {
     fn row(arm: Arm, tokens: usize, seconds: f64) -> Row {
         let mut row = Row::new(Part::Attention, Phase::Prefill, arm, tokens);
         row.operations = Some(1e9);
-        row.measured(vec![seconds; 3], 1, &[gemm::OPERATIONS / 1e11]);
+        row.measured(vec![seconds; 3], tokens, &[gemm::OPERATIONS / 1e11]);
         row
     }
 

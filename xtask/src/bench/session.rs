@@ -317,7 +317,7 @@ impl Length<'_> {
                         row.kept_bytes = contender.subject.kept_bytes();
                     }
                     row.warmup = contender.rounds.warmup;
-                    row.measured(seconds, self.field.batch(), &samples.gemm);
+                    row.measured(seconds, self.field.tokens_read(phase, self.tokens), &samples.gemm);
                 }
                 Err(error) => row.left_out = Some(format!("{error:#}")),
             }

@@ -168,6 +168,11 @@ fn model_field(
             output::note(&format!("{} is a converted model: transformers cannot run it", dir.display()));
         }
         &[]
+    } else if args.batch > 1 {
+        if args.against.is_some() {
+            output::note("transformers is measured with one text: it cannot read texts of different lengths together");
+        }
+        &[]
     } else {
         &[Arm::Transformers]
     };
@@ -181,6 +186,7 @@ fn model_field(
         attention: attention.clone(),
         arms,
         text: text.into(),
+        batch: args.batch,
         windows: args.windows,
         kv_bytes_per_token,
         pythons,

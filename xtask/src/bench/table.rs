@@ -73,7 +73,13 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
                 shape.batch, shape.heads, shape.kv_heads, shape.head_dim
             )
         }
-        Part::Model => report.settings.model.clone().unwrap_or_default(),
+        Part::Model => {
+            let model = report.settings.model.clone().unwrap_or_default();
+            match report.settings.shape.batch {
+                1 => model,
+                batch => format!("{model}, {batch} texts up to this length"),
+            }
+        }
     };
     let when = match phase {
         Phase::Prefill => "reading a text",
@@ -204,7 +210,7 @@ mod tests {
 
     fn measured(arm: Arm, seconds: f64) -> Row {
         let mut row = Row::new(Part::Attention, Phase::Prefill, arm, 32_768);
-        row.measured(vec![seconds], 1, &[]);
+        row.measured(vec![seconds], 32_768, &[]);
         row
     }
 

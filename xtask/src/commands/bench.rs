@@ -75,6 +75,9 @@ pub(crate) struct Args {
     /// Windows of each length to measure quality on [default: what 8192 tokens hold if there is time, at least 1]
     #[arg(long, value_name = "N")]
     pub(crate) windows: Option<usize>,
+    /// Texts at once; those of a model are of N lengths in equal steps up to the one named
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch: usize,
     /// Untimed runs of each arm at each length
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) warmup: usize,
@@ -105,9 +108,6 @@ pub(crate) struct Args {
     /// Width of a head [default: 64, or the model's]
     #[arg(long, value_name = "N", help_heading = "Attention alone")]
     pub(crate) head_dim: Option<usize>,
-    /// Texts at once
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Attention alone")]
-    pub(crate) batch: usize,
     /// Type of queries, keys and values
     #[arg(long, value_enum, default_value_t = Dtype::F32, help_heading = "Attention alone")]
     pub(crate) dtype: Dtype,

@@ -9,6 +9,7 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 use maps::{Layer, project};
+use rayon::prelude::*;
 
 use super::show;
 use crate::{
@@ -40,6 +41,17 @@ pub(super) fn runs<const D: usize>(x: &Tensor<D>) -> bool {
 /// The memory of a tensor of which [`memory`] was `Some`: to be changed in place if nothing else holds it.
 fn taken<const D: usize>(x: Tensor<D>) -> Memory {
     x.try_into_primitive::<Flex>().unwrap_or_else(|_| unreachable!("asked before"))
+}
+
+/// Most jobs to a thread: several, because texts differ in length.
+const JOBS_OF_A_THREAD: usize = 4;
+
+/// [`super::each`] among the threads.
+pub(super) fn each<I: Send, R: Send>(items: Vec<I>, work: impl Fn(I) -> R + Send + Sync) -> Vec<R> {
+    // Items share the threads within themselves too, and a thread that waits for one begins another on top of it: how often is
+    // bounded by the number of jobs.
+    let of_a_job = items.len().div_ceil(JOBS_OF_A_THREAD * rayon::current_num_threads());
+    items.into_par_iter().with_min_len(of_a_job).with_max_len(of_a_job).map(work).collect()
 }
 
 /// Numbers in order, and what keeps them.

@@ -27,6 +27,21 @@ pub(crate) fn run<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> 
     work()
 }
 
+/// What `work` makes of each item, in order. On the CPU items share the threads, unless gradients may be asked of `x`, which
+/// stands for what they read: what one item leaves to do by itself, such as taking in rows, would leave the others idle.
+pub(crate) fn each<const D: usize, I: Send, R: Send>(
+    x: &Tensor<D>,
+    items: Vec<I>,
+    work: impl Fn(I) -> R + Send + Sync,
+) -> Vec<R> {
+    #[cfg(feature = "flex")]
+    if items.len() > 1 && fused::runs(x) {
+        return fused::each(items, work);
+    }
+    let _ = x;
+    items.into_iter().map(work).collect()
+}
+
 /// Normalises rows, `[.., width]` to the same.
 pub(crate) fn normalise<const D: usize>(norm: &Normalisation, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
