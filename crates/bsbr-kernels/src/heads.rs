@@ -4,20 +4,20 @@ use std::ops::Range;
 
 /// Rows of several heads, `[batch, heads, rows, width]`: any strides, but the numbers of a row lie side by side.
 #[derive(Debug, Clone, Copy)]
-pub struct Heads<'a> {
-    data: &'a [f32],
+pub struct Heads<'a, T = f32> {
+    data: &'a [T],
     dims: [usize; 4],
     strides: [usize; 3],
 }
 
-impl<'a> Heads<'a> {
+impl<'a, T> Heads<'a, T> {
     /// A view of `data` with `dims` `[batch, heads, rows, width]`; `strides` are those of batch, head and row, counted
     /// in numbers.
     ///
     /// # Panics
     ///
     /// If the view reaches beyond `data`.
-    pub fn new(data: &'a [f32], dims: [usize; 4], strides: [usize; 3]) -> Self {
+    pub fn new(data: &'a [T], dims: [usize; 4], strides: [usize; 3]) -> Self {
         let [batch, heads, rows, width] = dims;
         if batch * heads * rows * width > 0 {
             let last = (batch - 1) * strides[0] + (heads - 1) * strides[1] + (rows - 1) * strides[2] + width;
@@ -31,7 +31,7 @@ impl<'a> Heads<'a> {
     /// # Panics
     ///
     /// If there are fewer numbers than `dims` says.
-    pub fn contiguous(data: &'a [f32], dims: [usize; 4]) -> Self {
+    pub fn contiguous(data: &'a [T], dims: [usize; 4]) -> Self {
         let [_, heads, rows, width] = dims;
         Self::new(data, dims, [heads * rows * width, rows * width, width])
     }
@@ -54,7 +54,7 @@ impl<'a> Heads<'a> {
     }
 
     /// The rows of one head.
-    pub(crate) fn head(&self, batch: usize, head: usize) -> Rows<'a> {
+    pub(crate) fn head(&self, batch: usize, head: usize) -> Rows<'a, T> {
         let [_, _, rows, width] = self.dims;
         let start = batch * self.strides[0] + head * self.strides[1];
         let data = if rows * width == 0 { &[] } else { &self.data[start..] };
@@ -64,16 +64,16 @@ impl<'a> Heads<'a> {
 
 /// Rows of one head.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    data: &'a [f32],
+pub(crate) struct Rows<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     stride: usize,
     width: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a, T> Rows<'a, T> {
     /// `rows` rows of `width` numbers without gaps.
-    pub(crate) fn contiguous(data: &'a [f32], rows: usize, width: usize) -> Self {
+    pub(crate) fn contiguous(data: &'a [T], rows: usize, width: usize) -> Self {
         assert!(data.len() >= rows * width);
         Self { data, rows, stride: width, width }
     }
@@ -91,18 +91,18 @@ impl<'a> Rows<'a> {
     }
 
     /// From the first number of the first row on.
-    pub(crate) fn data(&self) -> &'a [f32] {
+    pub(crate) fn data(&self) -> &'a [T] {
         self.data
     }
 
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
         &self.data[row * self.stride..row * self.stride + self.width]
     }
 
     pub(crate) fn range(&self, rows: Range<usize>) -> Self {
         assert!(rows.end <= self.rows);
         let data = if rows.is_empty() { &[] } else { &self.data[rows.start * self.stride..] };
-        Self { data, rows: rows.len(), ..*self }
+        Self { data, rows: rows.len(), stride: self.stride, width: self.width }
     }
 }

@@ -35,6 +35,7 @@ mod panel;
 mod prefetch;
 mod product;
 mod select;
+mod stored;
 mod vector;
 
 pub mod attention;
@@ -42,3 +43,4 @@ pub mod layer;
 
 pub use heads::Heads;
 pub use level::{Level, limit_level};
+pub use stored::Stored;

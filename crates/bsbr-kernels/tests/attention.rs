@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use bsbr_kernels::{
-    Heads, Level,
+    Heads, Level, Stored,
     attention::{
         BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, RunMeans, block_attention, block_means, block_radii,
         causal_attention, run_radii,
     },
     limit_level,
 };
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 /// Query heads, KV heads, width, tokens of the past, tokens asked.
@@ -22,6 +23,48 @@ struct Case {
     tokens: usize,
     options: CausalOptions,
     seed: u64,
+    stored: StoredAs,
+}
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy)]
+enum StoredAs {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Rows in one of the types, and what they say in f32.
+enum Numbers {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl Numbers {
+    fn new(numbers: &[f32], stored: StoredAs) -> Self {
+        match stored {
+            StoredAs::F32 => Self::F32(numbers.to_vec()),
+            StoredAs::F16 => Self::F16(numbers.iter().map(|&x| f16::from_f32(x)).collect()),
+            StoredAs::Bf16 => Self::Bf16(numbers.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+
+    fn view(&self, dims: [usize; 4]) -> Stored<'_> {
+        match self {
+            Self::F32(numbers) => Heads::contiguous(numbers, dims).into(),
+            Self::F16(numbers) => Heads::contiguous(numbers, dims).into(),
+            Self::Bf16(numbers) => Heads::contiguous(numbers, dims).into(),
+        }
+    }
+
+    fn in_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(numbers) => numbers.clone(),
+            Self::F16(numbers) => numbers.iter().map(|x| x.to_f32()).collect(),
+            Self::Bf16(numbers) => numbers.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
 }
 
 fn numbers(seed: u64, count: usize, size: f64) -> Vec<f32> {
@@ -246,10 +289,11 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
     let Case { heads, kv_heads, width, past, tokens, .. } = *case;
     let length = past + tokens;
     let query = numbers(case.seed, heads * tokens * width, 1.0);
-    let keys = numbers(case.seed + 1, kv_heads * length * width, 1.0);
-    let values = numbers(case.seed + 2, kv_heads * length * width, 1.0);
-    let of = |data, rows, heads| Heads::contiguous(data, [1, heads, rows, width]);
-    let (q, k, v) = (of(&query[..], tokens, heads), of(&keys[..], length, kv_heads), of(&values[..], length, kv_heads));
+    let of = |seed| Numbers::new(&numbers(seed, kv_heads * length * width, 1.0), case.stored);
+    let (stored_keys, stored_values) = (of(case.seed + 1), of(case.seed + 2));
+    let (keys, values) = (stored_keys.in_f32(), stored_values.in_f32());
+    let q = Heads::contiguous(&query[..], [1, heads, tokens, width]);
+    let [k, v] = [&stored_keys, &stored_values].map(|numbers| numbers.view([1, kv_heads, length, width]));
     let output = match settings {
         None => causal_attention(q, k, v, &case.options).0,
         Some(settings) => {
@@ -303,12 +347,15 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
 fn case() -> impl Strategy<Value = Case> {
     let sizes = (1usize..4, 1usize..6, prop_oneof![1usize..20, Just(32), Just(64), Just(80)], 0usize..80, 1usize..90);
     let features = (prop::option::of(2.0f32..20.0), prop::option::of(1usize..90), any::<bool>(), any::<u32>());
-    (sizes, features).prop_map(|((kv_heads, group, width, past, tokens), (softcap, window, alibi, seed))| {
-        let heads = kv_heads * group;
-        let slopes = alibi.then(|| (1..=heads).map(|h| 0.5 / h as f32).collect());
-        let options = CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes };
-        Case { heads, kv_heads, width, past, tokens, options, seed: u64::from(seed) }
-    })
+    let stored = prop_oneof![2 => Just(StoredAs::F32), 1 => Just(StoredAs::F16), 1 => Just(StoredAs::Bf16)];
+    (sizes, features, stored).prop_map(
+        |((kv_heads, group, width, past, tokens), (softcap, window, alibi, seed), stored)| {
+            let heads = kv_heads * group;
+            let slopes = alibi.then(|| (1..=heads).map(|h| 0.5 / h as f32).collect());
+            let options = CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes };
+            Case { heads, kv_heads, width, past, tokens, options, seed: u64::from(seed), stored }
+        },
+    )
 }
 
 fn settings() -> impl Strategy<Value = BlockOptions> {
@@ -353,7 +400,8 @@ proptest! {
 #[test]
 fn many_steps_of_keys_give_one_softmax() {
     let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None };
-    let case = Case { heads: 3, kv_heads: 1, width: 16, past: 1500, tokens: 70, options, seed: 7 };
+    let case =
+        Case { heads: 3, kv_heads: 1, width: 16, past: 1500, tokens: 70, options, seed: 7, stored: StoredAs::F32 };
     check(&case, None).expect("equal");
     let windowed = CausalOptions { window: Some(700), ..case.options.clone() };
     check(&Case { options: windowed, ..case.clone() }, None).expect("equal");

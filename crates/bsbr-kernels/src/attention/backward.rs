@@ -51,6 +51,7 @@ pub fn causal_attention_backward(
     forward: &Forward<'_>,
     options: &CausalOptions,
 ) -> Gradients {
+    let (keys, values) = (keys.into(), values.into());
     let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &[], near: None };
     backward(&input, forward, None, options)
 }
@@ -59,7 +60,7 @@ pub fn causal_attention_backward(
 ///
 /// # Panics
 ///
-/// As [`causal_attention_backward`].
+/// As [`causal_attention_backward`], and if keys or values are not f32.
 pub fn block_attention_backward(
     input: &BlockInput<'_>,
     forward: &Forward<'_>,

@@ -10,15 +10,15 @@ use super::{
     sums::Sums,
     tile::{QueryTile, mask_positions, read, score},
 };
-use crate::{heads::Rows, vector};
+use crate::{stored::StoredRows, vector};
 
 /// What one KV head brings.
 pub(super) struct Head<'a> {
-    pub(super) keys: Rows<'a>,
-    pub(super) values: Rows<'a>,
+    pub(super) keys: StoredRows<'a>,
+    pub(super) values: StoredRows<'a>,
     /// Position of the first row.
     pub(super) first: usize,
-    pub(super) sinks: Option<(Rows<'a>, Rows<'a>)>,
+    pub(super) sinks: Option<(StoredRows<'a>, StoredRows<'a>)>,
     /// Those of blocks and of longer runs, the shortest first.
     pub(super) means: Vec<Means<'a>>,
     pub(super) near: Option<NearHead<'a>>,
@@ -27,7 +27,7 @@ pub(super) struct Head<'a> {
 /// What reads the local region where it stands at other positions than the rest.
 pub(super) struct NearHead<'a> {
     pub(super) tile: QueryTile<'a>,
-    pub(super) keys: Rows<'a>,
+    pub(super) keys: StoredRows<'a>,
     /// Position of the first row.
     pub(super) first: usize,
 }
@@ -38,6 +38,8 @@ pub(super) struct Scratch {
     pub(super) near_query: Vec<f32>,
     /// Weights of the runs, one row after the other.
     pub(super) exact: Vec<f32>,
+    /// Keys or values of a run that were stored in fewer bytes.
+    widened: Vec<f32>,
     output: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
@@ -57,8 +59,8 @@ pub(super) struct BlockTile<'a, 'o> {
 /// A run of positions with their rows.
 pub(super) struct Run<'a> {
     pub(super) positions: Range<usize>,
-    pub(super) keys: Rows<'a>,
-    pub(super) values: Rows<'a>,
+    pub(super) keys: StoredRows<'a>,
+    pub(super) values: StoredRows<'a>,
     /// Whether the keys are for the queries of [`NearHead`].
     near: bool,
 }
@@ -114,7 +116,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     }
     let runs = exact_runs(tile, head, settings, options, from..end, local_start);
     let (rows, width) = (tile.count(), head.keys.width());
-    let Scratch { highest, sum, output, exact, candidates, chosen_scores, .. } = scratch;
+    let Scratch { highest, sum, output, exact, widened, candidates, chosen_scores, .. } = scratch;
     output.clear();
     output.resize(rows * width, 0.0);
     highest.clear();
@@ -125,7 +127,7 @@ pub(super) fn read_tile<'a, S: Simd>(
     sum.clear();
     sum.resize(rows, 0.0);
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
-    read_exactly(simd, tile, head, options, &runs, exact, &mut sums);
+    read_exactly(simd, tile, head, options, &runs, (exact, widened), &mut sums);
     if let Some(retrieval) = &retrieval {
         retrieval.choose(simd, tile, &head.means, candidates, &mut sums);
         let rows = (head.keys, head.values);
@@ -185,7 +187,7 @@ fn read_exactly<S: Simd>(
     head: &Head<'_>,
     options: &CausalOptions,
     runs: &[Run<'_>],
-    scores: &mut Vec<f32>,
+    (scores, widened): (&mut Vec<f32>, &mut Vec<f32>),
     sums: &mut Sums<'_>,
 ) {
     let rows = tile.count();
@@ -194,7 +196,7 @@ fn read_exactly<S: Simd>(
     let mut column = 0;
     for run in runs {
         let tile = head.near.as_ref().filter(|_| run.near).map_or(tile, |near| &near.tile);
-        score(simd, tile, run.keys, scores, columns, column, options.softcap);
+        score(simd, tile, run.keys.widened(widened), scores, columns, column, options.softcap);
         mask_positions(tile, options, run.positions.clone(), scores, columns, column);
         column += run.positions.len();
     }
@@ -203,7 +205,7 @@ fn read_exactly<S: Simd>(
     }
     let mut column = 0;
     for run in runs {
-        read(simd, scores, columns, column, rows, run.values, sums.output);
+        read(simd, scores, columns, column, rows, run.values.widened(widened), sums.output);
         column += run.positions.len();
     }
 }

@@ -9,7 +9,11 @@ use super::{
     tasks,
     tile::{QueryTile, load_queries},
 };
-use crate::{heads::Heads, level};
+use crate::{
+    heads::Heads,
+    level,
+    stored::{Stored, StoredRows},
+};
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
@@ -73,9 +77,9 @@ impl BlockOptions {
 #[derive(Debug, Clone, Copy)]
 pub struct Sinks<'a> {
     /// Keys.
-    pub keys: Heads<'a>,
+    pub keys: Stored<'a>,
     /// Values.
-    pub values: Heads<'a>,
+    pub values: Stored<'a>,
 }
 
 /// Queries and keys of the local region where they stand at other positions than for the rest.
@@ -114,9 +118,9 @@ pub struct BlockInput<'a> {
     /// `[batch, heads, tokens, head_dim]`; query head `h` reads the KV head `h / (heads / kv_heads)`.
     pub query: Heads<'a>,
     /// `[batch, kv_heads, rows, head_dim]`; the last row belongs to the last query.
-    pub keys: Heads<'a>,
+    pub keys: Stored<'a>,
     /// Like the keys.
-    pub values: Heads<'a>,
+    pub values: Stored<'a>,
     /// Position of the first row of keys and values.
     pub first: usize,
     /// The first tokens where `first` lies behind them.
@@ -220,7 +224,7 @@ pub fn block_attention_into(
             means: input.means.iter().map(|means| means.head(batch, kv_head)).collect(),
             near: input.near.map(|near| NearHead {
                 tile: QueryTile { rows: &near_queries, ..tile },
-                keys: near.keys.head(batch, kv_head),
+                keys: StoredRows::F32(near.keys.head(batch, kv_head)),
                 first: near.first,
             }),
         };

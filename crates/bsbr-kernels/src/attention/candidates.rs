@@ -15,7 +15,7 @@ use super::{
     sums::Sums,
     tile::{HIDDEN, QueryTile},
 };
-use crate::{heads::Rows, select::Contest, vector};
+use crate::{heads::Rows, select::Contest, stored::StoredRows, vector};
 
 /// Runs of one size.
 #[derive(Debug, Clone, PartialEq)]
@@ -232,7 +232,7 @@ impl Retrieval<'_> {
         &self,
         simd: S,
         tile: &QueryTile<'_>,
-        (keys, values): (Rows<'_>, Rows<'_>),
+        (keys, values): (StoredRows<'_>, StoredRows<'_>),
         chosen: &mut Readers,
         scores: &mut Vec<f32>,
         sums: &mut Sums<'_>,

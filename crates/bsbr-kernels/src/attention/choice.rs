@@ -8,7 +8,7 @@ use super::{
     sums::Sums,
     tile::{HIDDEN, LOWEST_SCORE, QueryTile, read, score},
 };
-use crate::{heads::Rows, select, vector};
+use crate::{heads::Rows, select, stored::StoredRows, vector};
 
 impl Retrieval<'_> {
     /// Chooses blocks for each token, leaves them in `scratch.chosen` and brings what is not chosen into the sums. `means` are
@@ -154,7 +154,7 @@ fn opened_runs<'b>(
 ) -> Runs<'b, impl Fn(u32) -> usize + use<>, impl Fn(&Readers, usize, usize, usize) -> usize + use<>> {
     let (per_opened, direct, columns) = (level.per_opened, level.direct.len(), level.columns());
     Runs {
-        rows,
+        rows: StoredRows::F32(rows),
         size: per_opened,
         first: move |run| run as usize * per_opened,
         place: move |opened: &Readers, g, token, place: usize| {

@@ -8,8 +8,10 @@ use super::{
     tile::{LOWEST_SCORE, QueryTile, load_queries, mask_positions, read, score},
 };
 use crate::{
-    heads::{Heads, Rows},
-    level, vector,
+    heads::Heads,
+    level,
+    stored::{Stored, StoredRows},
+    vector,
 };
 
 /// Rows of queries in a tile: enough for the matrix product to run at its full rate.
@@ -30,12 +32,13 @@ const KEYS: usize = 512;
 /// # Panics
 ///
 /// If the shapes do not fit.
-pub fn causal_attention(
+pub fn causal_attention<'a>(
     query: Heads<'_>,
-    keys: Heads<'_>,
-    values: Heads<'_>,
+    keys: impl Into<Stored<'a>>,
+    values: impl Into<Stored<'a>>,
     options: &CausalOptions,
 ) -> (Vec<f32>, Vec<f32>) {
+    let (keys, values) = (keys.into(), values.into());
     let [batch, heads, tokens, width] = query.dims();
     let [_, kv_heads, length, _] = keys.dims();
     assert_eq!(keys.dims(), [batch, kv_heads, length, width]);
@@ -77,6 +80,8 @@ pub fn causal_attention(
 struct Scratch {
     query: Vec<f32>,
     scores: Vec<f32>,
+    /// Keys or values of a step that were stored in fewer bytes.
+    widened: Vec<f32>,
     output: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
@@ -84,8 +89,8 @@ struct Scratch {
 
 struct DenseTile<'a> {
     tile: &'a QueryTile<'a>,
-    keys: Rows<'a>,
-    values: Rows<'a>,
+    keys: StoredRows<'a>,
+    values: StoredRows<'a>,
     options: &'a CausalOptions,
     scratch: &'a mut Scratch,
 }
@@ -97,7 +102,7 @@ impl WithSimd for DenseTile<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { tile, keys, values, options, scratch } = self;
         let (rows, width) = (tile.count(), keys.width());
-        let Scratch { scores, output, highest, sum, .. } = scratch;
+        let Scratch { scores, widened, output, highest, sum, .. } = scratch;
         output.clear();
         output.resize(rows * width, 0.0);
         highest.clear();
@@ -110,7 +115,7 @@ impl WithSimd for DenseTile<'_> {
             let to = (from + KEYS).min(end);
             let columns = to - from;
             scores.resize(rows * columns, 0.0);
-            score(simd, tile, keys.range(from..to), scores, columns, 0, options.softcap);
+            score(simd, tile, keys.range(from..to).widened(widened), scores, columns, 0, options.softcap);
             let cut = to > tile.start + 1 || options.window.is_some() || tile.slopes.is_some();
             if cut {
                 mask_positions(tile, options, from..to, scores, columns, 0);
@@ -130,7 +135,7 @@ impl WithSimd for DenseTile<'_> {
                 sum[row] = sum[row] * fade + vector::exp_sum(simd, scores, shift);
                 highest[row] = shift;
             }
-            read(simd, scores, columns, 0, rows, values.range(from..to), output);
+            read(simd, scores, columns, 0, rows, values.range(from..to).widened(widened), output);
             from = to;
         }
         for row in 0..rows {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::heads::Heads;
+use crate::{heads::Heads, stored::Stored};
 
 /// Mean row of each of the blocks `blocks` of `block` rows, `[batch, heads, blocks, width]`.
 ///
@@ -14,22 +14,30 @@ use crate::heads::Heads;
 /// # Panics
 ///
 /// If a block reaches beyond the rows.
-pub fn block_means(rows: Heads<'_>, first: usize, block: usize, sinks: usize, blocks: Range<usize>) -> Vec<f32> {
+pub fn block_means<'a>(
+    rows: impl Into<Stored<'a>>,
+    first: usize,
+    block: usize,
+    sinks: usize,
+    blocks: Range<usize>,
+) -> Vec<f32> {
+    let rows = rows.into();
     let [batch, heads, _, width] = rows.dims();
     let mut means = vec![0.0; batch * heads * blocks.len() * width];
     if means.is_empty() {
         return means;
     }
     means.par_chunks_mut(blocks.len() * width).enumerate().for_each(|(pair, means)| {
-        let rows = rows.head(pair / heads, pair % heads);
+        let (rows, mut widened) = (rows.head(pair / heads, pair % heads), Vec::new());
         for (index, mean) in blocks.clone().zip(means.chunks_exact_mut(width)) {
             let positions = (index * block).max(sinks)..(index + 1) * block;
             if positions.is_empty() {
                 continue;
             }
             let share = 1.0 / positions.len() as f32;
-            for position in positions {
-                for (sum, value) in mean.iter_mut().zip(rows.row(position - first)) {
+            let rows = rows.range(positions.start - first..positions.end - first).widened(&mut widened);
+            for row in 0..rows.len() {
+                for (sum, value) in mean.iter_mut().zip(rows.row(row)) {
                     *sum += value;
                 }
             }
@@ -47,14 +55,15 @@ pub fn block_means(rows: Heads<'_>, first: usize, block: usize, sinks: usize, bl
 /// # Panics
 ///
 /// If a block reaches beyond the rows, or there is another number of means.
-pub fn block_radii(
-    rows: Heads<'_>,
+pub fn block_radii<'a>(
+    rows: impl Into<Stored<'a>>,
     means: Heads<'_>,
     first: usize,
     block: usize,
     sinks: usize,
     blocks: Range<usize>,
 ) -> Vec<f32> {
+    let rows = rows.into();
     let [batch, heads, _, width] = rows.dims();
     assert_eq!(means.dims(), [batch, heads, blocks.len(), width]);
     let mut radii = vec![0.0; batch * heads * blocks.len() * width];
@@ -62,11 +71,16 @@ pub fn block_radii(
         return radii;
     }
     radii.par_chunks_mut(blocks.len() * width).enumerate().for_each(|(pair, radii)| {
-        let rows = rows.head(pair / heads, pair % heads);
+        let (rows, mut widened) = (rows.head(pair / heads, pair % heads), Vec::new());
         let means = means.head(pair / heads, pair % heads);
         for ((at, index), radius) in blocks.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
-            for position in (index * block).max(sinks)..(index + 1) * block {
-                let distances = rows.row(position - first).iter().zip(means.row(at)).map(|(x, mean)| (x - mean).abs());
+            let positions = (index * block).max(sinks)..(index + 1) * block;
+            if positions.is_empty() {
+                continue;
+            }
+            let rows = rows.range(positions.start - first..positions.end - first).widened(&mut widened);
+            for row in 0..rows.len() {
+                let distances = rows.row(row).iter().zip(means.row(at)).map(|(x, mean)| (x - mean).abs());
                 for (radius, distance) in radius.iter_mut().zip(distances) {
                     *radius = radius.max(distance);
                 }

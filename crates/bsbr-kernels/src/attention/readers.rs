@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::tile::QueryTile;
-use crate::{gather, heads::Rows, panel, prefetch::prefetch};
+use crate::{gather, panel, stored::StoredRows};
 
 /// Queries from which on turning the rows of a run pays.
 const WORTH_TURNING: usize = 4;
@@ -35,11 +35,13 @@ pub(super) struct Readers {
     query_starts: Vec<usize>,
     score_starts: Vec<usize>,
     key_rows: Vec<usize>,
+    /// Rows of an item that were stored in fewer bytes.
+    widened: Vec<f32>,
 }
 
 /// Which rows belong to an item, and where its scores are.
 pub(super) struct Runs<'a, F: Fn(u32) -> usize, P: Fn(&Readers, usize, usize, usize) -> usize> {
-    pub(super) rows: Rows<'a>,
+    pub(super) rows: StoredRows<'a>,
     /// Rows of an item.
     pub(super) size: usize,
     /// First row of an item.
@@ -141,8 +143,9 @@ impl Readers {
         let (size, width) = (runs.size, runs.rows.width());
         self.panel.resize(size * width, 0.0);
         let turns = panel::fits::<S>(size, width);
+        let mut widened = std::mem::take(&mut self.widened);
         for at in 0..self.active.len() {
-            let rows = self.rows(at, runs);
+            let rows = self.rows(at, runs).widened(&mut widened);
             self.find_starts(at, tile, width, &runs.place);
             if turns && self.query_starts.len() >= WORTH_TURNING {
                 panel::turn(simd, rows.data(), rows.stride(), size, width, &mut self.panel);
@@ -160,6 +163,7 @@ impl Readers {
                 }
             }
         }
+        self.widened = widened;
     }
 
     /// Adds to the output of every token the rows it chose, weighted by what stands in the place of their scores.
@@ -173,12 +177,14 @@ impl Readers {
         output: &mut [f32],
     ) {
         let (size, width) = (runs.size, runs.rows.width());
+        let mut widened = std::mem::take(&mut self.widened);
         for at in 0..self.active.len() {
-            let rows = self.rows(at, runs);
+            let rows = self.rows(at, runs).widened(&mut widened);
             self.find_starts(at, tile, width, &runs.place);
             let (places, outputs) = (&self.score_starts, &self.query_starts);
             panel::add_weighted(simd, weights, places, rows.data(), rows.stride(), size, width, output, outputs);
         }
+        self.widened = widened;
     }
 
     /// The rows of the active item `at`; those of a later one are asked for.
@@ -187,16 +193,13 @@ impl Readers {
         &self,
         at: usize,
         runs: &Runs<'b, impl Fn(u32) -> usize, P>,
-    ) -> Rows<'b> {
+    ) -> StoredRows<'b> {
         let of = |item: u32| {
             let first = (runs.first)(item);
             runs.rows.range(first..first + runs.size)
         };
         if let Some(&later) = self.active.get(at + AHEAD) {
-            let later = of(later);
-            for row in 0..later.len() {
-                prefetch(later.row(row));
-            }
+            of(later).prefetch();
         }
         of(self.active[at])
     }

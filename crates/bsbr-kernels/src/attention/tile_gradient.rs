@@ -91,19 +91,20 @@ impl TileGradient<'_> {
         scratch: &mut Scratch,
         (of_keys, of_values): (&mut [f32], &mut [f32]),
     ) {
-        let (rows, width, end) = (self.tile.count(), head.keys.width(), self.tile.start + self.tile.tokens);
+        let (keys, values) = (head.keys.whole(), head.values.whole());
+        let (rows, width, end) = (self.tile.count(), keys.width(), self.tile.start + self.tile.tokens);
         let mut from = options.first_visible(self.tile.start);
         while from < end {
             let to = (from + KEYS).min(end);
             let columns = to - from;
             let weights = &mut scratch.exact;
             weights.resize(rows * columns, 0.0);
-            score(simd, self.tile, head.keys.range(from..to), weights, columns, 0, options.softcap);
+            score(simd, self.tile, keys.range(from..to), weights, columns, 0, options.softcap);
             mask_positions(self.tile, options, from..to, weights, columns, 0);
             for (row, weights) in weights.chunks_exact_mut(columns).take(rows).enumerate() {
                 vector::exp_sum(simd, weights, log_mass[row]);
             }
-            let rows = (head.keys.range(from..to), head.values.range(from..to));
+            let rows = (keys.range(from..to), values.range(from..to));
             let gradients = (&mut of_keys[from * width..to * width], &mut of_values[from * width..to * width]);
             self.columns(simd, rows, (weights, columns, 0), gradients);
             from = to;
@@ -125,7 +126,7 @@ impl TileGradient<'_> {
             let width = run.keys.width();
             let numbers = run.positions.start * width..run.positions.end * width;
             let gradients = (&mut of_keys[numbers.clone()], &mut of_values[numbers]);
-            self.columns(simd, (run.keys, run.values), (weights, stride, column), gradients);
+            self.columns(simd, (run.keys.whole(), run.values.whole()), (weights, stride, column), gradients);
             column += run.positions.len();
         }
     }
@@ -186,7 +187,7 @@ impl TileGradient<'_> {
                 let start = (places.start * self.tile.group + g * places.len()) * size;
                 for (at, &block) in chosen.of(token).iter().enumerate() {
                     let weights = &scratch.chosen_scores[start + at * size..][..size];
-                    let (first, rows) = (block as usize * size, (head.keys, head.values));
+                    let (first, rows) = (block as usize * size, (head.keys.whole(), head.values.whole()));
                     self.one_row(simd, row, rows, first, weights, (&mut *of_keys, &mut *of_values));
                 }
             }

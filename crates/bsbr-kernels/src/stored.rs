@@ -1,0 +1,149 @@
+//! Keys and values as a cache stores them: f32, or in half the bytes. Arithmetic is f32: what a tile reads is widened then.
+
+use std::ops::Range;
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use crate::{
+    heads::{Heads, Rows},
+    prefetch::prefetch,
+};
+
+/// Keys or values, `[batch, heads, rows, width]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Stored<'a> {
+    /// Numbers as they are computed with.
+    F32(Heads<'a>),
+    /// IEEE 754 half precision.
+    F16(Heads<'a, f16>),
+    /// The upper half of an f32.
+    Bf16(Heads<'a, bf16>),
+}
+
+impl<'a> From<Heads<'a>> for Stored<'a> {
+    fn from(heads: Heads<'a>) -> Self {
+        Self::F32(heads)
+    }
+}
+
+impl<'a> From<Heads<'a, f16>> for Stored<'a> {
+    fn from(heads: Heads<'a, f16>) -> Self {
+        Self::F16(heads)
+    }
+}
+
+impl<'a> From<Heads<'a, bf16>> for Stored<'a> {
+    fn from(heads: Heads<'a, bf16>) -> Self {
+        Self::Bf16(heads)
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// `[batch, heads, rows, width]`.
+    pub fn dims(&self) -> [usize; 4] {
+        match self {
+            Self::F32(heads) => heads.dims(),
+            Self::F16(heads) => heads.dims(),
+            Self::Bf16(heads) => heads.dims(),
+        }
+    }
+
+    /// The heads `heads` of one batch entry, as a batch of one.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such heads.
+    pub fn some_heads(&self, batch: usize, heads: Range<usize>) -> Self {
+        match self {
+            Self::F32(all) => Self::F32(all.some_heads(batch, heads)),
+            Self::F16(all) => Self::F16(all.some_heads(batch, heads)),
+            Self::Bf16(all) => Self::Bf16(all.some_heads(batch, heads)),
+        }
+    }
+
+    /// The rows of one head.
+    pub(crate) fn head(&self, batch: usize, head: usize) -> StoredRows<'a> {
+        match self {
+            Self::F32(heads) => StoredRows::F32(heads.head(batch, head)),
+            Self::F16(heads) => StoredRows::F16(heads.head(batch, head)),
+            Self::Bf16(heads) => StoredRows::Bf16(heads.head(batch, head)),
+        }
+    }
+}
+
+/// Rows of one head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StoredRows<'a> {
+    F32(Rows<'a>),
+    F16(Rows<'a, f16>),
+    Bf16(Rows<'a, bf16>),
+}
+
+impl<'a> StoredRows<'a> {
+    #[inline(always)]
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Self::F32(rows) => rows.width(),
+            Self::F16(rows) => rows.width(),
+            Self::Bf16(rows) => rows.width(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn range(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(rows) => Self::F32(rows.range(range)),
+            Self::F16(rows) => Self::F16(rows.range(range)),
+            Self::Bf16(rows) => Self::Bf16(rows.range(range)),
+        }
+    }
+
+    /// The rows in f32: themselves, or a copy in `numbers`.
+    #[inline(always)]
+    pub(crate) fn widened<'b>(&self, numbers: &'b mut Vec<f32>) -> Rows<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::F32(rows) => *rows,
+            Self::F16(rows) => widen(rows, numbers, |row, numbers| row.convert_to_f32_slice(numbers)),
+            Self::Bf16(rows) => widen(rows, numbers, |row, numbers| {
+                for (number, stored) in numbers.iter_mut().zip(row) {
+                    *number = f32::from_bits(u32::from(stored.to_bits()) << 16);
+                }
+            }),
+        }
+    }
+
+    /// The rows, which must be f32.
+    ///
+    /// # Panics
+    ///
+    /// If they are not.
+    pub(crate) fn whole(&self) -> Rows<'a> {
+        match self {
+            Self::F32(rows) => *rows,
+            Self::F16(_) | Self::Bf16(_) => panic!("gradients are of keys and values of f32"),
+        }
+    }
+
+    /// Asks for the memory of every row.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self) {
+        match self {
+            Self::F32(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
+            Self::F16(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
+            Self::Bf16(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<'b, T>(rows: &Rows<'_, T>, numbers: &'b mut Vec<f32>, row: impl Fn(&[T], &mut [f32])) -> Rows<'b> {
+    let (count, width) = (rows.len(), rows.width());
+    numbers.resize(count * width, 0.0);
+    for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).take(count).enumerate() {
+        row(rows.row(at), numbers);
+    }
+    Rows::contiguous(numbers, count, width)
+}
