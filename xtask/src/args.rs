@@ -4,7 +4,44 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use burn::tensor::DType;
 use serde::{Deserialize, de::IntoDeserializer};
+
+/// A type of numbers.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// How a cache keeps keys and values.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// Type that caches keep keys and values in; arithmetic stays f32
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub(crate) cache_dtype: Dtype,
+}
+
+impl CacheArgs {
+    /// The type beside rows of this one: f32 caches hold what they get.
+    pub(crate) fn stored(&self, rows: DType) -> DType {
+        match self.cache_dtype {
+            Dtype::F32 => rows,
+            narrow => narrow.into(),
+        }
+    }
+}
 
 /// Settings of BSBR attention: a file, and flags that override it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -46,10 +83,10 @@ pub(crate) struct AttentionArgs {
     /// Sections further back than N tokens are scored by whole pages first [default: 32768]
     #[arg(long, value_name = "N")]
     middle_tokens: Option<usize>,
-    /// Tokens of a page, rounded up to whole sections [default: 1024]
+    /// Tokens of a page, rounded up to whole sections [default: 512]
     #[arg(long, value_name = "N")]
     page_size: Option<usize>,
-    /// Of those pages, the ones whose sections a token scores [default: 16]
+    /// Of those pages, the ones whose sections a token scores [default: 64]
     #[arg(long, value_name = "N")]
     top_pages: Option<usize>,
     /// What scores a block: mean-key, meta [default: mean-key]

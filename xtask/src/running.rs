@@ -9,7 +9,7 @@ use bsbr_model::{
     Decoder, EvaluateConfig, EvaluationReport, TextTokenizer, WeightSource, WeightSpec, check_windows, evaluate,
     weight_specs,
 };
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -94,7 +94,7 @@ pub(crate) fn measure(
     (lengths, windows): (&[usize], usize),
     mut each: impl FnMut(EvaluationReport) -> Result<()>,
 ) -> Result<()> {
-    let original = decoder.with_config(|config| config.attention = None)?;
+    let original = decoder.with_config(|config| config.attention = None)?.with_cache_type(DType::F32);
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
     let control =
         BlockAttentionConfig { retrieval: Retrieval::None, kept_tokens: 0, max_chunks: None, ..attention.clone() };

@@ -30,6 +30,7 @@ pub fn attend(
         options,
         attention: attention.cloned(),
         dtype: query.dtype(),
+        stored: query.dtype(),
         kernel: Kernel::default(),
     };
     let mut cache = AttentionCache::new(config, &query.device())?;

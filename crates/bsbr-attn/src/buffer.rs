@@ -1,6 +1,6 @@
 //! A tensor that grows along one axis without copying its past at every step.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 /// A copy of rows that were cut from another tensor: a cut shares the memory of the whole, and keeping it would keep
 /// that alive.
@@ -11,12 +11,20 @@ pub(crate) fn copied(rows: Tensor<4>) -> Tensor<4> {
 
 /// Rows `[batch, heads, rows, width]` with room to spare: pushing doubles the room when it runs out.
 ///
-/// The room is a multiple of `granularity` rows, so that whole blocks of rows can be viewed in place.
+/// The room is a multiple of `granularity` rows, so that whole blocks of rows can be viewed in place. Rows can be stored in
+/// another type than they are given and read in.
 #[derive(Debug, Clone)]
 pub(crate) struct RowBuffer {
     rows: Tensor<4>,
     length: usize,
     granularity: usize,
+    /// What rows are read in.
+    dtype: DType,
+}
+
+/// The rows in this type.
+fn in_type<const D: usize>(rows: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if rows.dtype() == dtype { rows } else { rows.cast(dtype) }
 }
 
 impl RowBuffer {
@@ -28,7 +36,12 @@ impl RowBuffer {
         device: &Device,
         dtype: DType,
     ) -> Self {
-        Self { rows: Tensor::zeros([batch, heads, granularity, width], (device, dtype)), length: 0, granularity }
+        Self { rows: Tensor::zeros([batch, heads, granularity, width], (device, dtype)), length: 0, granularity, dtype }
+    }
+
+    /// The empty buffer with its rows stored in another type.
+    pub(crate) fn stored_as(self, dtype: DType) -> Self {
+        Self { rows: in_type(self.rows, dtype), ..self }
     }
 
     /// Makes room for `rows` rows, rounded up to the granularity.
@@ -41,7 +54,7 @@ impl RowBuffer {
             self.rows = if self.length == 0 {
                 grown
             } else {
-                grown.slice_assign([0..batch, 0..heads, 0..self.length, 0..width], self.all())
+                grown.slice_assign([0..batch, 0..heads, 0..self.length, 0..width], self.stored())
             };
         }
     }
@@ -49,6 +62,7 @@ impl RowBuffer {
     /// Appends `[batch, heads, n, width]`.
     pub(crate) fn push(&mut self, rows: Tensor<4>) {
         let [batch, heads, added, width] = rows.dims();
+        let rows = in_type(rows, self.rows.dtype());
         let end = self.length + added;
         let room = self.room();
         if end > room {
@@ -66,8 +80,25 @@ impl RowBuffer {
 
     /// Rows `start..end`.
     pub(crate) fn range(&self, start: usize, end: usize) -> Tensor<4> {
+        in_type(self.stored_range(start, end), self.dtype)
+    }
+
+    fn stored_range(&self, start: usize, end: usize) -> Tensor<4> {
         debug_assert!(end <= self.length);
         self.rows.clone().narrow(2, start, end - start)
+    }
+
+    /// Every row, as it is stored.
+    pub(crate) fn stored(&self) -> Tensor<4> {
+        self.stored_range(0, self.length)
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.rows.device()
+    }
+
+    pub(crate) fn heads(&self) -> usize {
+        self.rows.dims()[1]
     }
 
     /// Every row pushed so far.
@@ -81,11 +112,12 @@ impl RowBuffer {
         &self.rows
     }
 
-    /// The room as `[batch * heads * room / size, size * width]`: row `(pair * room + r) / size` holds the `size`
-    /// rows from `r` on of the (batch, head) pair `pair`.
-    pub(crate) fn grouped(&self, size: usize) -> Tensor<2> {
+    /// Some of the room as groups of `size` rows, `[groups, size * width]`: the group `(pair * room + r) / size` holds those
+    /// from `r` on of the (batch, head) pair `pair`.
+    pub(crate) fn groups(&self, size: usize, groups: Tensor<1, Int>) -> Tensor<2> {
         let [batch, heads, room, width] = self.rows.dims();
-        self.rows.clone().reshape([batch * heads * room / size, size * width])
+        let all = self.rows.clone().reshape([batch * heads * room / size, size * width]);
+        in_type(all.select(0, groups), self.dtype)
     }
 
     /// Drops the first `count` rows; the room stays as it is.
@@ -97,7 +129,7 @@ impl RowBuffer {
         let length = self.length - count;
         let mut rows = self.rows.zeros_like();
         if length > 0 {
-            rows = rows.slice_assign([0..batch, 0..heads, 0..length, 0..width], self.range(count, self.length));
+            rows = rows.slice_assign([0..batch, 0..heads, 0..length, 0..width], self.stored_range(count, self.length));
         }
         self.rows = rows;
         self.length = length;

@@ -38,8 +38,10 @@ pub struct CacheConfig {
     pub options: AttentionOptions,
     /// BSBR attention; `None` is full causal attention.
     pub attention: Option<BlockAttentionConfig>,
-    /// Type of everything stored.
+    /// Type of what is computed, and of everything that is kept but keys and values.
     pub dtype: DType,
+    /// Type that keys and values are kept in: `dtype`, f16 or bf16. Narrower ones are rounded once, as they come in.
+    pub stored: DType,
     /// What computes it.
     pub kernel: Kernel,
 }
@@ -58,6 +60,10 @@ impl CacheConfig {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", self.kv_heads, format!("a divisor of heads = {}", self.heads));
+        }
+        if self.stored != self.dtype && !matches!(self.stored, DType::F16 | DType::BF16) {
+            let expected = format!("f16, bf16, or the type of computation = {:?}", self.dtype);
+            return Err(AttentionError::Config { setting: "stored", value: format!("{:?}", self.stored), expected });
         }
         if self.options.window == Some(0) {
             return fail("window", 0, "at least 1 (the token itself)".into());
@@ -120,10 +126,14 @@ impl AttentionCache {
     pub fn new(config: CacheConfig, device: &Device) -> Result<Self, AttentionError> {
         config.validate()?;
         let CacheConfig { batch, heads, kv_heads, head_dim, dtype, .. } = config;
+        if config.stored != dtype && !device.supports_dtype(config.stored) {
+            let expected = format!("{dtype:?}: this device holds no other");
+            return Err(AttentionError::Config { setting: "stored", value: format!("{:?}", config.stored), expected });
+        }
         let attention = config.attention.as_ref();
         // Blocks are gathered out of the buffers as a whole.
         let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.block_size } else { 1 });
-        let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype);
+        let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype).stored_as(config.stored);
         let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
         let kept = attention.filter(|attention| attention.kept_tokens > 0);
         let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
@@ -246,7 +256,7 @@ impl AttentionCache {
             && attention.retrieval == Retrieval::Blocks
             && fused::covers(&attention)
             && fused::Memory::new(&query).is_some()
-            && fused::Memory::new(self.keys.room_rows()).is_some()
+            && fused::StoredMemory::new(self.keys.room_rows()).is_some()
         {
             return self.prefill_fused(query, keys, values, near, &attention);
         }
@@ -269,8 +279,8 @@ impl AttentionCache {
             #[cfg(feature = "flex")]
             if cache.config.kernel == Kernel::Fastest && fused::covers(&attention) {
                 let rows = fused::Rows {
-                    keys: cache.keys.all(),
-                    values: cache.values.all(),
+                    keys: cache.keys.stored(),
+                    values: cache.values.stored(),
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
                     means: Vec::new(),
@@ -361,14 +371,14 @@ impl AttentionCache {
 
     /// Full attention of the last queries.
     fn read_all(&self, query: Tensor<4>) -> Tensor<4> {
-        let (keys, values, options) = (self.keys.all(), self.values.all(), &self.config.options);
+        let options = &self.config.options;
         #[cfg(feature = "flex")]
         if self.config.kernel == Kernel::Fastest
-            && let Some(output) = fused::full_causal(&query, &keys, &values, options)
+            && let Some(output) = fused::full_causal(&query, &self.keys.stored(), &self.values.stored(), options)
         {
             return output;
         }
-        full_causal(query, keys, values, options)
+        full_causal(query, self.keys.all(), self.values.all(), options)
     }
 
     /// Goes through new tokens in pieces that end at chunk borders; `visit` sees the cache after each piece is in.

@@ -87,7 +87,7 @@ pub(crate) fn attend_tile(
 ) -> Tensor<4> {
     let shape = input.query.dims();
     let [_, _, tokens, _] = shape;
-    let kv_heads = input.keys.all().dims()[1];
+    let kv_heads = input.keys.heads();
     let tile = Tile::new(input.query.clone(), kv_heads, input.start);
     let chunk = input.start / attention.chunk_size;
     let local_start = attention.local_start(chunk);

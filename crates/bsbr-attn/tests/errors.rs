@@ -36,6 +36,7 @@ fn cache_config(attention: Option<BlockAttentionConfig>) -> CacheConfig {
         options,
         attention,
         dtype: DType::F32,
+        stored: DType::F32,
         kernel: Kernel::default(),
     }
 }

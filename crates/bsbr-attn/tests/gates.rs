@@ -33,6 +33,7 @@ fn cache(attention: BlockAttentionConfig) -> AttentionCache {
         options: AttentionOptions::new(WIDTH),
         attention: Some(attention),
         dtype: DType::F32,
+        stored: DType::F32,
         kernel: Kernel::Fastest,
     };
     AttentionCache::new(config, &Device::flex()).unwrap()

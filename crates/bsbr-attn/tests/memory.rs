@@ -82,6 +82,7 @@ fn kinds(tokens: usize) -> Vec<Case> {
         options: AttentionOptions::new(16),
         seed: 3,
         far: None,
+        stored: burn::tensor::DType::F32,
     };
     configs.into_iter().map(case).collect()
 }

@@ -54,8 +54,8 @@ fn attention(criterion: &mut Criterion) {
         // The default settings.
         let (size, sink_tokens) = (4, 4);
         let coarse =
-            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 1024, beyond: 32768, opened: 16 }];
-        let sizes = [size, 64, 1024];
+            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 512, beyond: 32768, opened: 64 }];
+        let sizes = [size, 64, 512];
         let blocks = Blocks { size, top_k: 76, reach: 0.75, far: true, far_shift: 0.0, exact_tokens: 1024, coarse };
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {

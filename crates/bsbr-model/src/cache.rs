@@ -48,13 +48,13 @@ impl DecoderCache {
     ///
     /// [`ModelError`] if the configuration is impossible.
     pub fn new(config: &ModelConfig, expected_lengths: &[usize], device: &Device) -> Result<Self, ModelError> {
-        Self::with_kernel(config, expected_lengths, Kernel::default(), device)
+        Self::with_kernel(config, expected_lengths, (Kernel::default(), DType::F32), device)
     }
 
     pub(crate) fn with_kernel(
         config: &ModelConfig,
         expected_lengths: &[usize],
-        kernel: Kernel,
+        (kernel, stored): (Kernel, DType),
         device: &Device,
     ) -> Result<Self, ModelError> {
         config.validate()?;
@@ -81,6 +81,7 @@ impl DecoderCache {
                     },
                     attention: config.shifted_attention(layer),
                     dtype: DType::F32,
+                    stored,
                     kernel,
                 };
                 let cache = AttentionCache::new(cache, device)?;

@@ -6,7 +6,7 @@ use bsbr_attn::{AttentionCache, Kernel};
 use burn::{
     module::{Module, Param},
     nn::{Embedding, Linear},
-    tensor::{Device, Tensor},
+    tensor::{DType, Device, Tensor},
 };
 
 use crate::{
@@ -46,6 +46,8 @@ pub struct Decoder {
     pub(crate) config: ModelConfig,
     #[module(skip)]
     pub(crate) kernel: Kernel,
+    #[module(skip)]
+    pub(crate) stored: DType,
 }
 
 impl Decoder {
@@ -122,13 +124,21 @@ impl Decoder {
         Self { kernel, ..self }
     }
 
+    /// The same weights with caches that keep keys and values in this type: f32 unless changed, f16 or bf16, which take half
+    /// the bytes. Arithmetic stays f32; a key or value is rounded as it comes in (and again where
+    /// [grouped positions](crate::PositionPolicy::Grouped) move it).
+    pub fn with_cache_type(self, stored: DType) -> Self {
+        Self { stored, ..self }
+    }
+
     /// An empty cache for texts expected to reach these lengths; see [`DecoderCache::new`].
     ///
     /// # Errors
     ///
     /// As [`DecoderCache::new`].
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
-        let cache = DecoderCache::with_kernel(&self.config, expected_lengths, self.kernel, &self.device())?;
+        let cache =
+            DecoderCache::with_kernel(&self.config, expected_lengths, (self.kernel, self.stored), &self.device())?;
         let cache =
             cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))?;
         cache.with_gates(|layer| self.blocks[layer].attention.gates.as_ref().map(Param::val))

@@ -9,7 +9,7 @@ use bsbr_splitlinear::{
 use burn::{
     module::Param,
     nn::{Embedding, LayerNormConfig, Linear, RmsNorm},
-    tensor::{Device, Tensor, TensorData},
+    tensor::{DType, Device, Tensor, TensorData},
 };
 
 use crate::{
@@ -286,6 +286,7 @@ impl Decoder {
             head_bias,
             config,
             kernel: Kernel::default(),
+            stored: DType::F32,
         })
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Shape {
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) dtype: DType,
+    /// Of keys and values in a cache.
+    pub(crate) stored: DType,
     pub(crate) data: Data,
     pub(crate) seed: u64,
 }
@@ -117,6 +119,7 @@ fn new_cache(
         options: AttentionOptions::new(shape.head_dim),
         attention,
         dtype: shape.dtype,
+        stored: shape.stored,
         kernel,
     };
     Ok(Some(AttentionCache::new(config, device)?))
@@ -280,7 +283,16 @@ mod tests {
 
     #[test]
     fn arms_that_compute_the_same_have_the_same_gradients() {
-        let shape = Shape { batch: 2, heads: 4, kv_heads: 2, head_dim: 8, dtype: DType::F32, data: Data::Iid, seed: 3 };
+        let shape = Shape {
+            batch: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            dtype: DType::F32,
+            stored: DType::F32,
+            data: Data::Iid,
+            seed: 3,
+        };
         let attention =
             BlockAttentionConfig { chunk_size: 16, block_size: 4, top_k: 2, exact_tokens: 0, ..Default::default() };
         let inputs = Rc::new(Inputs::new(&shape, 100, &Device::flex()));

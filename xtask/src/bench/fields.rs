@@ -5,7 +5,7 @@ use std::{path::PathBuf, rc::Rc};
 use anyhow::{Context, Result};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_model::Decoder;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use serde_json::json;
 
 use super::{
@@ -92,8 +92,8 @@ impl AttentionField {
     fn python_arguments(&self, tokens: usize) -> serde_json::Value {
         let Shape { batch, heads, kv_heads, head_dim, dtype, .. } = self.shape;
         let dtype = match dtype {
-            burn::tensor::DType::F16 => "float16",
-            burn::tensor::DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
             _ => "float32",
         };
         json!({
@@ -192,6 +192,8 @@ pub(crate) struct ModelField {
     pub(crate) text: Rc<[u32]>,
     /// Texts read together, of [these lengths](model::lengths).
     pub(crate) batch: usize,
+    /// What caches keep keys and values in.
+    pub(crate) stored: DType,
     /// Windows to measure quality on, where a number was asked for.
     pub(crate) windows: Option<usize>,
     /// Bytes of keys and values of one token in all layers.
@@ -249,7 +251,7 @@ impl Field for ModelField {
                 PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?
             }
             _ => {
-                let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone(), self.batch));
+                let (attention, of) = (self.attention.clone(), Of::Model(self.dir.clone(), self.batch, self.stored));
                 measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };

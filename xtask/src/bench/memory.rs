@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::Command, rc::Rc};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -34,8 +34,8 @@ pub(crate) struct Probe {
 pub(crate) enum Of {
     /// Attention of one layer.
     Shape(Shape),
-    /// The model in a directory, and how many texts it reads together.
-    Model(PathBuf, usize),
+    /// The model in a directory, how many texts it reads together, and what its caches keep keys and values in.
+    Model(PathBuf, usize, DType),
 }
 
 /// Resident bytes before and at the worst moment of a run.
@@ -96,8 +96,8 @@ pub(crate) fn answer(probe: &str, device: &Device) -> Result<Peak> {
             let mut whole = subject(probe.tokens);
             peak_of(|| whole.run(probe.phase).map(drop))
         }
-        Of::Model(dir, batch) => {
-            let decoder = model::decoder(dir, &probe.attention, probe.arm, device)?;
+        Of::Model(dir, batch, stored) => {
+            let decoder = model::decoder(dir, &probe.attention, probe.arm, device)?.with_cache_type(*stored);
             // What the tokens are does not matter here.
             let tokens: Rc<[u32]> = (0..probe.tokens as u32).map(|at| at % 97 % model::vocabulary(&decoder)).collect();
             let subject = |count: usize| ModelSubject::new(decoder.clone(), Rc::clone(&tokens), count, *batch);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use bsbr_attn::{BlockAttentionConfig, Kernel};
 use bsbr_model::{Decoder, DecoderCache, EvaluateConfig, PREFILL_PIECE, check_windows, evaluate};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::{Arm, DECODE_TOKENS, Phase, Subject, sync};
@@ -161,7 +161,7 @@ pub(crate) fn quality(
 ) -> Result<Vec<(Arm, Quality)>> {
     let config = EvaluateConfig { window: tokens, windows, skip: attention.chunk_size.min(tokens.saturating_sub(2)) };
     check_windows(decoder, text.len(), config)?;
-    let original = as_arm(decoder, attention, Arm::Dense)?;
+    let original = as_arm(decoder, attention, Arm::Dense)?.with_cache_type(DType::F32);
     let bsbr: Vec<(Arm, Decoder)> = arms
         .iter()
         .filter(|arm| arm.is_bsbr())

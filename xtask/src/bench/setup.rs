@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::ModelSource;
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::{
     Arm, Part, Phase,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     builtin,
-    commands::bench::{Args, Dtype, Opposition},
+    commands::bench::{Args, Opposition},
     output,
     running::{load, open, read_tokens, tokenizer},
 };
@@ -143,11 +143,8 @@ fn shape(args: &Args, source: Option<&ModelSource>) -> Result<Shape> {
         heads,
         kv_heads,
         head_dim: args.head_dim.or(model.map(|model| model.head_dim)).unwrap_or(64),
-        dtype: match args.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-        },
+        dtype: args.dtype.into(),
+        stored: args.cache.stored(args.dtype.into()),
         data: args.data,
         seed: args.seed,
     })
@@ -180,6 +177,7 @@ fn model_field(
     arms.retain(|&arm| arm != Arm::Burn);
     let kv_bytes_per_token = source.cache_bytes_per_token() as u64;
     let decoder = load(source.with_attention(Some(attention.clone()))?, device)?;
+    let decoder = decoder.with_cache_type(args.cache.cache_dtype.into());
     Ok(ModelField {
         decoder,
         dir: dir.to_owned(),
@@ -187,6 +185,7 @@ fn model_field(
         arms,
         text: text.into(),
         batch: args.batch,
+        stored: args.cache.cache_dtype.into(),
         windows: args.windows,
         kv_bytes_per_token,
         pythons,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    args::AttentionArgs,
+    args::{AttentionArgs, CacheArgs, Dtype},
     bench::{Arm, Part, Phase, data::Data, memory, plot, setup, sweep::Lengths, table},
     device::DeviceArgs,
     model::HubArgs,
@@ -28,13 +28,6 @@ pub(crate) enum Format {
 pub(crate) enum Opposition {
     /// scaled_dot_product_attention, the Python original's formula and, with a model, transformers
     Pytorch,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(crate) enum Dtype {
-    F32,
-    F16,
-    Bf16,
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,6 +104,8 @@ pub(crate) struct Args {
     /// Type of queries, keys and values
     #[arg(long, value_enum, default_value_t = Dtype::F32, help_heading = "Attention alone")]
     pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Random rows: independent, or a walk along the text, so that neighbours choose alike as they do in a model
     #[arg(long, value_enum, default_value_t = Data::Walk, help_heading = "Attention alone")]
     pub(crate) data: Data,

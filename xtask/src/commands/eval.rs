@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use bsbr_model::{LongTask, PositionPolicy};
 
 use crate::{
-    args::AttentionArgs,
+    args::{AttentionArgs, CacheArgs},
     builtin,
     device::DeviceArgs,
     model::HubArgs,
@@ -71,6 +71,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
     #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     attention: AttentionArgs,
@@ -89,7 +91,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let tokens = read_tokens(&tokenizer, &args.text.clone().unwrap_or_else(builtin::heldout))?;
     let description = source.description();
     source = source.with_attention(Some(attention.clone()))?;
-    let mut decoder = load(source, &device)?;
+    let mut decoder = load(source, &device)?.with_cache_type(args.cache.cache_dtype.into());
     if let Some(policy) = args.positions {
         decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use bsbr_model::{GenerateConfig, PositionPolicy, Sampler, SamplingConfig, generate};
 
 use crate::{
+    args::CacheArgs,
     builtin,
     device::DeviceArgs,
     model::HubArgs,
@@ -48,6 +49,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     positions: Option<PositionPolicy>,
     #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -73,7 +76,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let tokenizer = tokenizer(&source, &model.dir)?;
     let prompt = tokenizer.encode(&text)?;
     let device = args.device.resolve()?;
-    let mut decoder = load(source, &device)?;
+    let mut decoder = load(source, &device)?.with_cache_type(args.cache.cache_dtype.into());
     if let Some(policy) = args.positions {
         decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }

@@ -27,13 +27,13 @@ impl AttentionCache {
         let new = self.summarised..summarised;
         if !new.is_empty() {
             let (block, sinks) = (attention.block_size, attention.sink_tokens);
-            let means = |rows: &RowBuffer| fused::means(&rows.all(), block, sinks, new.clone());
+            let means = |rows: &RowBuffer| fused::means(&rows.stored(), block, sinks, new.clone());
             if let (Some(statistics), Some(keys), Some(values)) =
                 (&mut self.statistics, means(&self.keys), means(&self.values))
             {
                 let radii = attention
                     .needs_radii()
-                    .then(|| fused::radii(&self.keys.all(), &keys, block, sinks, new.clone()))
+                    .then(|| fused::radii(&self.keys.stored(), &keys, block, sinks, new.clone()))
                     .flatten();
                 statistics.push_means(
                     new.map(|at| (at * block).max(sinks).min((at + 1) * block)..(at + 1) * block),
@@ -48,8 +48,8 @@ impl AttentionCache {
             return self.read_all(query);
         }
         let rows = fused::Rows {
-            keys: self.keys.all(),
-            values: self.values.all(),
+            keys: self.keys.stored(),
+            values: self.values.stored(),
             first: 0,
             sinks: None,
             means: self.means(attention, local_start),
@@ -70,7 +70,7 @@ impl AttentionCache {
         let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
         for (at, level) in attention.coarse().into_iter().enumerate() {
             if at == self.coarse_means.len() {
-                let device = self.keys.room_rows().device();
+                let device = self.keys.device();
                 let buffer = || RowBuffer::new(batch, kv_heads, head_dim, 1, &device, dtype);
                 let radii = of_blocks.is_some().then(buffer);
                 self.coarse_means.push((buffer(), buffer(), radii));
@@ -78,7 +78,8 @@ impl AttentionCache {
             let (all_keys, all_values, all_radii) = &mut self.coarse_means[at];
             let new = all_keys.len()..local_start.saturating_sub(level.beyond) / level.size;
             if !new.is_empty() {
-                let of = |rows: &RowBuffer| fused::means(&rows.all(), level.size, attention.sink_tokens, new.clone());
+                let of =
+                    |rows: &RowBuffer| fused::means(&rows.stored(), level.size, attention.sink_tokens, new.clone());
                 let (Some(keys), Some(values)) = (of(&self.keys), of(&self.values)) else { break };
                 if let (Some(radii), Some(of_blocks)) = (&mut *all_radii, &of_blocks)
                     && let Some(new) = fused::run_radii(&keys, of_blocks, attention, level.size, new)

@@ -87,7 +87,7 @@ impl AttentionCache {
             Some(near) => near.stage = stage,
             None => {
                 let first = attention.local_start(self.length / attention.chunk_size);
-                let mut keys = RowBuffer::new(batch, kv_heads, head_dim, 1, &self.keys.all().device(), dtype);
+                let mut keys = RowBuffer::new(batch, kv_heads, head_dim, 1, &self.keys.device(), dtype);
                 if first < self.length {
                     keys.push(self.keys.range(first - self.start, self.length - self.start));
                 }

@@ -6,7 +6,7 @@
 pub(crate) mod whole;
 
 use bsbr_kernels::{
-    Heads,
+    Heads, Stored,
     attention::{
         BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, Near, RunMeans, Sinks, block_attention, block_means,
         block_radii, causal_attention,
@@ -14,7 +14,7 @@ use bsbr_kernels::{
 };
 use burn::{
     backend::{BackendTypes, Flex},
-    tensor::{DType, Device, Tensor, TensorData},
+    tensor::{DType, Device, Tensor, TensorData, bf16, f16},
 };
 
 use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, Selector};
@@ -39,11 +39,37 @@ impl Memory {
 
     /// `[batch, heads, rows, width]`.
     fn heads(&self) -> Heads<'_> {
-        let layout = self.0.layout();
-        let shape = layout.shape();
-        let strides = layout.strides();
-        let dims = [0, 1, 2, 3].map(|axis| shape[axis]);
-        Heads::new(&self.0.storage()[layout.start_offset()..], dims, [0, 1, 2].map(|axis| strides[axis] as usize))
+        heads(&self.0, self.0.storage())
+    }
+}
+
+/// A view of the numbers of a tensor.
+fn heads<'a, T>(tensor: &<Flex as BackendTypes>::FloatTensorPrimitive, numbers: &'a [T]) -> Heads<'a, T> {
+    let layout = tensor.layout();
+    let (shape, strides) = (layout.shape(), layout.strides());
+    let dims = [0, 1, 2, 3].map(|axis| shape[axis]);
+    Heads::new(&numbers[layout.start_offset()..], dims, [0, 1, 2].map(|axis| strides[axis] as usize))
+}
+
+/// The memory of keys or values, in whatever type they are stored.
+pub(crate) struct StoredMemory(<Flex as BackendTypes>::FloatTensorPrimitive);
+
+impl StoredMemory {
+    /// `None` if the tensor is on another device, of a type that is not read, or part of a graph of gradients.
+    pub(crate) fn new(tensor: &Tensor<4>) -> Option<Self> {
+        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            return None;
+        }
+        Some(Self(Memory::of(tensor.clone().try_into_primitive::<Flex>().ok()?).0))
+    }
+
+    /// `[batch, heads, rows, width]`.
+    fn heads(&self) -> Stored<'_> {
+        match self.0.dtype() {
+            DType::F16 => heads(&self.0, self.0.storage::<f16>()).into(),
+            DType::BF16 => heads(&self.0, self.0.storage::<bf16>()).into(),
+            _ => heads(&self.0, self.0.storage::<f32>()).into(),
+        }
     }
 }
 
@@ -99,7 +125,7 @@ pub(crate) fn full_causal(
     options: &AttentionOptions,
 ) -> Option<Tensor<4>> {
     let shape = query.dims();
-    let (query, keys, values) = (Memory::new(query)?, Memory::new(keys)?, Memory::new(values)?);
+    let (query, keys, values) = (Memory::new(query)?, StoredMemory::new(keys)?, StoredMemory::new(values)?);
     let options = causal_options(options, shape[1]);
     let (output, _) = causal_attention(query.heads(), keys.heads(), values.heads(), &options);
     Some(tensor(output, shape))
@@ -137,10 +163,10 @@ pub(crate) fn blocks(
     options: &AttentionOptions,
 ) -> Option<Tensor<4>> {
     let shape = query.dims();
-    let pair = |(keys, values): &(Tensor<4>, Tensor<4>)| Some((Memory::new(keys)?, Memory::new(values)?));
-    let (query, keys, values) = (Memory::new(&query)?, Memory::new(&rows.keys)?, Memory::new(&rows.values)?);
+    let query = Memory::new(&query)?;
+    let (keys, values) = (StoredMemory::new(&rows.keys)?, StoredMemory::new(&rows.values)?);
     let sinks = match rows.sinks {
-        Some(sinks) => Some(pair(sinks)?),
+        Some((keys, values)) => Some((Memory::new(keys)?, Memory::new(values)?)),
         None => None,
     };
     let memory = |means: &Means| {
@@ -164,7 +190,7 @@ pub(crate) fn blocks(
         keys: keys.heads(),
         values: values.heads(),
         first: rows.first,
-        sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads(), values: values.heads() }),
+        sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads().into(), values: values.heads().into() }),
         means: &means,
         near: near.as_ref().map(|(query, keys, first)| Near {
             query: query.heads(),
@@ -179,7 +205,7 @@ pub(crate) fn blocks(
 /// first row stands at position 0.
 pub(crate) fn means(rows: &Tensor<4>, block: usize, sinks: usize, blocks: std::ops::Range<usize>) -> Option<Tensor<4>> {
     let [batch, heads, _, width] = rows.dims();
-    let rows = Memory::new(rows)?;
+    let rows = StoredMemory::new(rows)?;
     let count = blocks.len();
     Some(tensor(block_means(rows.heads(), 0, block, sinks, blocks), [batch, heads, count, width]))
 }
@@ -193,7 +219,7 @@ pub(crate) fn radii(
     blocks: std::ops::Range<usize>,
 ) -> Option<Tensor<4>> {
     let shape = means.dims();
-    let (rows, means) = (Memory::new(rows)?, Memory::new(means)?);
+    let (rows, means) = (StoredMemory::new(rows)?, Memory::new(means)?);
     Some(tensor(block_radii(rows.heads(), means.heads(), 0, block, sinks, blocks), shape))
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn attend(
 ) -> Option<Tensor<4>> {
     let device = query.device();
     let tracked = device.is_autodiff();
-    let here = device.inner() == Device::flex() && query.dtype() == DType::F32;
+    let here = device.inner() == Device::flex() && [query, keys, values].iter().all(|rows| rows.dtype() == DType::F32);
     if !here || !attention.is_none_or(super::covers) {
         return None;
     }
@@ -156,7 +156,7 @@ fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Vec<MeanR
 }
 
 fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>, means: &'a [RunMeans<'a>]) -> BlockInput<'a> {
-    BlockInput { query, keys, values, first: 0, sinks: None, means, near: None }
+    BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, means, near: None }
 }
 
 fn primitive(numbers: Vec<f32>, shape: &[usize]) -> FloatTensor<Flex> {
@@ -197,7 +197,7 @@ impl AttentionOps for Flex {
         let means: Vec<RunMeans<'_>> = means.iter().map(|means| means.views(kv_dims)).collect();
         let input = input(query, keys, values, &means);
         let gradients = match &problem.attention {
-            None => causal_attention_backward((input.query, input.keys, input.values), &forward, &options),
+            None => causal_attention_backward((query, keys, values), &forward, &options),
             Some(attention) => block_attention_backward(&input, &forward, &block_options(attention), &options),
         };
         (

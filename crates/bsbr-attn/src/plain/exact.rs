@@ -50,7 +50,7 @@ pub(crate) fn chosen_part(
     let pair_start = int_tensor((0..batch * kv_heads).map(|pair| pair * blocks_of_pair), &device);
     let rows = choice.clone() + pair_start.reshape([batch, kv_heads, 1, 1]);
     let rows = rows.reshape([sets * top_k]);
-    let gather = |buffer: &RowBuffer| buffer.grouped(block).select(0, rows.clone()).reshape([sets, columns, width]);
+    let gather = |buffer: &RowBuffer| buffer.groups(block, rows.clone()).reshape([sets, columns, width]);
     let (chosen_keys, chosen_values) = (gather(keys), gather(values));
 
     let query = by_set(tile.query.clone(), choices);

@@ -10,7 +10,7 @@ use bsbr_attn::{
     AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, FarPositions, Kernel, Meta, Retrieval,
     Selector,
 };
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 use proptest::{prelude::*, test_runner::RngSeed};
 
 /// A device and what computes attention on it.
@@ -66,6 +66,8 @@ pub(crate) struct Case {
     pub(crate) seed: u64,
     /// Positions of far tokens for those past a trained length.
     pub(crate) far: Option<FarPositions>,
+    /// Type that a cache keeps keys and values in.
+    pub(crate) stored: DType,
 }
 
 /// A generator of numbers that is the same everywhere: splitmix64, two to a normal deviate.
@@ -135,10 +137,21 @@ impl Case {
     pub(crate) fn inputs(&self) -> Inputs {
         let rows =
             |heads, salt: u64| Rows::random([self.batch, heads, self.tokens, self.head_dim], self.seed ^ (salt << 56));
+        // Numbers that the type holds exactly: then storing them changes nothing.
+        let held = |mut rows: Rows| {
+            for x in &mut rows.data {
+                *x = match self.stored {
+                    DType::F16 => f16::from_f32(*x).to_f32(),
+                    DType::BF16 => bf16::from_f32(*x).to_f32(),
+                    _ => *x,
+                };
+            }
+            rows
+        };
         Inputs {
             query: rows(self.heads, 1),
-            keys: rows(self.kv_heads, 2),
-            values: rows(self.kv_heads, 3),
+            keys: held(rows(self.kv_heads, 2)),
+            values: held(rows(self.kv_heads, 3)),
             meta_query: rows(self.heads, 4),
             meta_key: rows(self.heads, 5),
         }
@@ -198,7 +211,8 @@ impl Case {
     fn cache_of(&self, runner: &Runner, attention: Option<BlockAttentionConfig>) -> AttentionCache {
         let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
         let (dtype, kernel) = (DType::F32, runner.kernel);
-        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, kernel };
+        let stored = if runner.supports_dtype(self.stored) { self.stored } else { dtype };
+        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel };
         let far = self.far.clone().filter(|_| config.attention.is_some());
         let cache = AttentionCache::new(config, runner).unwrap();
         match far {
@@ -300,7 +314,24 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
             trained: (local_chunks + 1) * chunk_size + 2 + (seed / 720 % 13) as usize,
             frequencies: (0..1 + (seed / 9360) as usize % (head_dim / 2)).map(|i| 0.7_f64.powi(3 * i as i32)).collect(),
         });
-        Case { batch, heads, kv_heads, head_dim, tokens: length.min(12 * chunk_size), config, options, seed, far }
+        // Keys that are turned to other positions are no longer among the numbers of the type.
+        let stored = match seed / 614_400 % 5 {
+            0 if far.is_none() => DType::F16,
+            1 if far.is_none() => DType::BF16,
+            _ => DType::F32,
+        };
+        Case {
+            batch,
+            heads,
+            kv_heads,
+            head_dim,
+            tokens: length.min(12 * chunk_size),
+            config,
+            options,
+            seed,
+            far,
+            stored,
+        }
     })
 }
 

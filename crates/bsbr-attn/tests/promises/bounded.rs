@@ -1,7 +1,7 @@
 //! Bounded when asked: the bytes of a cache do not depend on the length of the text.
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, Selector};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
 use crate::common::{Case, cases, devices, settings};
@@ -91,6 +91,7 @@ fn compressed_states_take_their_share_of_the_bytes() {
                     config,
                     options,
                     far: None,
+                    stored: DType::F32,
                     seed: 3,
                 };
                 let mut cache = case.cache(&device);
@@ -126,8 +127,18 @@ fn kept_tokens_and_statistics_fit_into_an_eighth_of_the_cache_of_8192_tokens() {
         ..Default::default()
     };
     let options = AttentionOptions::new(64);
-    let case =
-        Case { batch: 1, heads: 3, kv_heads: 1, head_dim: 64, tokens: 1408, config, options, far: None, seed: 7 };
+    let case = Case {
+        batch: 1,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 64,
+        tokens: 1408,
+        config,
+        options,
+        far: None,
+        stored: DType::F32,
+        seed: 7,
+    };
     let inputs = case.inputs();
     for device in devices() {
         let mut cache = case.cache(&device);

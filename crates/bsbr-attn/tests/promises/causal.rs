@@ -1,7 +1,7 @@
 //! Causal: a token changes nothing before it, bit for bit, in every kind.
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
 use crate::common::{Case, Inputs, Rows, Runner, bits, cases, devices, settings};
@@ -89,5 +89,6 @@ fn full_case(tokens: usize) -> Case {
         options: AttentionOptions::new(8),
         seed: 5,
         far: None,
+        stored: DType::F32,
     }
 }

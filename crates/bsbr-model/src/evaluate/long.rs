@@ -2,6 +2,7 @@
 //! beside each figure the original, nothing but the neighbourhood, and the same without the far term.
 
 use bsbr_attn::{BlockAttentionConfig, Far, KeysRead, Retrieval};
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -183,7 +184,10 @@ pub fn evaluate_long(
     check_long(decoder, tokens.len(), &config)?;
     let mut variants = Vec::new();
     for (name, attention) in controls(attention) {
-        variants.push((name, decoder.with_config(|config| config.attention = attention)?));
+        let original = attention.is_none();
+        let variant = decoder.with_config(|config| config.attention = attention)?;
+        // The original is what everything is held against: nothing of it is rounded.
+        variants.push((name, if original { variant.with_cache_type(DType::F32) } else { variant }));
     }
     let prompts: Vec<Vec<Vec<Prompt>>> = config
         .lengths

@@ -3,7 +3,7 @@
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Meta, Retrieval, attend, block_shares};
 use burn::{
     module::Param,
-    tensor::{Tensor, activation::log_softmax},
+    tensor::{DType, Tensor, activation::log_softmax},
 };
 
 use super::{config::LayerLoss, parameters::LayerParameters};
@@ -31,7 +31,8 @@ impl<'a> Student<'a> {
     pub(super) fn new(decoder: &'a Decoder, tokens: &[u32]) -> Result<(Self, Tensor<2>), ModelError> {
         let cache = decoder.new_cache(&[tokens.len()])?;
         let device = decoder.device().autodiff();
-        let tracked = DecoderCache::with_kernel(&decoder.config, &[tokens.len()], decoder.kernel, &device)?;
+        let tracked =
+            DecoderCache::with_kernel(&decoder.config, &[tokens.len()], (decoder.kernel, DType::F32), &device)?;
         let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
         let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
         let (x, rotations) = decoder.inputs(&[tokens.to_vec()], &cache);

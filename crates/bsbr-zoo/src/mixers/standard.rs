@@ -50,6 +50,7 @@ impl Softmax {
             options: AttentionOptions::new(self.head_dim),
             attention: self.attention.clone(),
             dtype: like.dtype(),
+            stored: like.dtype(),
             kernel: Kernel::default(),
         };
         Ok(AttentionCache::new(config, &like.device())?)
