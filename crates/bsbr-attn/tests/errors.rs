@@ -64,12 +64,14 @@ fn settings_out_of_range_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(BlockAttentionConfig, [&str; 3]); 16] = [
+    let cases: [(BlockAttentionConfig, [&str; 3]); 18] = [
         (set(|c| c.chunk_size = 0), ["chunk_size", "is 0", "1 to 65536"]),
         (set(|c| (c.chunk_size, c.block_size) = (65540, 4)), ["chunk_size", "is 65540", "1 to 65536"]),
         (set(|c| c.block_size = 0), ["block_size", "is 0", "divisor of chunk_size = 8"]),
         (set(|c| c.block_size = 3), ["block_size", "is 3", "divisor of chunk_size = 8"]),
         (set(|c| c.block_size = 16), ["block_size", "is 16", "divisor of chunk_size = 8"]),
+        (set(|c| c.section_size = usize::MAX), ["section_size", "is 18446744073709551615", "at most 1073741824"]),
+        (set(|c| c.page_size = (1 << 30) + 1), ["page_size", "is 1073741825", "at most 1073741824"]),
         (set(|c| c.top_k = 0), ["top_k", "is 0", "at least 1"]),
         (set(|c| c.compression_factor = 0), ["compression_factor", "is 0", "at least 1"]),
         (set(|c| (c.retrieval, c.max_chunks) = (Retrieval::State, Some(0))), ["max_chunks", "is 0", "at least 1"]),
@@ -124,13 +126,15 @@ fn impossible_sizes_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(CacheConfig, [&str; 3]); 6] = [
+    let cases: [(CacheConfig, [&str; 3]); 8] = [
         (set(|c| c.batch = 0), ["batch", "is 0", "at least 1"]),
         (set(|c| c.heads = 0), ["heads", "is 0", "at least 1"]),
         (set(|c| c.kv_heads = 0), ["kv_heads", "is 0", "at least 1"]),
         (set(|c| c.head_dim = 0), ["head_dim", "is 0", "at least 1"]),
         (set(|c| c.kv_heads = 3), ["kv_heads", "is 3", "divisor of heads = 4"]),
         (set(|c| c.options.window = Some(0)), ["window", "is 0", "at least 1"]),
+        (set(|c| c.stored = DType::F64), ["stored", "is F64", "f16, bf16, or the type of computation = F32"]),
+        (set(|c| c.stored = DType::I8), ["stored", "is I8", "f16, bf16, or the type of computation = F32"]),
     ];
     for (config, parts) in cases {
         assert_says(&AttentionCache::new(config, &device()).unwrap_err(), &parts);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_convert::{ConvertOptions, ExpectedLogits, ModelSource, convert};
 use bsbr_model::{Decoder, compare_logits};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use common::{BOTH_STYLES, NEWER_STYLE, PYTORCH, VARIANTS, all_fixtures, checkout, fixtures};
 
 const TOLERANCE: f64 = 1e-4;
@@ -38,6 +38,26 @@ fn every_fixture_gives_the_logits_of_transformers_from_the_checkpoint_and_from_i
             let difference = difference(source, name);
             assert!(difference <= TOLERANCE, "{name} {config}: {difference}");
         }
+    }
+}
+
+#[test]
+fn a_narrow_cache_costs_its_rounding_of_keys_and_values() {
+    for name in ["gpt2", "llama", "gemma2"] {
+        let (_temp, dir) = checkout(name, "config.json");
+        let expected = ExpectedLogits::open(&fixtures().join(name).join("expected.safetensors")).expect("a sound file");
+        let mut source = ModelSource::open(&convert_with(&dir, None)).expect("a sound model");
+        let config = source.model_config().clone();
+        let decoder = Decoder::load(config, &mut source, &Device::flex()).expect("sound weights");
+        let largest = expected.logits.iter().flatten().fold(0.0_f32, |most, logit| most.max(logit.abs()));
+        let difference = |stored| {
+            let decoder = decoder.clone().with_cache_type(stored);
+            compare_logits(&decoder, &expected.tokens, &expected.logits).expect("sound texts").max / f64::from(largest)
+        };
+        // Rounding to 8 bits is 8 times as coarse as rounding to 11, and what comes of it is nearly proportional.
+        let (half, brain) = (difference(DType::F16), difference(DType::BF16));
+        assert!((2.0_f64.powi(-18)..2.0_f64.powi(-9)).contains(&half), "{name}: {half}");
+        assert!((4.0..16.0).contains(&(brain / half)), "{name}: {brain} after {half}");
     }
 }
 
