@@ -80,7 +80,7 @@ pub(crate) struct AttentionArgs {
     /// Of those sections, the ones whose blocks a token scores [default: 32]
     #[arg(long, value_name = "N")]
     top_sections: Option<usize>,
-    /// Sections further back than N tokens are scored by whole pages first [default: 32768]
+    /// Sections further back than N tokens are scored by whole pages first [default: 131072]
     #[arg(long, value_name = "N")]
     middle_tokens: Option<usize>,
     /// Tokens of a page, rounded up to whole sections [default: 512]

@@ -140,7 +140,7 @@ impl Default for BlockAttentionConfig {
             fine_tokens: 8192,
             section_size: 64,
             top_sections: 32,
-            middle_tokens: 32768,
+            middle_tokens: 131_072,
             page_size: 512,
             top_pages: 64,
             selector: Selector::MeanKey,

@@ -7,7 +7,8 @@
 //!
 //! Everything exists in plain tensor operations: differentiable, on every burn device, and the reference that fused kernels
 //! are held to. On the CPU (`flex`, f32) full attention, `blocks` chosen by mean keys, and `none` run in the fused loops of
-//! `bsbr-kernels` instead, with the same meaning and with a backward pass that keeps no scores; [`Kernel`] chooses. The
+//! `bsbr-kernels` instead, with the same meaning and with a backward pass that keeps no scores; [`Kernel`] chooses. A cache can
+//! keep keys and values in f16 or bf16 ([`CacheConfig::stored`]); arithmetic and everything else it keeps stay f32. The
 //! scores of full attention exist for one tile of queries at a time; no kind ever builds a tensor of tokens by tokens.
 //!
 //! This crate never reads files and knows no model: it gets queries, keys and values that are already projected and

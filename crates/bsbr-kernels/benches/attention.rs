@@ -54,7 +54,7 @@ fn attention(criterion: &mut Criterion) {
         // The default settings.
         let (size, sink_tokens) = (4, 4);
         let coarse =
-            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 512, beyond: 32768, opened: 64 }];
+            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 512, beyond: 131_072, opened: 64 }];
         let sizes = [size, 64, 512];
         let blocks = Blocks { size, top_k: 76, reach: 0.75, far: true, far_shift: 0.0, exact_tokens: 1024, coarse };
         let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
@@ -81,6 +81,7 @@ fn attention(criterion: &mut Criterion) {
                     radii: Some(view(radii, tokens / size)),
                 });
                 let means: Vec<RunMeans<'_>> = means.collect();
+                let (keys, values) = (keys.into(), values.into());
                 let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &means, near: None };
                 block_attention(&input, &settings, &options())
             });

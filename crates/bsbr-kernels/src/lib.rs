@@ -1,4 +1,5 @@
-//! The loops of a decoder on the CPU: attention and everything else of a layer, over slices of f32.
+//! The loops of a decoder on the CPU: attention and everything else of a layer, over slices of f32; keys and values may be
+//! [stored](Stored) in f16 or bf16.
 //!
 //! - [`attention`] reads keys and values: all of them, or those near a token and the blocks it retrieves; forward and
 //!   backward.

@@ -155,25 +155,17 @@ impl Retrieval<'_> {
         }
     }
 
-    /// Turns the log-masses of all tokens into weights in the softmax.
+    /// Turns the log-masses of one row into weights in the softmax.
     #[inline(always)]
-    pub(super) fn weigh<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        scratch: &mut CandidateScratch,
-        sums: &mut Sums<'_>,
-    ) {
-        for row in 0..tile.count() {
-            let levels = || self.levels.iter().map(Level::columns);
-            let mut highest = f32::NEG_INFINITY;
-            for (columns, scratch) in levels().zip(&scratch.levels) {
-                highest = highest.max(vector::max(simd, &scratch.masses[row * columns..(row + 1) * columns]));
-            }
-            sums.rise(simd, row, highest);
-            for (columns, scratch) in levels().zip(&mut scratch.levels) {
-                sums.weigh(simd, row, &mut scratch.masses[row * columns..(row + 1) * columns]);
-            }
+    pub(super) fn weigh<S: Simd>(&self, simd: S, row: usize, levels: &mut [LevelScratch], sums: &mut Sums<'_>) {
+        let columns = || self.levels.iter().map(Level::columns);
+        let mut highest = f32::NEG_INFINITY;
+        for (columns, scratch) in columns().zip(&*levels) {
+            highest = highest.max(vector::max(simd, &scratch.masses[row * columns..(row + 1) * columns]));
+        }
+        sums.rise(simd, row, highest);
+        for (columns, scratch) in columns().zip(levels) {
+            sums.weigh(simd, row, &mut scratch.masses[row * columns..(row + 1) * columns]);
         }
     }
 

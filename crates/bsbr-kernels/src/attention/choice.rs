@@ -40,12 +40,11 @@ impl Retrieval<'_> {
         for at in (0..self.levels.len()).rev() {
             let CandidateScratch { levels, magnitudes, .. } = scratch;
             self.score_level(simd, tile, at, &means[at], magnitudes, &mut levels[at]);
-            self.choose_in_level(simd, tile, at, means[at].radii.is_some(), scratch);
+            self.choose_in_level(simd, tile, at, scratch, sums);
         }
         if !self.blocks.far {
             return;
         }
-        self.weigh(simd, tile, scratch, sums);
         let rows = tile.count();
         for ((level, means), scratch) in self.levels.iter().zip(means).zip(&mut scratch.levels) {
             let LevelScratch { masses, opened, .. } = scratch;
@@ -57,7 +56,7 @@ impl Retrieval<'_> {
         }
     }
 
-    /// Log-masses of the runs of one level, and what their radii add to the scores.
+    /// Scores of the mean keys of one level, and what their radii add to them.
     #[inline(always)]
     fn score_level<S: Simd>(
         &self,
@@ -72,10 +71,10 @@ impl Retrieval<'_> {
         let (columns, direct) = (level.columns(), level.direct.clone());
         let LevelScratch { masses, reach, opened } = scratch;
         masses.resize(rows * columns, 0.0);
+        reach.resize(if means.radii.is_some() { rows * columns } else { 0 }, 0.0);
         score(simd, tile, means.keys.range(direct.clone()), masses, columns, 0, self.options.softcap);
         let magnitude_tile = QueryTile { rows: magnitudes, ..*tile };
         if let Some(radii) = means.radii {
-            reach.resize(rows * columns, 0.0);
             score(simd, &magnitude_tile, radii.range(direct.clone()), reach, columns, 0, None);
         }
         if level.opened > 0 {
@@ -84,49 +83,60 @@ impl Retrieval<'_> {
                 opened.score(simd, &magnitude_tile, &opened_runs(level, radii, tile.tokens), reach);
             }
         }
-        for row in 0..rows {
-            let masses = &mut masses[row * columns..(row + 1) * columns];
-            let (near, behind) = masses.split_at_mut(direct.len());
-            self.finish_row(tile, row, near, direct.clone(), level.size);
-            if level.opened == 0 {
-                continue;
-            }
-            let opened = opened.of(row % tile.tokens);
-            let used = opened.len() * level.per_opened;
-            behind[used..].fill(HIDDEN);
-            if means.radii.is_some() {
-                // Nothing was written there, and what an earlier tile left may be anything.
-                reach[row * columns + direct.len() + used..(row + 1) * columns].fill(0.0);
-            }
-            if let Some(cap) = self.options.softcap {
-                vector::softcap(simd, &mut behind[..used], cap);
-            }
-            for (&run, masses) in opened.iter().zip(behind.chunks_exact_mut(level.per_opened)) {
-                let first = run as usize * level.per_opened;
-                self.finish_row(tile, row, masses, first..first + level.per_opened, level.size);
-            }
+    }
+
+    /// Scores of mean keys in one row become log-masses.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S, tile: &QueryTile<'_>, row: usize, at: usize, scratch: &mut LevelScratch) {
+        let level = &self.levels[at];
+        let (columns, direct) = (level.columns(), level.direct.clone());
+        let LevelScratch { masses, reach, opened } = scratch;
+        let (near, behind) = masses[row * columns..(row + 1) * columns].split_at_mut(direct.len());
+        self.finish_row(tile, row, near, direct.clone(), level.size);
+        if level.opened == 0 {
+            return;
+        }
+        let opened = opened.of(row % tile.tokens);
+        let used = opened.len() * level.per_opened;
+        behind[used..].fill(HIDDEN);
+        if !reach.is_empty() {
+            // Nothing was written there, and what an earlier tile left may be anything.
+            reach[row * columns + direct.len() + used..(row + 1) * columns].fill(0.0);
+        }
+        if let Some(cap) = self.options.softcap {
+            vector::softcap(simd, &mut behind[..used], cap);
+        }
+        for (&run, masses) in opened.iter().zip(behind.chunks_exact_mut(level.per_opened)) {
+            let first = run as usize * level.per_opened;
+            self.finish_row(tile, row, masses, first..first + level.per_opened, level.size);
         }
     }
 
     /// What each token chooses of one level: blocks into `scratch.chosen`, longer runs as opened of the level below. What it
-    /// chose no longer counts by its means.
+    /// chose no longer counts by its means; after the blocks, the rest of all levels is weighed. All that while the masses of a
+    /// token are at hand.
     #[inline(always)]
     fn choose_in_level<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
         at: usize,
-        reaching: bool,
         scratch: &mut CandidateScratch,
+        sums: &mut Sums<'_>,
     ) {
         let CandidateScratch { levels, scores, contest, choice, shifts, chosen, .. } = scratch;
         let level = &self.levels[at];
         let columns = level.columns();
         let (below, rest) = levels.split_at_mut(at);
-        let own = &mut rest[0];
+        let reaching = !rest[0].reach.is_empty();
         let target = below.last_mut().map_or(chosen, |below| &mut below.opened);
         target.clear();
         for token in 0..tile.tokens {
+            let rows = (0..tile.group).map(|g| g * tile.tokens + token);
+            let own = &mut rest[0];
+            for row in rows.clone() {
+                self.finish(simd, tile, row, at, own);
+            }
             let of_token = if tile.group == 1 && !reaching {
                 // One shift for all of them changes no choice.
                 &own.masses[token * columns..(token + 1) * columns]
@@ -140,6 +150,12 @@ impl Retrieval<'_> {
             target.push_all(choice.iter().map(|&column| level.run(column as usize, opened) as u32));
             if self.blocks.far {
                 self.hide_read(tile, token, level, choice, own);
+                if at == 0 {
+                    // Not `for_each`: a closure is not compiled for the wide registers.
+                    for row in rows {
+                        self.weigh(simd, row, rest, sums);
+                    }
+                }
             }
         }
         target.sort(level.direct.end);
