@@ -135,7 +135,9 @@ fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Vec<MeanR
     let Some(attention) = retrieving else { return Vec::new() };
     let (dims, block, sinks) = (keys.dims(), attention.block_size, attention.sink_tokens);
     let mut means: Vec<MeanRows> = Vec::new();
-    let sizes = attention.coarse().into_iter().map(|level| level.size);
+    // What no token of the text is far enough from is not made.
+    let coarse = attention.coarse().into_iter().filter(|level| level.beyond < dims[2]);
+    let sizes = coarse.map(|level| level.size);
     for size in std::iter::once(block).chain(sizes) {
         let count = dims[2] / size;
         let of = |rows| block_means(rows, 0, size, sinks, 0..count);

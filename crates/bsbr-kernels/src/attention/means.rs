@@ -6,6 +6,9 @@ use rayon::prelude::*;
 
 use crate::{heads::Heads, stored::Stored};
 
+/// Blocks that one thread does at a time.
+const TOGETHER: usize = 128;
+
 /// Mean row of each of the blocks `blocks` of `block` rows, `[batch, heads, blocks, width]`.
 ///
 /// Row `r` of `rows` stands at position `first + r`. Positions before `sinks` are left out; a block of sinks alone has the
@@ -24,26 +27,21 @@ pub fn block_means<'a>(
     let rows = rows.into();
     let [batch, heads, _, width] = rows.dims();
     let mut means = vec![0.0; batch * heads * blocks.len() * width];
-    if means.is_empty() {
-        return means;
-    }
-    means.par_chunks_mut(blocks.len() * width).enumerate().for_each(|(pair, means)| {
-        let (rows, mut widened) = (rows.head(pair / heads, pair % heads), Vec::new());
-        for (index, mean) in blocks.clone().zip(means.chunks_exact_mut(width)) {
-            let positions = (index * block).max(sinks)..(index + 1) * block;
-            if positions.is_empty() {
-                continue;
+    for_each_block(&mut means, blocks.len(), width, |pair, at, mean, widened| {
+        let positions = positions(blocks.start + at, block, sinks);
+        if positions.is_empty() {
+            return;
+        }
+        let share = 1.0 / positions.len() as f32;
+        let rows = rows.head(pair / heads, pair % heads).range(positions.start - first..positions.end - first);
+        let rows = rows.widened(widened);
+        for row in 0..rows.len() {
+            for (sum, value) in mean.iter_mut().zip(rows.row(row)) {
+                *sum += value;
             }
-            let share = 1.0 / positions.len() as f32;
-            let rows = rows.range(positions.start - first..positions.end - first).widened(&mut widened);
-            for row in 0..rows.len() {
-                for (sum, value) in mean.iter_mut().zip(rows.row(row)) {
-                    *sum += value;
-                }
-            }
-            for sum in mean {
-                *sum *= share;
-            }
+        }
+        for sum in mean {
+            *sum *= share;
         }
     });
     means
@@ -67,23 +65,18 @@ pub fn block_radii<'a>(
     let [batch, heads, _, width] = rows.dims();
     assert_eq!(means.dims(), [batch, heads, blocks.len(), width]);
     let mut radii = vec![0.0; batch * heads * blocks.len() * width];
-    if radii.is_empty() {
-        return radii;
-    }
-    radii.par_chunks_mut(blocks.len() * width).enumerate().for_each(|(pair, radii)| {
-        let (rows, mut widened) = (rows.head(pair / heads, pair % heads), Vec::new());
-        let means = means.head(pair / heads, pair % heads);
-        for ((at, index), radius) in blocks.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
-            let positions = (index * block).max(sinks)..(index + 1) * block;
-            if positions.is_empty() {
-                continue;
-            }
-            let rows = rows.range(positions.start - first..positions.end - first).widened(&mut widened);
-            for row in 0..rows.len() {
-                let distances = rows.row(row).iter().zip(means.row(at)).map(|(x, mean)| (x - mean).abs());
-                for (radius, distance) in radius.iter_mut().zip(distances) {
-                    *radius = radius.max(distance);
-                }
+    for_each_block(&mut radii, blocks.len(), width, |pair, at, radius, widened| {
+        let positions = positions(blocks.start + at, block, sinks);
+        if positions.is_empty() {
+            return;
+        }
+        let (batch, head) = (pair / heads, pair % heads);
+        let rows = rows.head(batch, head).range(positions.start - first..positions.end - first);
+        let (rows, means) = (rows.widened(widened), means.head(batch, head));
+        for row in 0..rows.len() {
+            let distances = rows.row(row).iter().zip(means.row(at)).map(|(x, mean)| (x - mean).abs());
+            for (radius, distance) in radius.iter_mut().zip(distances) {
+                *radius = radius.max(distance);
             }
         }
     });
@@ -109,21 +102,42 @@ pub fn run_radii(
     assert_eq!(count, runs.len());
     assert_eq!(block_means.dims(), block_radii.dims());
     let mut radii = vec![0.0; batch * heads * count * width];
-    if radii.is_empty() {
-        return radii;
-    }
-    radii.par_chunks_mut(count * width).enumerate().for_each(|(pair, radii)| {
+    for_each_block(&mut radii, count, width, |pair, at, radius, _| {
         let (batch, head) = (pair / heads, pair % heads);
-        let centres = means.head(batch, head);
+        let (centre, run) = (means.head(batch, head), runs.start + at);
         let (means, spreads) = (block_means.head(batch, head), block_radii.head(batch, head));
-        for ((at, run), radius) in runs.clone().enumerate().zip(radii.chunks_exact_mut(width)) {
-            for index in (run * per_run..(run + 1) * per_run).filter(|index| (index + 1) * block > sinks) {
-                let row = means.row(index).iter().zip(spreads.row(index)).zip(centres.row(at));
-                for (radius, ((mean, spread), centre)) in radius.iter_mut().zip(row) {
-                    *radius = radius.max((mean - centre).abs() + spread);
-                }
+        for index in (run * per_run..(run + 1) * per_run).filter(|index| (index + 1) * block > sinks) {
+            let row = means.row(index).iter().zip(spreads.row(index)).zip(centre.row(at));
+            for (radius, ((mean, spread), centre)) in radius.iter_mut().zip(row) {
+                *radius = radius.max((mean - centre).abs() + spread);
             }
         }
     });
     radii
+}
+
+/// Positions of a block, sinks left out.
+fn positions(index: usize, block: usize, sinks: usize) -> Range<usize> {
+    (index * block).max(sinks)..(index + 1) * block
+}
+
+/// Has `work` fill every row of `rows`, `[pairs, count, width]`, which it gets with its pair, its place in it, and numbers for
+/// any use.
+fn for_each_block(
+    rows: &mut [f32],
+    count: usize,
+    width: usize,
+    work: impl Fn(usize, usize, &mut [f32], &mut Vec<f32>) + Send + Sync,
+) {
+    if rows.is_empty() {
+        return;
+    }
+    rows.par_chunks_mut(count * width).enumerate().for_each(|(pair, rows)| {
+        rows.par_chunks_mut(TOGETHER * width).enumerate().for_each(|(part, rows)| {
+            let mut numbers = Vec::new();
+            for (at, row) in rows.chunks_exact_mut(width).enumerate() {
+                work(pair, part * TOGETHER + at, row, &mut numbers);
+            }
+        });
+    });
 }
