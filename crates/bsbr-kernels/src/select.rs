@@ -4,6 +4,9 @@ use pulp::Simd;
 
 use crate::vector;
 
+/// Numbers of the widest register.
+const ROOM: usize = 16;
+
 /// What of a row may still be among the largest; kept between calls for its memory.
 #[derive(Default)]
 pub(crate) struct Contest {
@@ -35,8 +38,14 @@ pub(crate) fn largest<S: Simd>(
         return;
     }
     let Contest { values, indices } = contest;
-    keep_from(simd, row, None, low, Some(values), indices);
-    let mut reach = values.len();
+    // Whole registers are written, and overwritten by what follows.
+    let room = row.len() + ROOM;
+    if values.len() < room {
+        values.resize(room, 0.0);
+        indices.resize(room, 0);
+    }
+    let mut reach = keep_from(simd, row, None, low, values, indices);
+    let (values, indices) = (&values[..reach], &indices[..reach]);
     if reach <= count {
         chosen.extend_from_slice(indices);
         return;
@@ -50,7 +59,9 @@ pub(crate) fn largest<S: Simd>(
             high = middle;
         }
     }
-    keep_from(simd, values, Some(indices), low, None, chosen);
+    chosen.resize(values.len() + ROOM, 0);
+    let kept = keep_from(simd, values, Some(indices), low, &mut [], chosen);
+    chosen.truncate(kept);
     if reach > count {
         // Equal numbers lie on the bound: the first of them are taken.
         chosen.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
@@ -103,31 +114,29 @@ fn bounds<S: Simd>(simd: S, row: &[f32], count: usize, hidden: f32) -> (f32, f32
     (shown.fold(simd.reduce_min_f32s(lowest), f32::min), vector::max(simd, row))
 }
 
-/// Those of `row` that are at least `bound`, in their order: their values, and their `numbers`, which are their places unless
-/// given.
+/// Those of `row` that are at least `bound`, in their order, to the front of `kept`: their `numbers`, which are their places
+/// unless given; and to the front of `values`, if there are any, themselves. Both have room for the row and [`ROOM`] more.
+/// Returns how many.
 #[inline(always)]
 fn keep_from<S: Simd>(
     simd: S,
     row: &[f32],
     numbers: Option<&[u32]>,
     bound: f32,
-    values: Option<&mut Vec<f32>>,
-    kept: &mut Vec<u32>,
-) {
+    values: &mut [f32],
+    kept: &mut [u32],
+) -> usize {
     #[cfg(target_arch = "x86_64")]
     if let Some(&simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() {
         return sixteen::keep_from(simd, row, numbers, bound, values, kept);
     }
-    kept.clear();
-    let mut values = values;
-    if let Some(values) = &mut values {
-        values.clear();
-    }
+    let mut count = 0;
     let mut keep = |at: usize| {
-        kept.push(numbers.map_or(at as u32, |numbers| numbers[at]));
-        if let Some(values) = &mut values {
-            values.push(row[at]);
+        kept[count] = numbers.map_or(at as u32, |numbers| numbers[at]);
+        if let Some(value) = values.get_mut(count) {
+            *value = row[at];
         }
+        count += 1;
     };
     let (vectors, rest) = S::as_simd_f32s(row);
     let bounds = simd.splat_f32s(bound);
@@ -140,14 +149,16 @@ fn keep_from<S: Simd>(
     }
     let before = row.len() - rest.len();
     rest.iter().enumerate().filter(|&(_, &value)| value >= bound).for_each(|(at, _)| keep(before + at));
+    count
 }
 
 /// [`keep_from`] for registers of sixteen, which can move what a mask selects to their front.
+// Functions, not closures: only what is always inlined is compiled for the wide registers.
 #[cfg(target_arch = "x86_64")]
 mod sixteen {
     use pulp::{Simd, cast, f32x16, u32x16, x86::V4};
 
-    const LANES: usize = 16;
+    const LANES: usize = super::ROOM;
 
     #[inline(always)]
     pub(super) fn keep_from(
@@ -155,47 +166,47 @@ mod sixteen {
         row: &[f32],
         numbers: Option<&[u32]>,
         bound: f32,
-        mut values: Option<&mut Vec<f32>>,
-        kept: &mut Vec<u32>,
-    ) {
-        // Whole registers are written, and overwritten by what follows.
-        let room = row.len() + LANES;
-        if kept.len() < room {
-            kept.resize(room, 0);
-        }
-        if let Some(values) = values.as_mut().filter(|values| values.len() < room) {
-            values.resize(room, 0.0);
-        }
-        let (f, bounds) = (simd.avx512f, simd.splat_f32s(bound));
+        values: &mut [f32],
+        kept: &mut [u32],
+    ) -> usize {
+        let bounds = simd.splat_f32s(bound);
         let (vectors, rest) = row.as_chunks::<LANES>();
         let mut places: u32x16 = cast(std::array::from_fn::<u32, LANES, _>(|lane| lane as u32));
         let mut count = 0;
-        let mut write = |vector: f32x16, numbers: u32x16, mask: u16| {
-            let numbers: [u32; LANES] = cast(f._mm512_maskz_compress_epi32(mask, cast(numbers)));
-            kept[count..count + LANES].copy_from_slice(&numbers);
-            if let Some(values) = &mut values {
-                let vector: [f32; LANES] = cast(f._mm512_maskz_compress_ps(mask, cast(vector)));
-                values[count..count + LANES].copy_from_slice(&vector);
-            }
-            count += mask.count_ones() as usize;
-        };
         for (at, vector) in vectors.iter().enumerate() {
             let vector: f32x16 = cast(*vector);
-            let numbers = numbers
-                .map_or(places, |numbers| cast(*numbers[at * LANES..].first_chunk::<LANES>().unwrap_or(&[0; LANES])));
-            write(vector, numbers, simd.greater_than_or_equal_f32s(vector, bounds).0);
+            let mask = simd.greater_than_or_equal_f32s(vector, bounds).0;
+            let of_places = match numbers.and_then(|numbers| numbers[at * LANES..].first_chunk::<LANES>()) {
+                Some(numbers) => cast(*numbers),
+                None => places,
+            };
+            count +=
+                write(simd, vector, of_places, mask, values.get_mut(count..).unwrap_or_default(), &mut kept[count..]);
             places = simd.add_u32s(places, simd.splat_u32s(LANES as u32));
         }
         if !rest.is_empty() {
             let vector = simd.partial_load_f32s(rest);
-            let numbers = numbers.map_or(places, |numbers| simd.partial_load_u32s(&numbers[row.len() - rest.len()..]));
+            let of_places = match numbers {
+                Some(numbers) => simd.partial_load_u32s(&numbers[row.len() - rest.len()..]),
+                None => places,
+            };
             let mask = simd.greater_than_or_equal_f32s(vector, bounds).0 & ((1 << rest.len()) - 1);
-            write(vector, numbers, mask);
+            count +=
+                write(simd, vector, of_places, mask, values.get_mut(count..).unwrap_or_default(), &mut kept[count..]);
         }
-        kept.truncate(count);
-        if let Some(values) = values {
-            values.truncate(count);
+        count
+    }
+
+    /// Writes what a mask selects, and how many that is.
+    #[inline(always)]
+    fn write(simd: V4, vector: f32x16, numbers: u32x16, mask: u16, values: &mut [f32], kept: &mut [u32]) -> usize {
+        let f = simd.avx512f;
+        let numbers: [u32; LANES] = cast(f._mm512_maskz_compress_epi32(mask, cast(numbers)));
+        kept[..LANES].copy_from_slice(&numbers);
+        if let Some(values) = values.first_chunk_mut::<LANES>() {
+            *values = cast(f._mm512_maskz_compress_ps(mask, cast(vector)));
         }
+        mask.count_ones() as usize
     }
 }
 

@@ -131,10 +131,17 @@ impl<'a> StoredRows<'a> {
     #[inline(always)]
     pub(crate) fn prefetch(&self) {
         match self {
-            Self::F32(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
-            Self::F16(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
-            Self::Bf16(rows) => (0..rows.len()).for_each(|row| prefetch(rows.row(row))),
+            Self::F32(rows) => prefetch_rows(rows),
+            Self::F16(rows) => prefetch_rows(rows),
+            Self::Bf16(rows) => prefetch_rows(rows),
         }
+    }
+}
+
+#[inline(always)]
+fn prefetch_rows<T>(rows: &Rows<'_, T>) {
+    for row in 0..rows.len() {
+        prefetch(rows.row(row));
     }
 }
 
