@@ -106,9 +106,9 @@ impl<'a> StoredRows<'a> {
     {
         match self {
             Self::F32(rows) => *rows,
-            Self::F16(rows) => widen(rows, numbers, |row, numbers| row.convert_to_f32_slice(numbers)),
-            Self::Bf16(rows) => widen(rows, numbers, |row, numbers| {
-                for (number, stored) in numbers.iter_mut().zip(row) {
+            Self::F16(rows) => widen(rows, numbers, |rows, numbers| rows.convert_to_f32_slice(numbers)),
+            Self::Bf16(rows) => widen(rows, numbers, |rows, numbers| {
+                for (number, stored) in numbers.iter_mut().zip(rows) {
                     *number = f32::from_bits(u32::from(stored.to_bits()) << 16);
                 }
             }),
@@ -146,11 +146,15 @@ fn prefetch_rows<T>(rows: &Rows<'_, T>) {
 }
 
 #[inline(always)]
-fn widen<'b, T>(rows: &Rows<'_, T>, numbers: &'b mut Vec<f32>, row: impl Fn(&[T], &mut [f32])) -> Rows<'b> {
+fn widen<'b, T>(rows: &Rows<'_, T>, numbers: &'b mut Vec<f32>, widen_all: impl Fn(&[T], &mut [f32])) -> Rows<'b> {
     let (count, width) = (rows.len(), rows.width());
     numbers.resize(count * width, 0.0);
-    for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).take(count).enumerate() {
-        row(rows.row(at), numbers);
+    if rows.stride() == width {
+        widen_all(&rows.data()[..count * width], &mut numbers[..]);
+    } else {
+        for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).enumerate() {
+            widen_all(rows.row(at), numbers);
+        }
     }
     Rows::contiguous(numbers, count, width)
 }
