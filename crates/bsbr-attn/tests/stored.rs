@@ -156,3 +156,26 @@ fn rows_of_another_type_than_the_query_are_read_by_the_plain_form() {
         assert!(apart < 1e-5, "{kind:?}: {apart}");
     }
 }
+
+#[test]
+fn gradients_reach_a_query_whose_keys_and_values_are_of_another_type() {
+    let [query, keys, values] = inputs();
+    let gradient = |narrow: bool, kind: Option<&BlockAttentionConfig>| {
+        let rows = |rows: &Tensor<4>| {
+            let rounded = rows.clone().cast(DType::F16);
+            let rows = if narrow { rounded } else { rounded.cast(DType::F32) };
+            rows.autodiff()
+        };
+        let query = query.clone().autodiff().require_grad();
+        let output =
+            attend(query.clone(), rows(&keys), rows(&values), None, kind, AttentionOptions::new(WIDTH)).unwrap();
+        let gradients = output.powi_scalar(2).sum().backward();
+        query.grad(&gradients).expect("the query is asked for one")
+    };
+    for kind in kinds().into_iter().take(2).chain([None]) {
+        let expected = gradient(false, kind.as_ref());
+        let (apart, largest) = ((gradient(true, kind.as_ref()) - expected.clone()).abs().max(), expected.abs().max());
+        let (apart, largest) = (apart.into_scalar::<f32>(), largest.into_scalar::<f32>());
+        assert!(largest > 0.0 && apart < 1e-4 * largest, "{kind:?}: {apart} of {largest}");
+    }
+}
