@@ -226,6 +226,23 @@ fn memory_is_that_of_a_process_of_its_own() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn keys_and_values_of_a_model_are_counted_in_the_type_of_its_caches() {
+    let flags = "--part model --seq-len 320 --phase prefill --arms bsbr,dense --runs 1 --warmup 0 --windows 1";
+    let place = Place::empty();
+    let bytes = |dtype: &str| {
+        let report = report(&place, &format!("bench {flags} --cache-dtype {dtype}"));
+        let of = |row: &Value| row["memory"]["kv_bytes"].as_u64().expect("bytes");
+        rows(&report).iter().map(of).collect::<Vec<_>>()
+    };
+    let whole = bytes("f32");
+    assert!(whole.len() == 2 && whole.iter().all(|&bytes| bytes > 0));
+    for dtype in ["f16", "bf16"] {
+        assert_eq!(bytes(dtype), whole.iter().map(|bytes| bytes / 2).collect::<Vec<_>>(), "{dtype}");
+    }
+}
+
 #[test]
 fn json_and_plot_are_written_beside_the_table() {
     let place = Place::empty();

@@ -196,7 +196,7 @@ pub(crate) struct ModelField {
     pub(crate) stored: DType,
     /// Windows to measure quality on, where a number was asked for.
     pub(crate) windows: Option<usize>,
-    /// Bytes of keys and values of one token in all layers.
+    /// Bytes of keys and values of one token in all layers, in f32.
     pub(crate) kv_bytes_per_token: u64,
     pub(crate) pythons: Option<Pythons>,
     pub(crate) flags: Vec<String>,
@@ -255,7 +255,10 @@ impl Field for ModelField {
                 measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };
-        let kv_bytes = self.kv_bytes_per_token * lengths(tokens, self.batch).sum::<usize>() as u64;
+        let numbers = self.kv_bytes_per_token / size_of::<f32>() as u64;
+        // What runs in Python knows nothing of this type.
+        let size = if arm.is_python() { size_of::<f32>() } else { self.stored.size() } as u64;
+        let kv_bytes = numbers * size * lengths(tokens, self.batch).sum::<usize>() as u64;
         Ok(Memory::new(peak, kv_bytes, kv_bytes))
     }
 

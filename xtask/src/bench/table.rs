@@ -1,7 +1,10 @@
 //! A report as text: one table for each part and phase.
 
+use burn::tensor::DType;
+
 use super::{
     Arm, Part, Phase,
+    attention::Shape,
     report::{Fit, Quantity, Report, Row},
     session::duration,
 };
@@ -67,10 +70,13 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
     let what = match part {
         Part::Attention => {
             let shape = &report.settings.shape;
-            let dtype = format!("{:?}", shape.dtype).to_lowercase();
             format!(
-                "Attention alone, batch {}, {} heads on {} KV heads of {}, {dtype}",
-                shape.batch, shape.heads, shape.kv_heads, shape.head_dim
+                "Attention alone, batch {}, {} heads on {} KV heads of {}, {}",
+                shape.batch,
+                shape.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                name(shape.dtype)
             )
         }
         Part::Model => {
@@ -86,7 +92,13 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
         Phase::Decode => "one token behind a text",
         Phase::Training => "reading a text and the gradients of queries, keys and values",
     };
-    format!("{what}: {when}")
+    let Shape { dtype, stored, .. } = report.settings.shape;
+    let cached = if stored == dtype { String::new() } else { format!(", caches in {}", name(stored)) };
+    format!("{what}{cached}: {when}")
+}
+
+fn name(dtype: DType) -> String {
+    format!("{dtype:?}").to_lowercase()
 }
 
 /// A table, without the columns that nothing is known for.
