@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::AttentionError;
+use crate::{AttentionError, index::SECTION};
 
 /// How tokens outside the exact set are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,7 +10,7 @@ use crate::AttentionError;
 pub enum Retrieval {
     /// Nothing beyond sinks and the local region: the control for every measurement.
     None,
-    /// The `top_k` best blocks are read exactly; the others count through [`Far`].
+    /// The keys that matter are found by an index and read exactly; the rest of each block counts through [`Far`].
     Blocks,
     /// Blocks are read through their statistics only; bounded with [`BlockAttentionConfig::max_chunks`].
     State,
@@ -18,34 +18,33 @@ pub enum Retrieval {
     Additive,
 }
 
-/// What scores a block.
+/// What chooses the keys that are retrieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selector {
-    /// The token's own query against the block's mean key and what its keys may hold [beyond
-    /// it](BlockAttentionConfig::reach): no parameters.
-    MeanKey,
-    /// Meta query of the reading chunk against the meta key of the block: two extra projections, rotated where queries and
+    /// The token's own query against an index of every key in 8 bits (see [`crate::index`]): no parameters.
+    Index,
+    /// Meta query of the reading chunk against the meta key of whole blocks: two extra projections, rotated where queries and
     /// keys are. One choice serves a whole chunk, made for its first token.
     Meta,
 }
 
-/// How blocks that are not retrieved count under [`Retrieval::Blocks`].
+/// How what is not retrieved of a block counts under [`Retrieval::Blocks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Far {
-    /// They are dropped.
+    /// It is dropped.
     None,
     /// Weight `n exp(scale q . mean key)`, value the mean value, in the same softmax.
     Mean,
-    /// As `Mean`, with the centred state added to the value and the key covariance to the weight.
+    /// As `Mean`, with the centred state added to the value and the key covariance to the weight; with [`Selector::Meta`].
     State,
 }
 
 /// Largest chunk: exact attention inside one is quadratic, and a block takes memory as a whole.
 const LARGEST_CHUNK: usize = 1 << 16;
-/// Longest section or page.
-const LONGEST_RUN: usize = 1 << 30;
+/// Channels of an index below which halving saves nothing.
+const FEWEST_CHANNELS: usize = 32;
 /// Largest shift of a log-mass, in nats: beyond it the far part counts as nothing, or as everything.
 const MOST_FAR_SHIFT: f64 = 100.0;
 
@@ -56,9 +55,9 @@ const MOST_FAR_SHIFT: f64 = 100.0;
 /// ```
 /// use bsbr_attn::BlockAttentionConfig;
 ///
-/// let config = BlockAttentionConfig { top_k: 16, ..Default::default() };
+/// let config = BlockAttentionConfig { max_keys: 256, ..Default::default() };
 /// config.validate().unwrap();
-/// assert!(BlockAttentionConfig { block_size: 48, ..config }.validate().is_err()); // does not divide 128
+/// assert!(BlockAttentionConfig { chunk_size: 100, ..config }.validate().is_err()); // not whole sections of 64
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -71,39 +70,33 @@ pub struct BlockAttentionConfig {
     pub sink_tokens: usize,
     /// How the rest is read.
     pub retrieval: Retrieval,
-    /// Tokens of a block, the unit of retrieval; divides `chunk_size`. `additive` uses whole chunks.
-    pub block_size: usize,
-    /// Blocks each token reads exactly, per KV head.
-    pub top_k: usize,
-    /// Tokens of chunks that end within the first `exact_tokens` tokens read everything before them under
+    /// Chunks of which every token sees at most so many tokens, up to the last of the chunk, read everything under
     /// `retrieval = blocks`: to choose would cost more than it saves.
     pub exact_tokens: usize,
-    /// Blocks further than this before the local region are scored by whole sections first, and count by sections where
-    /// they are not [opened](BlockAttentionConfig::top_sections), so that the work for a token grows by one score a section, and
-    /// still further back [a page](BlockAttentionConfig::middle_tokens).
-    /// With the `mean-key` selector and `far = none` or `mean`; the others score every block. Never less than is retrieved.
-    pub fine_tokens: usize,
-    /// Tokens of a section, rounded up to whole blocks. The shorter, the better their scores tell what is in them.
-    pub section_size: usize,
-    /// Of those sections, the ones of which a token scores the blocks, per KV head.
-    pub top_sections: usize,
-    /// Sections further than this before the local region are scored by whole pages first, and count by pages where they are
-    /// not opened. Never less than `fine_tokens`.
-    pub middle_tokens: usize,
-    /// Tokens of a page, rounded up to whole sections.
-    pub page_size: usize,
-    /// Of those pages, the ones of which a token scores the sections, per KV head.
-    pub top_pages: usize,
-    /// What scores a block.
+    /// What chooses the keys that are retrieved.
     pub selector: Selector,
-    /// How much the `mean-key` selector expects of a block beyond its mean key: the score of a block is
-    /// `log n + scale (q . mu + reach sum_c |q_c| r_c)` with the radius `r_c = max_i |k_ic - mu_c|` of each channel. With 1
-    /// that is a bound on the score of every key, with 0 the mean key alone. (Bounds by channel: Quest, Tang et al. 2024.)
-    pub reach: f64,
-    /// How blocks that are not retrieved count.
+    /// The estimated probability `tau` from which on a key is read exactly, with the `index` selector; 0 reads every key up
+    /// to `max_keys`.
+    pub threshold: f64,
+    /// Most keys a token retrieves, per KV head: of more, those furthest above the threshold.
+    pub max_keys: usize,
+    /// Channels of which the index keeps what a key has beyond the mean of its block; `None` is half of the head's, at
+    /// least 32.
+    pub index_channels: Option<usize>,
+    /// What lies further than this before the local region is scored by sections of 64 tokens first, so that the work for a
+    /// token grows by one score for each of them.
+    pub fine_tokens: usize,
+    /// Most of those sections that a token opens, per KV head, to score the keys in them.
+    pub max_sections: usize,
+    /// Tokens of a block for `retrieval = state` and the `meta` selector; divides `chunk_size`. The index has blocks of 16,
+    /// `additive` whole chunks.
+    pub block_size: usize,
+    /// Blocks each token reads exactly with the `meta` selector, per KV head.
+    pub meta_blocks: usize,
+    /// How what is not retrieved counts.
     pub far: Far,
-    /// Nats added to the estimated log-mass of every block that is read through its statistics, so that it counts less
-    /// or more. It changes no choice.
+    /// Nats added to the estimated log-mass of everything that is read through statistics, so that it counts less or more. It
+    /// changes no choice.
     pub far_shift: f64,
     /// Weight `w` of the covariance term `(w/2) scale^2 q^T S q` in the estimated log-mass of a block
     /// (`far = state` and `retrieval = state`); 0 keeps no covariance.
@@ -115,7 +108,7 @@ pub struct BlockAttentionConfig {
     pub calibrated_states: bool,
     /// Tokens behind the local region that keep their own keys and values under `retrieval = state`, per KV head: those
     /// that the last queries of each chunk attend to most. Tokens that are kept no longer enter block statistics. 0 keeps
-    /// none: then every block does as soon as it leaves the local region. With the `mean-key` selector.
+    /// none: then every block does as soon as it leaves the local region. Not with the `meta` selector.
     pub kept_tokens: usize,
     /// Most block statistics kept under `retrieval = state`: beyond it neighbours are merged, so that the
     /// memory no longer grows with the text. With `kept_tokens`, 0 drops what is not kept.
@@ -134,17 +127,15 @@ impl Default for BlockAttentionConfig {
             local_chunks: 1,
             sink_tokens: 4,
             retrieval: Retrieval::Blocks,
-            block_size: 4,
-            top_k: 76,
             exact_tokens: 1024,
+            selector: Selector::Index,
+            threshold: 1.0 / 2048.0,
+            max_keys: 1024,
+            index_channels: None,
             fine_tokens: 8192,
-            section_size: 64,
-            top_sections: 32,
-            middle_tokens: 131_072,
-            page_size: 512,
-            top_pages: 64,
-            selector: Selector::MeanKey,
-            reach: 0.75,
+            max_sections: 64,
+            block_size: 16,
+            meta_blocks: 32,
             far: Far::Mean,
             far_shift: 0.0,
             covariance_weight: 0.8,
@@ -172,17 +163,29 @@ impl BlockAttentionConfig {
             let expected = format!("1 to {LARGEST_CHUNK}");
             return fail("chunk_size", self.chunk_size.to_string(), &expected);
         }
+        if self.uses_index() && !self.chunk_size.is_multiple_of(SECTION) {
+            let expected = format!("a multiple of {SECTION} with retrieval = blocks, whose sections do not cross chunks");
+            return fail("chunk_size", self.chunk_size.to_string(), &expected);
+        }
         if self.block_size == 0 || !self.chunk_size.is_multiple_of(self.block_size) {
             let expected = format!("a divisor of chunk_size = {}", self.chunk_size);
             return fail("block_size", self.block_size.to_string(), &expected);
         }
-        if self.retrieval == Retrieval::Blocks && self.top_k == 0 {
-            return fail("top_k", "0".into(), "at least 1 with retrieval = blocks (retrieval = none reads no block)");
-        }
-        for (setting, tokens) in [("section_size", self.section_size), ("page_size", self.page_size)] {
-            if tokens > LONGEST_RUN {
-                return fail(setting, tokens.to_string(), &format!("at most {LONGEST_RUN}"));
+        if self.retrieval == Retrieval::Blocks {
+            let none = [("max_keys", self.max_keys), ("meta_blocks", self.meta_blocks)];
+            for (setting, _) in none.into_iter().filter(|(_, value)| *value == 0) {
+                let expected = "at least 1 with retrieval = blocks (retrieval = none reads no block)";
+                return fail(setting, "0".into(), expected);
             }
+        }
+        if !(0.0..1.0).contains(&self.threshold) {
+            return fail("threshold", self.threshold.to_string(), "a probability: 0 or more, below 1");
+        }
+        if self.index_channels == Some(0) {
+            return fail("index_channels", "0".into(), "at least 1, or unset for half of the channels of a head");
+        }
+        if self.uses_index() && self.far == Far::State {
+            return fail("far", "state".into(), "none or mean with selector = index: it keeps no states");
         }
         if self.compression_factor == 0 {
             return fail("compression_factor", "0".into(), "at least 1 (1 keeps whole states)");
@@ -205,9 +208,6 @@ impl BlockAttentionConfig {
                 value,
                 "unset unless retrieval = state: the other kinds read blocks as they are",
             );
-        }
-        if !(self.reach.is_finite() && self.reach >= 0.0) {
-            return fail("reach", self.reach.to_string(), "a finite number, 0 or more (0 scores mean keys alone)");
         }
         if self.far_shift.is_nan() || self.far_shift.abs() > MOST_FAR_SHIFT {
             let expected = format!("a number of nats from -{MOST_FAR_SHIFT} to {MOST_FAR_SHIFT}");
@@ -272,38 +272,19 @@ impl BlockAttentionConfig {
         chunk.saturating_sub(self.local_chunks) * self.chunk_size
     }
 
-    /// Whether every token of a text of `tokens` tokens reads all before it: full attention.
-    #[cfg(feature = "flex")]
-    pub(crate) fn reads_everything(&self, tokens: usize) -> bool {
-        let chunk = tokens.saturating_sub(1) / self.chunk_size;
-        let few = self.local_start(chunk) / self.block_size <= self.top_k;
-        self.retrieval == Retrieval::Blocks && (few || (chunk + 1) * self.chunk_size <= self.exact_tokens)
+    /// Whether keys are chosen by an index of them.
+    pub fn uses_index(&self) -> bool {
+        self.retrieval == Retrieval::Blocks && self.selector == Selector::Index
     }
 
-    /// Tokens of a section: [`BlockAttentionConfig::section_size`] in whole blocks, at least one.
-    pub fn section_tokens(&self) -> usize {
-        self.section_size.div_ceil(self.block_size).max(1) * self.block_size
+    /// Channels of residuals that the index keeps of heads of width `head_dim`.
+    pub fn residual_channels(&self, head_dim: usize) -> usize {
+        self.index_channels.unwrap_or((head_dim / 2).max(FEWEST_CHANNELS)).min(head_dim)
     }
 
-    /// Tokens of a page: [`BlockAttentionConfig::page_size`] in whole sections, at least one.
-    pub fn page_tokens(&self) -> usize {
-        let section = self.section_tokens();
-        self.page_size.div_ceil(section).max(1) * section
-    }
-
-    /// Whether what lies far back is scored by whole sections first.
-    pub(crate) fn scores_sections(&self) -> bool {
-        self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.far != Far::State
-    }
-
-    /// Whether the radii of blocks count in their scores, and so must be kept.
-    pub(crate) fn needs_radii(&self) -> bool {
-        self.retrieval == Retrieval::Blocks && self.selector == Selector::MeanKey && self.reach > 0.0
-    }
-
-    /// [`BlockAttentionConfig::fine_tokens`], at least what a token retrieves.
-    pub(crate) fn scored_finely(&self) -> usize {
-        self.fine_tokens.max(self.top_k.saturating_mul(self.block_size))
+    /// How many tokens at the start of a text decide how its index is built: all before the first chunk that can choose.
+    pub(crate) fn index_founding(&self) -> usize {
+        (self.exact_tokens / self.chunk_size).max(self.local_chunks.saturating_add(1)).saturating_mul(self.chunk_size)
     }
 
     /// Whether meta queries and keys are needed, and with them the two meta projections.

@@ -72,6 +72,7 @@ mod config;
 mod error;
 mod far_positions;
 mod full;
+pub mod index;
 #[cfg(feature = "flex")]
 mod fused;
 mod kept;
