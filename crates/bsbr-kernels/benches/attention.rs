@@ -1,11 +1,12 @@
-//! Attention over all keys and over retrieved blocks, forward and backward: `cargo bench -p bsbr-kernels`.
+//! Attention over all keys and over those that an index finds, forward and backward: `cargo bench -p bsbr-kernels`.
 
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, Forward, RunMeans, block_attention, block_means,
-        block_radii, causal_attention, causal_attention_backward, run_radii,
+        BlockInput, BlockOptions, CausalOptions, Forward, IndexOptions, block_attention, causal_attention,
+        causal_attention_backward,
     },
+    index::{KeyIndex, SECTION},
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -52,37 +53,24 @@ fn attention(criterion: &mut Criterion) {
             bencher.iter(|| causal_attention(query, keys, values, &options()));
         });
         // The default settings.
-        let (size, sink_tokens) = (4, 4);
-        let coarse =
-            vec![Coarse { size: 64, beyond: 8192, opened: 32 }, Coarse { size: 512, beyond: 131_072, opened: 64 }];
-        let sizes = [size, 64, 512];
-        let blocks = Blocks { size, top_k: 76, reach: 0.75, far: true, far_shift: 0.0, exact_tokens: 1024, coarse };
-        let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens, blocks: Some(blocks) };
+        let index = IndexOptions {
+            exact_tokens: 1024,
+            log_threshold: (1.0_f32 / 2048.0).ln(),
+            max_keys: 1024,
+            fine_tokens: 8192,
+            max_sections: 64,
+            far: true,
+            far_shift: 0.0,
+        };
+        let settings = BlockOptions { chunk_size: 128, local_chunks: 1, sink_tokens: 4, index: Some(index) };
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
-                let mut rows: Vec<[Vec<f32>; 3]> = Vec::new();
-                for size in sizes {
-                    let runs = 0..tokens / size;
-                    let of = |rows| block_means(rows, 0, size, sink_tokens, runs.clone());
-                    let (mean_keys, mean_values) = (of(keys), of(values));
-                    let centres = view(&mean_keys, tokens / size);
-                    let radii = match rows.first() {
-                        None => block_radii(keys, centres, 0, size, sink_tokens, runs),
-                        Some([keys, _, radii]) => {
-                            let of_blocks = (view(keys, tokens / sizes[0]), view(radii, tokens / sizes[0]));
-                            run_radii(centres, of_blocks, sizes[0], size / sizes[0], sink_tokens, runs)
-                        }
-                    };
-                    rows.push([mean_keys, mean_values, radii]);
-                }
-                let means = rows.iter().zip(sizes).map(|([keys, values, radii], size)| RunMeans {
-                    keys: view(keys, tokens / size),
-                    values: view(values, tokens / size),
-                    radii: Some(view(radii, tokens / size)),
-                });
-                let means: Vec<RunMeans<'_>> = means.collect();
-                let (keys, values) = (keys.into(), values.into());
-                let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &means, near: None };
+                let mut index = KeyIndex::new([1, HEADS, HEAD_DIM], HEAD_DIM / 2, settings.sink_tokens);
+                index.watch(query, 0..1024);
+                index.found(keys, 1024);
+                index.extend(keys, values, tokens / SECTION);
+                let (keys, values, index) = (keys.into(), values.into(), Some(&index));
+                let input = BlockInput { query, keys, values, first: 0, sinks: None, index, near: None };
                 block_attention(&input, &settings, &options())
             });
         });

@@ -1,13 +1,15 @@
-//! Loops over rows that lie anywhere: the tokens of the blocks that one query chose.
+//! Loops over rows that lie anywhere: the keys and values that one query chose.
 
 use pulp::Simd;
+
+use crate::prefetch::prefetch;
 
 /// Rows whose sums are folded together.
 const TOGETHER: usize = 16;
 /// Registers that hold a stretch of the query while the rows go by.
 const STRETCH: usize = 4;
-/// Rows of a short block, and queries served together with one.
-pub(crate) const FOUR: usize = 4;
+/// How many rows ahead memory is asked for.
+const AHEAD: usize = 8;
 
 /// Dot products of `query` with the rows of `data` that begin at `rows`.
 #[inline(always)]
@@ -17,7 +19,12 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
     let (groups, last) = rows.as_chunks::<TOGETHER>();
     let (score_groups, last_scores) = scores.as_chunks_mut::<TOGETHER>();
     let (stretches, few) = query_vectors.as_chunks::<STRETCH>();
-    for (rows, scores) in groups.iter().zip(score_groups) {
+    for (number, (rows, scores)) in groups.iter().zip(score_groups).enumerate() {
+        if let Some(next) = groups.get(number + 1) {
+            for &row in next {
+                prefetch(&data[row..row + width]);
+            }
+        }
         let mut sums = [simd.splat_f32s(0.0); TOGETHER];
         let mut at = 0;
         for query in stretches {
@@ -53,49 +60,52 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
     }
 }
 
-/// Dot products of the queries that begin at `queries[i]` in `data` with four rows of `width` numbers that are `stride`
-/// apart, into the four numbers that begin at `places[i]` in `scores`.
-///
-/// Four queries at a time: their sums fold like those of [`TOGETHER`] rows.
+/// `output += sum_i weights[i] row_i` over the rows of `data` that begin at `rows`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn dots_of_four<S: Simd>(
-    simd: S,
-    rows: &[f32],
-    stride: usize,
-    width: usize,
-    data: &[f32],
-    queries: &[usize],
-    scores: &mut [f32],
-    places: &[usize],
-) {
-    let rows: [&[f32]; FOUR] = std::array::from_fn(|row| &rows[row * stride..row * stride + width]);
-    for (starts, places) in queries.chunks(FOUR).zip(places.chunks(FOUR)) {
-        // Where fewer are left, the last stands for those missing.
-        let start = |i: usize| starts[i.min(starts.len() - 1)];
-        let queries: [&[f32]; FOUR] = std::array::from_fn(|i| &data[start(i)..start(i) + width]);
-        let mut sums = [simd.splat_f32s(0.0); TOGETHER];
-        for at in 0..width / S::F32_LANES {
-            let vector = |row: &[f32]| S::as_simd_f32s(row).0[at];
-            let (rows, queries) = (rows.map(vector), queries.map(vector));
-            for i in 0..FOUR {
-                for j in 0..FOUR {
-                    sums[FOUR * i + j] = simd.mul_add_e_f32s(queries[i], rows[j], sums[FOUR * i + j]);
+pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], data: &[f32], rows: &[usize], output: &mut [f32]) {
+    let stretch = STRETCH * S::F32_LANES;
+    let width = output.len();
+    let mut at = 0;
+    while at + stretch <= width {
+        let mut sums = [[simd.splat_f32s(0.0); STRETCH]; 2];
+        sums[0].copy_from_slice(S::as_simd_f32s(&output[at..at + stretch]).0);
+        let (pairs, last) = rows.as_chunks::<2>();
+        let (weight_pairs, last_weight) = weights.as_chunks::<2>();
+        for (number, (pair, weights)) in pairs.iter().zip(weight_pairs).enumerate() {
+            if let Some(next) = pairs.get(number + AHEAD / 2) {
+                for &row in next {
+                    prefetch(&data[row + at..row + at + stretch]);
                 }
             }
+            for i in 0..2 {
+                sums[i] = add_row(simd, weights[i], &data[pair[i] + at..pair[i] + at + stretch], sums[i]);
+            }
         }
-        let totals = sum_each(simd, sums);
-        for ((totals, query), &place) in totals.as_chunks::<FOUR>().0.iter().zip(queries).zip(places) {
-            let scores = &mut scores[place..place + FOUR];
-            scores.copy_from_slice(totals);
-            let (_, rest) = S::as_simd_f32s(query);
-            if !rest.is_empty() {
-                for (score, row) in scores.iter_mut().zip(rows) {
-                    *score += dot_rest::<S>(rest, row);
-                }
+        for (&row, &weight) in last.iter().zip(last_weight) {
+            sums[0] = add_row(simd, weight, &data[row + at..row + at + stretch], sums[0]);
+        }
+        let [first, second] = sums;
+        for ((out, a), b) in S::as_mut_simd_f32s(&mut output[at..at + stretch]).0.iter_mut().zip(first).zip(second) {
+            *out = simd.add_f32s(a, b);
+        }
+        at += stretch;
+    }
+    if at < width {
+        for (&row, weight) in rows.iter().zip(weights) {
+            for (sum, value) in output[at..].iter_mut().zip(&data[row + at..row + width]) {
+                *sum += weight * value;
             }
         }
     }
+}
+
+#[inline(always)]
+fn add_row<S: Simd>(simd: S, weight: f32, row: &[f32], mut sums: [S::f32s; STRETCH]) -> [S::f32s; STRETCH] {
+    let (vectors, weight) = (S::as_simd_f32s(row).0, simd.splat_f32s(weight));
+    for (sum, &vector) in sums.iter_mut().zip(vectors) {
+        *sum = simd.mul_add_e_f32s(weight, vector, *sum);
+    }
+    sums
 }
 
 /// `sum + query row`, a stretch of each.

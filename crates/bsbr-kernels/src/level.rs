@@ -22,6 +22,15 @@ pub fn limit_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+/// The level that loops may use at most.
+pub(crate) fn limit() -> Level {
+    match LEVEL.load(Ordering::Relaxed) {
+        level if level == Level::Scalar as u8 => Level::Scalar,
+        level if level == Level::Avx2 as u8 => Level::Avx2,
+        _ => Level::Best,
+    }
+}
+
 /// What the attention loops use.
 pub(crate) fn arch() -> Arch {
     let level = LEVEL.load(Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! The loops of a decoder on the CPU: attention and everything else of a layer, over slices of f32; keys and values may be
 //! [stored](Stored) in f16 or bf16.
 //!
-//! - [`attention`] reads keys and values: all of them, or those near a token and the blocks it retrieves; forward and
-//!   backward.
+//! - [`attention`] reads keys and values: all of them, or those near a token and those it retrieves; forward and backward.
+//! - [`index`] is what it finds keys by: every key in 8 bits.
 //! - [`layer`] is the rest: linear maps, norms, activations, rotary embedding.
 //!
 //! Every loop is written once for any width of vector registers; AVX-512, AVX2 or plain scalar code is chosen at run time.
@@ -32,14 +32,13 @@
 mod gather;
 mod heads;
 mod level;
-mod panel;
 mod prefetch;
 mod product;
-mod select;
 mod stored;
 mod vector;
 
 pub mod attention;
+pub mod index;
 pub mod layer;
 
 pub use heads::Heads;

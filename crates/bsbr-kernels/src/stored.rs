@@ -106,12 +106,8 @@ impl<'a> StoredRows<'a> {
     {
         match self {
             Self::F32(rows) => *rows,
-            Self::F16(rows) => widen(rows, numbers, |rows, numbers| rows.convert_to_f32_slice(numbers)),
-            Self::Bf16(rows) => widen(rows, numbers, |rows, numbers| {
-                for (number, stored) in numbers.iter_mut().zip(rows) {
-                    *number = f32::from_bits(u32::from(stored.to_bits()) << 16);
-                }
-            }),
+            Self::F16(rows) => widen(rows, numbers, widen_f16),
+            Self::Bf16(rows) => widen(rows, numbers, widen_bf16),
         }
     }
 
@@ -127,21 +123,49 @@ impl<'a> StoredRows<'a> {
         }
     }
 
-    /// Asks for the memory of every row.
+    /// The rows at `positions` in f32, one after the other in `numbers`.
     #[inline(always)]
-    pub(crate) fn prefetch(&self) {
+    pub(crate) fn gathered<'b>(&self, positions: &[u32], numbers: &'b mut Vec<f32>) -> Rows<'b> {
+        let width = self.width();
+        numbers.resize(positions.len() * width, 0.0);
+        let targets = numbers.chunks_exact_mut(width.max(1)).zip(positions).enumerate();
         match self {
-            Self::F32(rows) => prefetch_rows(rows),
-            Self::F16(rows) => prefetch_rows(rows),
-            Self::Bf16(rows) => prefetch_rows(rows),
+            Self::F32(rows) => targets.for_each(|(_, (to, &at))| to.copy_from_slice(rows.row(at as usize))),
+            Self::F16(rows) => {
+                for (number, (to, &at)) in targets {
+                    ask_ahead(rows, positions, number);
+                    widen_f16(rows.row(at as usize), to);
+                }
+            }
+            Self::Bf16(rows) => {
+                for (number, (to, &at)) in targets {
+                    ask_ahead(rows, positions, number);
+                    widen_bf16(rows.row(at as usize), to);
+                }
+            }
         }
+        Rows::contiguous(numbers, positions.len(), width)
     }
 }
 
+/// Rows ahead of which memory is asked for.
+const AHEAD: usize = 8;
+
 #[inline(always)]
-fn prefetch_rows<T>(rows: &Rows<'_, T>) {
-    for row in 0..rows.len() {
-        prefetch(rows.row(row));
+fn ask_ahead<T>(rows: &Rows<'_, T>, positions: &[u32], number: usize) {
+    if let Some(&next) = positions.get(number + AHEAD) {
+        prefetch(rows.row(next as usize));
+    }
+}
+
+fn widen_f16(row: &[f16], numbers: &mut [f32]) {
+    row.convert_to_f32_slice(numbers);
+}
+
+#[inline(always)]
+fn widen_bf16(row: &[bf16], numbers: &mut [f32]) {
+    for (number, stored) in numbers.iter_mut().zip(row) {
+        *number = f32::from_bits(u32::from(stored.to_bits()) << 16);
     }
 }
 

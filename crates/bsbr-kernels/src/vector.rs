@@ -149,19 +149,6 @@ pub(crate) fn add_rows<S: Simd, const G: usize>(
     }
 }
 
-/// How many numbers of a row are at least `bound`.
-#[inline(always)]
-pub(crate) fn count_from<S: Simd>(simd: S, row: &[f32], bound: f32) -> usize {
-    let (vectors, rest) = S::as_simd_f32s(row);
-    let (bounds, one, zero) = (simd.splat_f32s(bound), simd.splat_f32s(1.0), simd.splat_f32s(0.0));
-    let mut count = zero;
-    for &vector in vectors {
-        let from = simd.greater_than_or_equal_f32s(vector, bounds);
-        count = simd.add_f32s(count, simd.select_f32s(from, one, zero));
-    }
-    simd.reduce_sum_f32s(count) as usize + rest.iter().filter(|&&value| value >= bound).count()
-}
-
 /// `cap tanh(x / cap)` on each number of a row.
 #[inline(always)]
 pub(crate) fn softcap<S: Simd>(simd: S, row: &mut [f32], cap: f32) {
@@ -190,46 +177,6 @@ fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         p = simd.mul_add_f32s(p, square, splat(c));
     }
     simd.select_f32s(simd.less_than_f32s(size, splat(0.2)), simd.mul_f32s(p, x), large)
-}
-
-/// `y = max(y, x + shift)`.
-#[inline(always)]
-pub(crate) fn max_shifted<S: Simd>(simd: S, x: &[f32], shift: f32, y: &mut [f32]) {
-    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_mut_simd_f32s(y));
-    let shifts = simd.splat_f32s(shift);
-    for (&x, y) in x.iter().zip(y) {
-        *y = simd.max_f32s(*y, simd.add_f32s(x, shifts));
-    }
-    for (x, y) in x_rest.iter().zip(y_rest) {
-        *y = y.max(x + shift);
-    }
-}
-
-/// `z = max(z, x + y + shift)`.
-#[inline(always)]
-pub(crate) fn max_sum<S: Simd>(simd: S, x: &[f32], y: &[f32], shift: f32, z: &mut [f32]) {
-    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(y));
-    let (z, z_rest) = S::as_mut_simd_f32s(z);
-    let shifts = simd.splat_f32s(shift);
-    for ((&x, &y), z) in x.iter().zip(y).zip(z) {
-        *z = simd.max_f32s(*z, simd.add_f32s(simd.add_f32s(x, y), shifts));
-    }
-    for ((x, y), z) in x_rest.iter().zip(y_rest).zip(z_rest) {
-        *z = z.max(x + y + shift);
-    }
-}
-
-/// The absolute values of a row times a factor that is not negative.
-#[inline(always)]
-pub(crate) fn magnitudes<S: Simd>(simd: S, row: &[f32], factor: f32, into: &mut [f32]) {
-    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(row), S::as_mut_simd_f32s(into));
-    let factors = simd.splat_f32s(factor);
-    for (&x, y) in x.iter().zip(y) {
-        *y = simd.mul_f32s(simd.abs_f32s(x), factors);
-    }
-    for (x, y) in x_rest.iter().zip(y_rest) {
-        *y = x.abs() * factor;
-    }
 }
 
 /// `x . y`.

@@ -2,17 +2,18 @@
 //! 2022), so that the memory is that of the gradients themselves.
 //!
 //! With `P` the weights, `o` the output and `g` its gradient: `dV = P^T g`, `dS = P (g V^T - g . o)`, `dQ = scale dS K`,
-//! `dK = scale dS^T Q`. Means of blocks are columns like any other; their gradients are spread over their tokens at the end.
-//! Which blocks a token chose is taken as given.
+//! `dK = scale dS^T Q`. Mean keys and mean values are columns like any other, as the index has them; their gradients are spread
+//! over their tokens at the end, as if nothing had been rounded. Which keys a token chose is taken as given.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
     BlockInput, BlockOptions, CausalOptions,
-    block_tile::{Head, Scratch, read_tile},
+    block_tile::{Head, Scratch, TileRead, read_tile},
+    mean_gradient::MeanGradients,
     tile::{QueryTile, load_queries},
-    tile_gradient::{RowGradients, TileGradient},
+    tile_gradient::TileGradient,
 };
 use crate::{heads::Heads, level};
 
@@ -52,7 +53,7 @@ pub fn causal_attention_backward(
     options: &CausalOptions,
 ) -> Gradients {
     let (keys, values) = (keys.into(), values.into());
-    let input = BlockInput { query, keys, values, first: 0, sinks: None, means: &[], near: None };
+    let input = BlockInput { query, keys, values, first: 0, sinks: None, index: None, near: None };
     backward(&input, forward, None, options)
 }
 
@@ -133,10 +134,10 @@ impl WithSimd for PairBackward<'_> {
             values: input.values.head(batch, kv_head),
             first: 0,
             sinks: None,
-            means: input.means.iter().map(|means| means.head(batch, kv_head)).collect(),
+            index: settings.and(input.index).map(|index| index.head(batch, kv_head)),
             near: None,
         };
-        let mut of_means: Vec<RowGradients> = head.means.iter().map(|means| RowGradients::of(means.keys)).collect();
+        let mut of_means = head.index.map(|index| MeanGradients::new(index, tokens));
         let (mut scratch, mut queries, mut gradient, mut outputs) = (Scratch::default(), vec![], vec![], vec![]);
         let (mut tile_query, mut buffer, mut raw) = (vec![], vec![], vec![]);
         let chunk = settings.map_or(usize::MAX, |settings| settings.chunk_size);
@@ -168,12 +169,14 @@ impl WithSimd for PairBackward<'_> {
             match settings {
                 None => of_tile.all_keys(simd, &head, options, &log_mass, &mut scratch, (&mut *keys, &mut *values)),
                 Some(settings) => {
-                    let (runs, retrieval) =
+                    let TileRead { runs, retrieval, .. } =
                         read_tile(simd, &tile, &head, settings, options, &mut scratch, Some(&log_mass));
                     of_tile.runs(simd, &runs, &scratch.exact, (&mut *keys, &mut *values));
-                    if let Some(retrieval) = retrieval {
-                        of_tile.means(simd, &retrieval, &head.means, &mut scratch, &mut of_means);
-                        of_tile.chosen(simd, &retrieval, &head, &mut scratch, (&mut *keys, &mut *values));
+                    if let (Some(retrieval), Some(of_means)) = (retrieval, &mut of_means) {
+                        if retrieval.settings.far {
+                            of_means.add_tile(simd, &mut of_tile, &retrieval, &mut scratch.retrieval);
+                        }
+                        of_tile.chosen(simd, &head, &scratch.retrieval.chosen, (&mut *keys, &mut *values));
                     }
                 }
             }
@@ -185,25 +188,8 @@ impl WithSimd for PairBackward<'_> {
             }
             from = to;
         }
-        if let Some((settings, blocks)) = settings.and_then(|settings| Some((settings, settings.blocks.as_ref()?))) {
-            let sizes = std::iter::once(blocks.size).chain(blocks.coarse.iter().map(|coarse| coarse.size));
-            for (gradients, size) in of_means.iter().zip(sizes) {
-                spread(&gradients.keys, size, settings.sink_tokens, width, keys);
-                spread(&gradients.values, size, settings.sink_tokens, width, values);
-            }
-        }
-    }
-}
-
-/// The gradient of a mean goes to its rows in equal parts.
-fn spread(means: &[f32], size: usize, sinks: usize, width: usize, rows: &mut [f32]) {
-    for (index, mean) in means.chunks_exact(width).enumerate() {
-        let positions = (index * size).max(sinks)..(index + 1) * size;
-        let share = 1.0 / positions.len() as f32;
-        for position in positions {
-            for (row, mean) in rows[position * width..(position + 1) * width].iter_mut().zip(mean) {
-                *row += mean * share;
-            }
+        if let (Some(settings), Some(of_means)) = (settings, of_means) {
+            of_means.spread(settings.sink_tokens, keys, values);
         }
     }
 }

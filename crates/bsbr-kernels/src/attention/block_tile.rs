@@ -1,16 +1,16 @@
-//! One tile of queries over sinks, the local region, chosen blocks and the means of the rest.
+//! One tile of queries over sinks, the local region, chosen keys and the means of the rest.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::{
-    BlockOptions, CausalOptions,
-    candidates::{CandidateScratch, Means, Retrieval},
+    BlockOptions, CausalOptions, Retrieved,
+    retrieval::{Retrieval, RetrievalScratch},
     sums::Sums,
     tile::{QueryTile, mask_positions, read, score},
 };
-use crate::{stored::StoredRows, vector};
+use crate::{index::HeadIndex, stored::StoredRows, vector};
 
 /// What one KV head brings.
 pub(super) struct Head<'a> {
@@ -19,8 +19,7 @@ pub(super) struct Head<'a> {
     /// Position of the first row.
     pub(super) first: usize,
     pub(super) sinks: Option<(StoredRows<'a>, StoredRows<'a>)>,
-    /// Those of blocks and of longer runs, the shortest first.
-    pub(super) means: Vec<Means<'a>>,
+    pub(super) index: Option<&'a HeadIndex>,
     pub(super) near: Option<NearHead<'a>>,
 }
 
@@ -43,8 +42,7 @@ pub(super) struct Scratch {
     output: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
-    pub(super) candidates: CandidateScratch,
-    pub(super) chosen_scores: Vec<f32>,
+    pub(super) retrieval: RetrievalScratch,
 }
 
 pub(super) struct BlockTile<'a, 'o> {
@@ -66,12 +64,12 @@ pub(super) struct Run<'a> {
 }
 
 impl WithSimd for BlockTile<'_, '_> {
-    type Output = ();
+    type Output = Retrieved;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> Retrieved {
         let Self { tile, head, settings, options, scratch, outputs } = self;
-        read_tile(simd, tile, head, settings, options, scratch, None);
+        let read = read_tile(simd, tile, head, settings, options, scratch, None);
         let width = head.keys.width();
         for (g, (output, log_mass)) in outputs.iter_mut().enumerate() {
             for token in 0..tile.tokens {
@@ -82,13 +80,20 @@ impl WithSimd for BlockTile<'_, '_> {
                 log_mass[token] = scratch.sum[row].ln() + scratch.highest[row];
             }
         }
+        read.retrieved
     }
+}
+
+/// What a tile read.
+pub(super) struct TileRead<'a> {
+    pub(super) runs: Vec<Run<'a>>,
+    pub(super) retrieval: Option<Retrieval<'a>>,
+    pub(super) retrieved: Retrieved,
 }
 
 /// Everything a tile reads: weights in the scratch, relative to its `highest`, and the sums of weights and weighted values.
 ///
-/// With the logarithms of the denominators, `log_mass`, of an earlier call the weights come out divided by them. Returns
-/// what was read.
+/// With the logarithms of the denominators, `log_mass`, of an earlier call the weights come out divided by them.
 #[inline(always)]
 pub(super) fn read_tile<'a, S: Simd>(
     simd: S,
@@ -98,25 +103,25 @@ pub(super) fn read_tile<'a, S: Simd>(
     options: &'a CausalOptions,
     scratch: &mut Scratch,
     log_mass: Option<&[f32]>,
-) -> (Vec<Run<'a>>, Option<Retrieval<'a>>) {
+) -> TileRead<'a> {
     let chunk = tile.start / settings.chunk_size;
     let end = tile.start + tile.tokens;
     let local_start = settings.local_start(chunk);
     let mut from = local_start;
     let mut retrieval = None;
-    if let Some(blocks) = &settings.blocks {
-        match settings.candidates(chunk, blocks, options) {
-            Some(levels) => retrieval = Some(Retrieval { settings, blocks, levels, options }),
-            // Every candidate is read: the exact keys are one run of positions.
-            None => {
-                let first = settings.sink_tokens.max(options.first_visible(chunk * settings.chunk_size));
-                from = (first / blocks.size * blocks.size).min(local_start);
+    if let Some(index) = &settings.index {
+        match (settings.candidates(chunk, index, options), head.index) {
+            (Some(candidates), Some(keys)) => {
+                let sinks = settings.sink_tokens;
+                retrieval = Some(Retrieval { settings: index, sinks, candidates, options, index: keys });
             }
+            // Everything is read: the exact keys are one run of positions.
+            _ => from = options.first_visible(chunk * settings.chunk_size).min(local_start),
         }
     }
     let runs = exact_runs(tile, head, settings, options, from..end, local_start);
     let (rows, width) = (tile.count(), head.keys.width());
-    let Scratch { highest, sum, output, exact, widened, candidates, chosen_scores, .. } = scratch;
+    let Scratch { highest, sum, output, exact, widened, retrieval: retrieval_scratch, .. } = scratch;
     output.clear();
     output.resize(rows * width, 0.0);
     highest.clear();
@@ -128,12 +133,12 @@ pub(super) fn read_tile<'a, S: Simd>(
     sum.resize(rows, 0.0);
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
     read_exactly(simd, tile, head, options, &runs, (exact, widened), &mut sums);
+    let mut retrieved = Retrieved::default();
     if let Some(retrieval) = &retrieval {
-        retrieval.choose(simd, tile, &head.means, candidates, &mut sums);
-        let rows = (head.keys, head.values);
-        retrieval.read_chosen(simd, tile, rows, &mut candidates.chosen, chosen_scores, &mut sums);
+        retrieval_scratch.chosen.keep = log_mass.is_some();
+        retrieved = retrieval.read(simd, tile, (head.keys, head.values), retrieval_scratch, &mut sums);
     }
-    (runs, retrieval)
+    TileRead { runs, retrieval, retrieved }
 }
 
 /// Sinks and the run `positions`, as far as a query of the tile may see them.

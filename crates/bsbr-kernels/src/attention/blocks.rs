@@ -1,16 +1,18 @@
-//! Attention over the keys near a token and the blocks it retrieves.
+//! Attention over the keys near a token and the keys it retrieves.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use super::{
     CausalOptions,
     block_tile::{BlockTile, Head, NearHead, Scratch},
-    candidates::{Level, Means},
     tasks,
     tile::{QueryTile, load_queries},
 };
 use crate::{
     heads::Heads,
+    index::{KeyIndex, SECTION},
     level,
     stored::{Stored, StoredRows},
 };
@@ -31,39 +33,46 @@ pub struct BlockOptions {
     pub local_chunks: usize,
     /// First tokens of the sequence that it reads exactly.
     pub sink_tokens: usize,
-    /// Blocks it retrieves; `None` reads nothing else.
-    pub blocks: Option<Blocks>,
+    /// Keys it retrieves; `None` reads nothing else.
+    pub index: Option<IndexOptions>,
 }
 
-/// Retrieval of blocks.
+/// Retrieval of keys by an index of them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Blocks {
-    /// Tokens of a block; divides the chunk size.
-    pub size: usize,
-    /// Blocks each token reads exactly, per KV head.
-    pub top_k: usize,
-    /// Tokens of chunks that end within the first `exact_tokens` read everything before them.
+pub struct IndexOptions {
+    /// Chunks of which every token sees at most so many tokens, up to the last of the chunk, read everything.
     pub exact_tokens: usize,
-    /// Longer runs that are scored in place of blocks further back, the shorter and nearer first.
-    pub coarse: Vec<Coarse>,
-    /// What a token expects beyond the mean key of a block, as a share of the most that any key of it could score: see
-    /// [`block_attention`].
-    pub reach: f32,
-    /// Whether the other blocks count by their mean key and mean value in the same softmax.
+    /// Logarithm of the estimated probability from which on a key is read; minus infinity reads every key.
+    pub log_threshold: f32,
+    /// Most keys a token reads, per KV head: of more, those furthest above the threshold.
+    pub max_keys: usize,
+    /// What lies further than this before the local region is scored by sections first.
+    pub fine_tokens: usize,
+    /// Most of those sections of which a token scores the keys, per KV head.
+    pub max_sections: usize,
+    /// Whether what is not read counts by mean keys and mean values in the same softmax.
     pub far: bool,
-    /// What is added to the log-mass of those; no score for the choice changes.
+    /// What is added to the log-mass of that; it changes no choice.
     pub far_shift: f32,
 }
 
-/// Runs of blocks that are scored as a whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Coarse {
-    /// Tokens of a run; a multiple of those of a shorter one.
-    pub size: usize,
-    /// What lies further than this before the local region is scored by these runs; not nearer than for shorter ones.
-    pub beyond: usize,
-    /// Of these runs, those of which each token scores the parts, per KV head.
-    pub opened: usize,
+/// What the tokens of a call retrieved, summed over batch entries and KV heads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retrieved {
+    /// Tokens that chose.
+    pub tokens: u64,
+    /// Keys they read by choice.
+    pub keys: u64,
+    /// Tokens for which more keys passed than they may read.
+    pub capped: u64,
+}
+
+impl std::ops::AddAssign for Retrieved {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.keys += other.keys;
+        self.capped += other.capped;
+    }
 }
 
 impl BlockOptions {
@@ -94,24 +103,6 @@ pub struct Near<'a> {
     pub first: usize,
 }
 
-/// What stands for runs of tokens.
-#[derive(Debug, Clone, Copy)]
-pub struct RunMeans<'a> {
-    /// Mean keys, `[batch, kv_heads, runs, head_dim]`. (See [`block_means`](super::block_means).)
-    pub keys: Heads<'a>,
-    /// Mean values, likewise.
-    pub values: Heads<'a>,
-    /// Radii of the keys, where there is a `reach`. (See [`block_radii`](super::block_radii).)
-    pub radii: Option<Heads<'a>>,
-}
-
-impl<'a> RunMeans<'a> {
-    pub(super) fn head(&self, batch: usize, head: usize) -> Means<'a> {
-        let of = |rows: &Heads<'a>| rows.head(batch, head);
-        Means { keys: of(&self.keys), values: of(&self.values), radii: self.radii.as_ref().map(of) }
-    }
-}
-
 /// Rows that a call reads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockInput<'a> {
@@ -125,21 +116,21 @@ pub struct BlockInput<'a> {
     pub first: usize,
     /// The first tokens where `first` lies behind them.
     pub sinks: Option<Sinks<'a>>,
-    /// Means of the blocks and of each kind of longer runs, from the first token on: at least those that a query scores.
-    /// Empty where none does.
-    pub means: &'a [RunMeans<'a>],
+    /// The index of the keys, from the first token on: at least of the sections before the local region of the last query,
+    /// where any are retrieved.
+    pub index: Option<&'a KeyIndex>,
     /// What reads the local region in place of `query` and `keys`, which are for the rest then.
     pub near: Option<Near<'a>>,
 }
 
-/// Attention over sinks, the local region, the `top_k` blocks of the highest score, and the means of the others, in one
-/// softmax. Returns `[batch, heads, tokens, head_dim]`, and for each row the logarithm of the softmax's denominator,
-/// `[batch, heads, tokens]`.
+/// Attention over sinks, the local region, the keys that pass the threshold, and the means of the rest, in one softmax.
+/// Returns `[batch, heads, tokens, head_dim]`, for each row the logarithm of the softmax's denominator, `[batch, heads, tokens]`,
+/// and what was retrieved.
 ///
-/// The mass of a block of `n` tokens is estimated by its mean key: `log n + scale q . mu`. Its score adds what its keys may
-/// hold beyond their mean, `reach scale sum_c |q_c| r_c` with the radii `r`: with a reach of 1 that bounds the score of every
-/// key. Heads that share a KV head share a choice: a block counts by the highest of its scores, each relative to the log-mass
-/// of what the head reads exactly.
+/// The score of a key is estimated by the [index](KeyIndex), what a token reads in all by its exact keys and the mean keys of
+/// all blocks: a key is read where the score passes the logarithm of that sum by `log_threshold`, for any of the heads that
+/// share its KV head. What is left of a block counts as so many keys of its mean, with the mean value of its section. Sections
+/// far back count by their own mean, unless the bound on the score of their keys, mean and half a radius, passes too.
 ///
 /// No more than one tile of queries has scores at a time.
 ///
@@ -150,12 +141,12 @@ pub fn block_attention(
     input: &BlockInput<'_>,
     settings: &BlockOptions,
     options: &CausalOptions,
-) -> (Vec<f32>, Vec<f32>) {
+) -> (Vec<f32>, Vec<f32>, Retrieved) {
     let [batch, heads, tokens, width] = input.query.dims();
     let mut output = vec![0.0; batch * heads * tokens * width];
     let mut log_mass = vec![0.0; batch * heads * tokens];
-    block_attention_into(input, settings, options, &mut output, &mut log_mass);
-    (output, log_mass)
+    let retrieved = block_attention_into(input, settings, options, &mut output, &mut log_mass);
+    (output, log_mass, retrieved)
 }
 
 /// [`block_attention`] into memory that is there: `[batch, heads, tokens, head_dim]` and `[batch, heads, tokens]`.
@@ -169,17 +160,21 @@ pub fn block_attention_into(
     options: &CausalOptions,
     output: &mut [f32],
     log_mass: &mut [f32],
-) {
+) -> Retrieved {
     let [batch, heads, tokens, width] = input.query.dims();
     let [_, kv_heads, rows, _] = input.keys.dims();
     assert_eq!(input.keys.dims(), [batch, kv_heads, rows, width]);
     assert_eq!(input.values.dims(), input.keys.dims());
     assert!(heads.is_multiple_of(kv_heads) && tokens <= rows);
-    if let Some(blocks) = &settings.blocks {
-        let sizes = std::iter::once(blocks.size).chain(blocks.coarse.iter().map(|coarse| coarse.size));
-        assert!(sizes.clone().zip(sizes.skip(1)).all(|(short, long)| long > 0 && long.is_multiple_of(short)));
+    if let Some(index) = &settings.index {
+        assert!(settings.chunk_size.is_multiple_of(SECTION), "chunks are whole sections");
+        assert_eq!(input.first, 0, "keys are retrieved from rows that begin with the first token");
+        let last = (rows.max(1) - 1) / settings.chunk_size;
+        let needed = settings.candidates(last, index, options).map_or(0, |candidates| candidates.all_sections().end);
+        let there = input.index.map_or(0, KeyIndex::sections);
+        assert!(there >= needed, "an index of {needed} sections is needed, not of {there}");
+        assert!(input.index.is_none_or(|index| index.dims() == [batch, kv_heads, width]));
     }
-    assert!(settings.blocks.is_none() || input.first == 0, "blocks are read from rows that begin with the first token");
     let group = heads / kv_heads;
     if let Some(near) = &input.near {
         let [near_batch, near_heads, near_rows, near_width] = near.keys.dims();
@@ -192,13 +187,14 @@ pub fn block_attention_into(
     assert_eq!(log_mass.len(), batch * heads * tokens);
     let next = |from: usize| {
         let chunk = (begin + from) / settings.chunk_size;
-        let candidates = settings.blocks.as_ref().and_then(|blocks| settings.candidates(chunk, blocks, options));
-        let scored = candidates.map_or(0, |levels| levels.iter().map(Level::columns).sum());
+        let candidates = settings.index.as_ref().and_then(|index| settings.candidates(chunk, index, options));
+        let scored = candidates.map_or(0, |candidates| candidates.blocks.len() + candidates.sections.len());
         let rows = (SCORES / scored.max(1_usize)).clamp(FEWEST_ROWS, ROWS);
         // A tile lies within one chunk.
         (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
     };
     let tasks = tasks::split(output, log_mass, group, tokens, width, next);
+    let sums = [const { AtomicU64::new(0) }; 3];
     tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
         let (batch, kv_head) = (task.pair / kv_heads, task.pair % kv_heads);
         let group_heads = kv_head * group..(kv_head + 1) * group;
@@ -221,14 +217,14 @@ pub fn block_attention_into(
             values: input.values.head(batch, kv_head),
             first: input.first,
             sinks: input.sinks.map(|sinks| (sinks.keys.head(batch, kv_head), sinks.values.head(batch, kv_head))),
-            means: input.means.iter().map(|means| means.head(batch, kv_head)).collect(),
+            index: input.index.map(|index| index.head(batch, kv_head)),
             near: input.near.map(|near| NearHead {
                 tile: QueryTile { rows: &near_queries, ..tile },
                 keys: StoredRows::F32(near.keys.head(batch, kv_head)),
                 first: near.first,
             }),
         };
-        level::arch().dispatch(BlockTile {
+        let retrieved = level::arch().dispatch(BlockTile {
             tile: &tile,
             head: &head,
             settings,
@@ -236,7 +232,12 @@ pub fn block_attention_into(
             scratch,
             outputs: &mut task.outputs,
         });
+        for (sum, count) in sums.iter().zip([retrieved.tokens, retrieved.keys, retrieved.capped]) {
+            sum.fetch_add(count, Ordering::Relaxed);
+        }
         scratch.query = queries;
         scratch.near_query = near_queries;
     });
+    let [tokens, keys, capped] = sums.map(AtomicU64::into_inner);
+    Retrieved { tokens, keys, capped }
 }

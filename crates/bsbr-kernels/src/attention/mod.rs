@@ -1,13 +1,14 @@
-//! Causal attention: over all keys, and over the keys near a token plus the blocks it retrieves.
+//! Causal attention: over all keys, and over the keys near a token plus those it retrieves.
 
 mod backward;
 mod block_tile;
 mod blocks;
 mod candidates;
-mod choice;
+mod chosen;
 mod dense;
-mod means;
-mod readers;
+mod limits;
+mod mean_gradient;
+mod retrieval;
 mod sums;
 mod tasks;
 mod tile;
@@ -15,10 +16,9 @@ mod tile_gradient;
 
 pub use backward::{Forward, Gradients, block_attention_backward, causal_attention_backward};
 pub use blocks::{
-    BlockInput, BlockOptions, Blocks, Coarse, Near, RunMeans, Sinks, block_attention, block_attention_into,
+    BlockInput, BlockOptions, IndexOptions, Near, Retrieved, Sinks, block_attention, block_attention_into,
 };
 pub use dense::causal_attention;
-pub use means::{block_means, block_radii, run_radii};
 
 /// What a model prescribes for its attention.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,28 +8,13 @@ use pulp::Simd;
 use super::{
     CausalOptions,
     block_tile::{Head, Run, Scratch},
-    candidates::{Means, Retrieval},
-    readers::Readers,
+    chosen::ChosenKeys,
     tile::{QueryTile, mask_positions, score},
 };
 use crate::{heads::Rows, product, vector};
 
 /// Keys of a step of full attention.
 const KEYS: usize = 512;
-
-/// Gradients of some rows of keys and of values.
-pub(super) struct RowGradients {
-    pub(super) keys: Vec<f32>,
-    pub(super) values: Vec<f32>,
-}
-
-impl RowGradients {
-    /// Nothing yet, for as many rows as these.
-    pub(super) fn of(rows: Rows<'_>) -> Self {
-        let count = rows.len() * rows.width();
-        Self { keys: vec![0.0; count], values: vec![0.0; count] }
-    }
-}
 
 /// What is the same for every part that a tile reads.
 pub(super) struct TileGradient<'a> {
@@ -131,94 +116,55 @@ impl TileGradient<'_> {
         }
     }
 
-    /// Blocks and longer runs that count by their means.
-    #[inline(always)]
-    pub(super) fn means<S: Simd>(
-        &mut self,
-        simd: S,
-        retrieval: &Retrieval<'_>,
-        means: &[Means<'_>],
-        scratch: &mut Scratch,
-        gradients: &mut [RowGradients],
-    ) {
-        if !retrieval.blocks.far {
-            return;
-        }
-        let levels = retrieval.levels.iter().zip(&scratch.candidates.levels);
-        for (((level, scratch), means), gradients) in levels.zip(means).zip(gradients) {
-            let (direct, columns, width) = (level.direct.clone(), level.columns(), means.keys.width());
-            let rows = (means.keys.range(direct.clone()), means.values.range(direct.clone()));
-            let numbers = direct.start * width..direct.end * width;
-            let of_direct = (&mut gradients.keys[numbers.clone()], &mut gradients.values[numbers]);
-            self.columns(simd, rows, (&scratch.masses, columns, 0), of_direct);
-            if level.opened == 0 {
-                continue;
-            }
-            for token in 0..self.tile.tokens {
-                for (slot, &run) in scratch.opened.of(token).iter().enumerate() {
-                    let (first, column) = (run as usize * level.per_opened, direct.len() + slot * level.per_opened);
-                    for g in 0..self.tile.group {
-                        let row = g * self.tile.tokens + token;
-                        let weights = &scratch.masses[row * columns + column..][..level.per_opened];
-                        let gradients = (&mut gradients.keys[..], &mut gradients.values[..]);
-                        self.one_row(simd, row, (means.keys, means.values), first, weights, gradients);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The blocks each token chose.
+    /// The keys each token chose.
     #[inline(always)]
     pub(super) fn chosen<S: Simd>(
         &mut self,
         simd: S,
-        retrieval: &Retrieval<'_>,
         head: &Head<'_>,
-        scratch: &mut Scratch,
+        chosen: &ChosenKeys,
         (of_keys, of_values): (&mut [f32], &mut [f32]),
     ) {
-        let size = retrieval.blocks.size;
-        let chosen: &Readers = &scratch.candidates.chosen;
+        let (keys, values) = (head.keys.whole(), head.values.whole());
         for token in 0..self.tile.tokens {
-            let places = chosen.places(token);
             for g in 0..self.tile.group {
                 let row = g * self.tile.tokens + token;
-                let start = (places.start * self.tile.group + g * places.len()) * size;
-                for (at, &block) in chosen.of(token).iter().enumerate() {
-                    let weights = &scratch.chosen_scores[start + at * size..][..size];
-                    let (first, rows) = (block as usize * size, (head.keys.whole(), head.values.whole()));
-                    self.one_row(simd, row, rows, first, weights, (&mut *of_keys, &mut *of_values));
+                for (&position, &weight) in chosen.of(token).iter().zip(chosen.weights(token, g)) {
+                    self.one_key(
+                        simd,
+                        row,
+                        (keys, values),
+                        position as usize,
+                        weight,
+                        (&mut *of_keys, &mut *of_values),
+                    );
                 }
             }
         }
     }
 
-    /// One query and the rows from `first` on that it alone reads with `weights`.
+    /// One query and a key that it alone reads with `weight`.
     #[inline(always)]
-    fn one_row<S: Simd>(
+    fn one_key<S: Simd>(
         &mut self,
         simd: S,
         row: usize,
         (keys, values): (Rows<'_>, Rows<'_>),
-        first: usize,
-        weights: &[f32],
+        index: usize,
+        weight: f32,
         (of_keys, of_values): (&mut [f32], &mut [f32]),
     ) {
         let width = keys.width();
         let own = row * width..(row + 1) * width;
         let gradient = &self.gradient[own.clone()];
-        for (at, &weight) in weights.iter().enumerate() {
-            let index = first + at;
-            let numbers = index * width..(index + 1) * width;
-            let mut score = weight * (vector::dot(simd, gradient, values.row(index)) - self.delta[row]);
-            if let Some(cap) = self.softcap {
-                let raw = vector::dot(simd, &self.tile.rows[own.clone()], keys.row(index));
-                score *= 1.0 - (raw / cap).tanh().powi(2);
-            }
-            vector::add(simd, weight, gradient, &mut of_values[numbers.clone()]);
-            vector::add(simd, score, keys.row(index), &mut self.query[own.clone()]);
-            vector::add(simd, score, &self.tile.rows[own.clone()], &mut of_keys[numbers]);
+        let numbers = index * width..(index + 1) * width;
+        let mut score = weight * (vector::dot(simd, gradient, values.row(index)) - self.delta[row]);
+        if let Some(cap) = self.softcap {
+            let raw = vector::dot(simd, &self.tile.rows[own.clone()], keys.row(index));
+            score *= 1.0 - (raw / cap).tanh().powi(2);
         }
+        vector::add(simd, weight, gradient, &mut of_values[numbers.clone()]);
+        vector::add(simd, score, keys.row(index), &mut self.query[own.clone()]);
+        vector::add(simd, score, &self.tile.rows[own], &mut of_keys[numbers]);
     }
 }

@@ -1,0 +1,226 @@
+//! Founding the index of a head, and taking blocks and sections in.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use super::{
+    BLOCK, BLOCKS_OF_SECTION, HeadIndex, SECTION,
+    head::{Codes, OFFSET, TOGETHER, place},
+    positions,
+};
+use crate::{heads::Rows, stored::StoredRows};
+
+/// The largest code.
+const LARGEST: f32 = 127.0;
+
+/// Memory for one section at a time.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Mean keys of the blocks of a section, and of the section.
+    means: Vec<f32>,
+    mean: Vec<f32>,
+    residuals: Vec<f32>,
+    radii: Vec<f32>,
+}
+
+/// [`HeadIndex::extend`], for the best instructions of the machine.
+pub(super) struct Extend<'a> {
+    pub(super) head: &'a mut HeadIndex,
+    pub(super) keys: StoredRows<'a>,
+    pub(super) values: StoredRows<'a>,
+    pub(super) sections: Range<usize>,
+    pub(super) sinks: usize,
+}
+
+impl WithSimd for Extend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { head, keys, values, sections, sinks } = self;
+        head.resize(sections.end);
+        let mut scratch = Scratch::default();
+        for section in sections {
+            head.take_in(keys, values, section, sinks, &mut scratch);
+        }
+    }
+}
+
+impl HeadIndex {
+    pub(super) fn found(&mut self, keys: StoredRows<'_>, blocks: usize, sinks: usize) {
+        let width = self.width;
+        let (mut sum, mut squares) = (vec![0.0; width], vec![0.0_f32; width]);
+        let (mut mean, mut widened, mut count) = (vec![0.0; width], Vec::new(), 0);
+        for block in 0..blocks {
+            let positions = positions(block, BLOCK, sinks);
+            if positions.is_empty() {
+                continue;
+            }
+            let rows = keys.range(positions).widened(&mut widened);
+            mean_of(&rows, 0..rows.len(), &mut mean);
+            count += 1;
+            for channel in 0..width {
+                sum[channel] += mean[channel];
+            }
+            for row in 0..rows.len() {
+                for ((square, key), mean) in squares.iter_mut().zip(rows.row(row)).zip(&mean) {
+                    *square += (key - mean) * (key - mean);
+                }
+            }
+        }
+        let share = 1.0 / count.max(1) as f32;
+        self.centre = sum.into_iter().map(|sum| sum * share).collect();
+        let weight = |channel: usize| squares[channel] * self.query_squares[channel];
+        let mut order: Vec<usize> = (0..width).collect();
+        order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(a.cmp(&b)));
+        order.truncate(self.channels.len());
+        order.sort_unstable();
+        let balance = |channel: usize| {
+            let balance = (squares[channel] / self.query_squares[channel]).sqrt().sqrt();
+            if balance.is_finite() && balance > 0.0 { balance } else { 1.0 }
+        };
+        self.balance = order.iter().map(|&channel| balance(channel)).collect();
+        self.channels = order.into_iter().map(|channel| channel as u32).collect();
+    }
+
+    #[inline(always)]
+    fn take_in(
+        &mut self,
+        keys: StoredRows<'_>,
+        values: StoredRows<'_>,
+        section: usize,
+        sinks: usize,
+        scratch: &mut Scratch,
+    ) {
+        let width = self.width;
+        let held = positions(section, SECTION, sinks);
+        let value = &mut self.section_values[section * width..(section + 1) * width];
+        if held.is_empty() {
+            value.fill(0.0);
+            return;
+        }
+        let Scratch { keys: key_numbers, values: value_numbers, means, mean, residuals, radii } = scratch;
+        let rows = values.range(held.clone()).widened(value_numbers);
+        mean_of(&rows, 0..rows.len(), value);
+        let rows = keys.range(held.clone()).widened(key_numbers);
+        means.resize(BLOCKS_OF_SECTION * width, 0.0);
+        mean.clear();
+        mean.resize(width, 0.0);
+        for (at, of_block) in means.chunks_exact_mut(width).enumerate() {
+            let block = section * BLOCKS_OF_SECTION + at;
+            let own = positions(block, BLOCK, sinks);
+            if own.is_empty() {
+                continue;
+            }
+            let own = own.start - held.start..own.end - held.start;
+            mean_of(&rows, own.clone(), of_block);
+            let count = own.len() as f32;
+            for (sum, of_block) in mean.iter_mut().zip(&*of_block) {
+                *sum += of_block * count;
+            }
+            self.take_in_block(&rows, own, block, of_block, residuals);
+        }
+        let share = 1.0 / held.len() as f32;
+        for sum in mean.iter_mut() {
+            *sum *= share;
+        }
+        radii.clear();
+        radii.resize(width, 0.0);
+        for row in 0..rows.len() {
+            for ((radius, key), mean) in radii.iter_mut().zip(rows.row(row)).zip(&*mean) {
+                *radius = radius.max((key - mean).abs());
+            }
+        }
+        encode_row(&mut self.section_radii, section, radii, 0);
+        for (mean, centre) in mean.iter_mut().zip(&self.centre) {
+            *mean -= centre;
+        }
+        encode_row(&mut self.section_means, section, mean, OFFSET);
+    }
+
+    /// Codes of the block `block` of the keys `own` of `rows` with their mean; what it leaves in `mean` is less the centre.
+    #[inline(always)]
+    fn take_in_block(
+        &mut self,
+        rows: &Rows<'_>,
+        own: Range<usize>,
+        block: usize,
+        mean: &mut [f32],
+        residuals: &mut Vec<f32>,
+    ) {
+        let channels = self.channels.len();
+        residuals.clear();
+        residuals.resize(BLOCK * channels, 0.0);
+        // Keys after sinks are the last of their block.
+        let skipped = BLOCK - own.len();
+        for (key, residual) in own.zip(residuals[skipped * channels..].chunks_exact_mut(channels)) {
+            let row = rows.row(key);
+            for ((residual, &channel), balance) in residual.iter_mut().zip(&self.channels).zip(&self.balance) {
+                *residual = (row[channel as usize] - mean[channel as usize]) / balance;
+            }
+        }
+        let largest = largest(residuals);
+        let factor = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+        let panel = Codes::panel(channels);
+        let codes = &mut self.residuals[block * panel..(block + 1) * panel];
+        for (key, residual) in residuals.chunks_exact(channels).enumerate() {
+            for (channel, value) in residual.iter().enumerate() {
+                codes[place(key, channel)] = code(*value, factor, OFFSET);
+            }
+        }
+        self.residual_scales[block] = largest / LARGEST;
+        for (mean, centre) in mean.iter_mut().zip(&self.centre) {
+            *mean -= centre;
+        }
+        encode_row(&mut self.means, block, mean, OFFSET);
+    }
+}
+
+/// Sums in order of position, times the share of each.
+#[inline(always)]
+fn mean_of(rows: &Rows<'_>, range: Range<usize>, mean: &mut [f32]) {
+    let share = 1.0 / range.len() as f32;
+    mean.fill(0.0);
+    for row in range {
+        for (sum, value) in mean.iter_mut().zip(rows.row(row)) {
+            *sum += value;
+        }
+    }
+    for sum in mean {
+        *sum *= share;
+    }
+}
+
+/// The largest absolute value.
+#[inline(always)]
+pub(super) fn largest(numbers: &[f32]) -> f32 {
+    let (parts, rest) = numbers.as_chunks::<TOGETHER>();
+    let mut highest = [0.0_f32; TOGETHER];
+    for part in parts {
+        for (highest, value) in highest.iter_mut().zip(part) {
+            *highest = highest.max(value.abs());
+        }
+    }
+    highest.iter().chain(rest).fold(0.0, |highest, value| highest.max(value.abs()))
+}
+
+#[inline(always)]
+fn code(value: f32, factor: f32, offset: i32) -> u8 {
+    ((value * factor).round_ties_even() as i32 + offset) as u8
+}
+
+/// Codes of the numbers of an item.
+#[inline(always)]
+fn encode_row(codes: &mut Codes, item: usize, row: &[f32], offset: i32) {
+    let largest = largest(row);
+    let factor = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+    let panel = Codes::panel(row.len());
+    let target = &mut codes.codes[item / TOGETHER * panel..][..panel];
+    for (channel, value) in row.iter().enumerate() {
+        target[place(item % TOGETHER, channel)] = code(*value, factor, offset);
+    }
+    codes.scales[item] = largest / LARGEST;
+}
