@@ -2,55 +2,69 @@
 
 use pulp::Simd;
 
-use crate::prefetch::prefetch;
+use crate::stored::Ahead;
 
 /// Rows whose sums are folded together.
 const TOGETHER: usize = 16;
-/// Registers that hold a stretch of the query while the rows go by.
+/// Registers that hold a stretch of an output while the rows go by.
 const STRETCH: usize = 4;
-/// How many rows ahead memory is asked for.
-const AHEAD: usize = 8;
 
-/// Dot products of `query` with the rows of `data` that begin at `rows`.
+/// Dot products of `query` with the rows of `data` that begin at `rows`. Asks for the rows of `ahead` meanwhile.
 #[inline(always)]
-pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize], scores: &mut [f32]) {
-    let width = query.len();
+pub(crate) fn dots<S: Simd>(
+    simd: S,
+    query: &[f32],
+    data: &[f32],
+    rows: &[usize],
+    scores: &mut [f32],
+    ahead: Ahead<'_>,
+) {
+    match query.len() / S::F32_LANES {
+        2 => dots_of::<S, 2>(simd, query, data, rows, scores, ahead),
+        1 => dots_of::<S, 1>(simd, query, data, rows, scores, ahead),
+        4 => dots_of::<S, 4>(simd, query, data, rows, scores, ahead),
+        5 => dots_of::<S, 5>(simd, query, data, rows, scores, ahead),
+        6 => dots_of::<S, 6>(simd, query, data, rows, scores, ahead),
+        8 => dots_of::<S, 8>(simd, query, data, rows, scores, ahead),
+        16 => dots_of::<S, 16>(simd, query, data, rows, scores, ahead),
+        _ => dots_of::<S, 0>(simd, query, data, rows, scores, ahead),
+    }
+}
+
+/// [`dots`] of queries of `V` registers, or 0 for any number.
+#[inline(always)]
+fn dots_of<S: Simd, const V: usize>(
+    simd: S,
+    query: &[f32],
+    data: &[f32],
+    rows: &[usize],
+    scores: &mut [f32],
+    ahead: Ahead<'_>,
+) {
     let (query_vectors, query_rest) = S::as_simd_f32s(query);
     let (groups, last) = rows.as_chunks::<TOGETHER>();
     let (score_groups, last_scores) = scores.as_chunks_mut::<TOGETHER>();
-    let (stretches, few) = query_vectors.as_chunks::<STRETCH>();
     for (number, (rows, scores)) in groups.iter().zip(score_groups).enumerate() {
-        if let Some(next) = groups.get(number + 1) {
-            for &row in next {
-                prefetch(&data[row..row + width]);
-            }
-        }
-        let mut sums = [simd.splat_f32s(0.0); TOGETHER];
-        let mut at = 0;
-        for query in stretches {
-            let end = at + STRETCH * S::F32_LANES;
-            for (sum, &row) in sums.iter_mut().zip(rows) {
-                *sum = add_products(simd, *sum, query, &data[row + at..row + end]);
-            }
-            at = end;
-        }
-        if !few.is_empty() {
-            for (sum, &row) in sums.iter_mut().zip(rows) {
-                let (vectors, _) = S::as_simd_f32s(&data[row + at..row + width]);
-                for (&query, &vector) in few.iter().zip(vectors) {
-                    *sum = simd.mul_add_e_f32s(query, vector, *sum);
-                }
-            }
-        }
-        *scores = sum_each(simd, sums);
+        ahead.ask(number * TOGETHER..(number + 1) * TOGETHER);
+        // Written out, so that sums stay in registers.
+        let at = [rows[0], rows[1], rows[2], rows[3]];
+        let [a, b, c, d] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
+        let at = [rows[4], rows[5], rows[6], rows[7]];
+        let [e, f, g, h] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
+        let at = [rows[8], rows[9], rows[10], rows[11]];
+        let [i, j, k, l] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
+        let at = [rows[12], rows[13], rows[14], rows[15]];
+        let [m, n, o, p] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
+        *scores = sum_each(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
         if !query_rest.is_empty() {
             for (score, &row) in scores.iter_mut().zip(rows) {
-                *score += dot_rest::<S>(query_rest, &data[row..row + width]);
+                *score += dot_rest::<S>(query_rest, &data[row..row + query.len()]);
             }
         }
     }
+    ahead.ask(groups.len() * TOGETHER..usize::MAX);
     for (score, &row) in last_scores.iter_mut().zip(last) {
-        let row = &data[row..row + width];
+        let row = &data[row..row + query.len()];
         let (vectors, _) = S::as_simd_f32s(row);
         let mut sum = simd.splat_f32s(0.0);
         for (&query, &vector) in query_vectors.iter().zip(vectors) {
@@ -60,9 +74,56 @@ pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], data: &[f32], rows: &[usize]
     }
 }
 
-/// `output += sum_i weights[i] row_i` over the rows of `data` that begin at `rows`.
+/// Products of a query and the rows of `data` that begin at `rows`, to be summed across each register; without what is too
+/// little for one. Takes the fast way where the query has just `V` registers.
+// Written without closures, which are not compiled for the wide registers.
 #[inline(always)]
-pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], data: &[f32], rows: &[usize], output: &mut [f32]) {
+fn dots_of_four<S: Simd, const V: usize>(
+    simd: S,
+    query: &[f32],
+    query_vectors: &[S::f32s],
+    data: &[f32],
+    rows: [usize; 4],
+) -> [S::f32s; 4] {
+    let width = query.len();
+    let first = S::as_simd_f32s(&data[rows[0]..rows[0] + width]).0;
+    let second = S::as_simd_f32s(&data[rows[1]..rows[1] + width]).0;
+    let third = S::as_simd_f32s(&data[rows[2]..rows[2] + width]).0;
+    let fourth = S::as_simd_f32s(&data[rows[3]..rows[3] + width]).0;
+    let zero = simd.splat_f32s(0.0);
+    let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
+    let whole = (query_vectors.as_array::<V>(), first.as_array::<V>(), second.as_array::<V>());
+    if let ((Some(query), Some(first), Some(second)), (Some(third), Some(fourth))) =
+        (whole, (third.as_array::<V>(), fourth.as_array::<V>()))
+    {
+        for v in 0..V {
+            a = simd.mul_add_e_f32s(query[v], first[v], a);
+            b = simd.mul_add_e_f32s(query[v], second[v], b);
+            c = simd.mul_add_e_f32s(query[v], third[v], c);
+            d = simd.mul_add_e_f32s(query[v], fourth[v], d);
+        }
+        return [a, b, c, d];
+    }
+    let rows = first.iter().zip(second).zip(third).zip(fourth);
+    for (&query, (((&first, &second), &third), &fourth)) in query_vectors.iter().zip(rows) {
+        a = simd.mul_add_e_f32s(query, first, a);
+        b = simd.mul_add_e_f32s(query, second, b);
+        c = simd.mul_add_e_f32s(query, third, c);
+        d = simd.mul_add_e_f32s(query, fourth, d);
+    }
+    [a, b, c, d]
+}
+
+/// `output += sum_i weights[i] row_i` over the rows of `data` that begin at `rows`. Asks for the rows of `ahead` meanwhile.
+#[inline(always)]
+pub(crate) fn add<S: Simd>(
+    simd: S,
+    weights: &[f32],
+    data: &[f32],
+    rows: &[usize],
+    output: &mut [f32],
+    ahead: Ahead<'_>,
+) {
     let stretch = STRETCH * S::F32_LANES;
     let width = output.len();
     let mut at = 0;
@@ -72,10 +133,8 @@ pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], data: &[f32], rows: &[usize
         let (pairs, last) = rows.as_chunks::<2>();
         let (weight_pairs, last_weight) = weights.as_chunks::<2>();
         for (number, (pair, weights)) in pairs.iter().zip(weight_pairs).enumerate() {
-            if let Some(next) = pairs.get(number + AHEAD / 2) {
-                for &row in next {
-                    prefetch(&data[row + at..row + at + stretch]);
-                }
+            if at == 0 {
+                ahead.ask(2 * number..2 * number + 2);
             }
             for i in 0..2 {
                 sums[i] = add_row(simd, weights[i], &data[pair[i] + at..pair[i] + at + stretch], sums[i]);
@@ -101,21 +160,12 @@ pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], data: &[f32], rows: &[usize
 
 #[inline(always)]
 fn add_row<S: Simd>(simd: S, weight: f32, row: &[f32], mut sums: [S::f32s; STRETCH]) -> [S::f32s; STRETCH] {
-    let (vectors, weight) = (S::as_simd_f32s(row).0, simd.splat_f32s(weight));
-    for (sum, &vector) in sums.iter_mut().zip(vectors) {
-        *sum = simd.mul_add_e_f32s(weight, vector, *sum);
+    let (vectors, _) = S::as_simd_f32s(row).0.as_chunks::<STRETCH>();
+    let weight = simd.splat_f32s(weight);
+    for i in 0..STRETCH {
+        sums[i] = simd.mul_add_e_f32s(weight, vectors[0][i], sums[i]);
     }
     sums
-}
-
-/// `sum + query row`, a stretch of each.
-#[inline(always)]
-fn add_products<S: Simd>(simd: S, mut sum: S::f32s, query: &[S::f32s; STRETCH], row: &[f32]) -> S::f32s {
-    let (vectors, _) = S::as_simd_f32s(row);
-    for (&query, &vector) in query.iter().zip(vectors) {
-        sum = simd.mul_add_e_f32s(query, vector, sum);
-    }
-    sum
 }
 
 /// What the last numbers of a row, too few for a register, add to its dot product.

@@ -9,10 +9,15 @@ const LINE: usize = 64;
 #[inline(always)]
 pub(crate) fn prefetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in numbers.chunks((LINE / size_of::<T>()).max(1)) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program sees and never faults; the address is inside the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        let bytes = size_of_val(numbers);
+        let mut at = 0;
+        while at < bytes {
+            // SAFETY: the address is inside the slice. (A prefetch reads nothing that the program sees and never faults.)
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(numbers.as_ptr().cast::<i8>().add(at)) };
+            at += LINE;
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = numbers;

@@ -128,33 +128,42 @@ impl<'a> StoredRows<'a> {
     pub(crate) fn gathered<'b>(&self, positions: &[u32], numbers: &'b mut Vec<f32>) -> Rows<'b> {
         let width = self.width();
         numbers.resize(positions.len() * width, 0.0);
-        let targets = numbers.chunks_exact_mut(width.max(1)).zip(positions).enumerate();
-        match self {
-            Self::F32(rows) => targets.for_each(|(_, (to, &at))| to.copy_from_slice(rows.row(at as usize))),
-            Self::F16(rows) => {
-                for (number, (to, &at)) in targets {
-                    ask_ahead(rows, positions, number);
-                    widen_f16(rows.row(at as usize), to);
-                }
-            }
-            Self::Bf16(rows) => {
-                for (number, (to, &at)) in targets {
-                    ask_ahead(rows, positions, number);
-                    widen_bf16(rows.row(at as usize), to);
-                }
+        for (to, &at) in numbers.chunks_exact_mut(width.max(1)).zip(positions) {
+            match self {
+                Self::F32(rows) => to.copy_from_slice(rows.row(at as usize)),
+                Self::F16(rows) => widen_f16(rows.row(at as usize), to),
+                Self::Bf16(rows) => widen_bf16(rows.row(at as usize), to),
             }
         }
         Rows::contiguous(numbers, positions.len(), width)
     }
+
+    /// The rows at `positions`, to be asked for one by one.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, positions: &'a [u32]) -> Ahead<'a> {
+        Ahead { rows: *self, positions }
+    }
 }
 
-/// Rows ahead of which memory is asked for.
-const AHEAD: usize = 8;
+/// Rows whose memory is asked for before they are read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    rows: StoredRows<'a>,
+    positions: &'a [u32],
+}
 
-#[inline(always)]
-fn ask_ahead<T>(rows: &Rows<'_, T>, positions: &[u32], number: usize) {
-    if let Some(&next) = positions.get(number + AHEAD) {
-        prefetch(rows.row(next as usize));
+impl Ahead<'_> {
+    /// Asks for the rows `numbers` of the list, as far as there are so many.
+    #[inline(always)]
+    pub(crate) fn ask(&self, numbers: Range<usize>) {
+        let end = numbers.end.min(self.positions.len());
+        for &position in &self.positions[numbers.start.min(end)..end] {
+            match self.rows {
+                StoredRows::F32(rows) => prefetch(rows.row(position as usize)),
+                StoredRows::F16(rows) => prefetch(rows.row(position as usize)),
+                StoredRows::Bf16(rows) => prefetch(rows.row(position as usize)),
+            }
+        }
     }
 }
 

@@ -59,6 +59,17 @@ pub(crate) fn exp_sum<S: Simd>(simd: S, row: &mut [f32], shift: f32) -> f32 {
     simd.reduce_sum_f32s(sum)
 }
 
+/// The sum of a row.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let mut sum = simd.splat_f32s(0.0);
+    for &vector in vectors {
+        sum = simd.add_f32s(sum, vector);
+    }
+    simd.reduce_sum_f32s(sum) + rest.iter().sum::<f32>()
+}
+
 /// Multiplies a row by a number.
 #[inline(always)]
 pub(crate) fn scale<S: Simd>(simd: S, row: &mut [f32], factor: f32) {

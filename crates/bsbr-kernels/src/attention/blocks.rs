@@ -42,9 +42,9 @@ pub struct BlockOptions {
 pub struct IndexOptions {
     /// Chunks of which every token sees at most so many tokens, up to the last of the chunk, read everything.
     pub exact_tokens: usize,
-    /// Logarithm of the estimated probability from which on a key is read; minus infinity reads every key.
+    /// Logarithm of the estimated probability from which on a key is read.
     pub log_threshold: f32,
-    /// Most keys a token reads, per KV head: of more, those furthest above the threshold.
+    /// Most keys a token reads, per KV head: where more pass, its threshold is doubled until they do not.
     pub max_keys: usize,
     /// What lies further than this before the local region is scored by sections first.
     pub fine_tokens: usize,

@@ -4,7 +4,7 @@ use pulp::Simd;
 
 use super::{
     CausalOptions,
-    limits::{cap_inverse, passes_from},
+    limits::cap_inverse,
     retrieval::{Columns, Retrieval, RetrievalScratch},
     sums::Sums,
     tile::QueryTile,
@@ -13,7 +13,7 @@ use crate::{
     gather,
     heads::Rows,
     index::{
-        BLOCK, BLOCKS_OF_SECTION, Codes, SECTION,
+        BLOCK, BLOCKS_OF_SECTION, SECTION,
         integer::{self, Panels, ROWS},
         positions,
         query::TokenCodes,
@@ -21,6 +21,9 @@ use crate::{
     stored::StoredRows,
     vector,
 };
+
+/// Doublings of a threshold after which scores are no numbers to compare.
+const MOST_DOUBLINGS: usize = 1000;
 
 /// Keys that the tokens of a tile chose, in order of their tokens.
 #[derive(Default)]
@@ -31,7 +34,6 @@ pub(super) struct ChosenKeys {
     /// How many keys of each block a token reads, for the columns of blocks; of the last token.
     counts: Vec<u8>,
     opened: Opened,
-    excess: Vec<(f32, u32)>,
     /// Weights of the keys of each token and head, `[heads, keys]`; kept where gradients are to follow.
     pub(super) weights: Vec<f32>,
     /// Where the weights of each token begin.
@@ -61,17 +63,19 @@ struct TokenScratch {
     thresholds: Vec<i32>,
     masks: Vec<u16>,
     union: Vec<u16>,
+    /// Scores of the blocks of opened sections, head after head.
+    opened_scores: Vec<[f32; BLOCKS_OF_SECTION]>,
     opened_masks: Vec<[u16; BLOCKS_OF_SECTION]>,
     contest: Vec<(f32, u32)>,
-    sums: Vec<f32>,
 }
 
 impl ChosenKeys {
     pub(super) fn clear(&mut self) {
-        for starts in [&mut self.starts, &mut self.opened.starts, &mut self.opened.weight_starts] {
+        for starts in [&mut self.starts, &mut self.opened.starts] {
             starts.clear();
             starts.push(0);
         }
+        self.opened.weight_starts.clear();
         self.positions.clear();
         self.opened.sections.clear();
         self.opened.weights.clear();
@@ -121,6 +125,7 @@ impl ChosenKeys {
         sums: &mut Sums<'_>,
     ) {
         let Self { positions, starts, weights, weight_starts, keep, rows, widened, .. } = self;
+        let next = starts.get(token + 2).map_or(&[][..], |&end| &positions[starts[token + 1]..end]);
         let positions = &positions[starts[token]..starts[token + 1]];
         if !*keep {
             weights.clear();
@@ -134,12 +139,12 @@ impl ChosenKeys {
         let (count, width) = (positions.len(), keys.width());
         weights.resize(start + tile.group * count, 0.0);
         let weights = &mut weights[start..];
-        {
-            let data = lay_out(keys, positions, widened, rows);
-            for (g, scores) in weights.chunks_exact_mut(count).enumerate() {
-                let row = g * tile.tokens + token;
-                gather::dots(simd, &tile.rows[row * width..(row + 1) * width], data.data(), rows, scores);
-            }
+        let data = lay_out(keys, positions, widened, rows);
+        for (g, scores) in weights.chunks_exact_mut(count).enumerate() {
+            let row = g * tile.tokens + token;
+            // What the next token reads comes into the cache while this one is computed with.
+            let ahead = keys.ahead(if g == 0 { next } else { &[] });
+            gather::dots(simd, &tile.rows[row * width..(row + 1) * width], data.data(), rows, scores, ahead);
         }
         for (g, scores) in weights.chunks_exact_mut(count).enumerate() {
             if let Some(cap) = options.softcap {
@@ -156,7 +161,8 @@ impl ChosenKeys {
         let data = lay_out(values, positions, widened, rows);
         for (g, weights) in weights.chunks_exact(count).enumerate() {
             let row = g * tile.tokens + token;
-            gather::add(simd, weights, data.data(), rows, &mut sums.output[row * width..(row + 1) * width]);
+            let ahead = values.ahead(if g == 0 { next } else { &[] });
+            gather::add(simd, weights, data.data(), rows, &mut sums.output[row * width..(row + 1) * width], ahead);
         }
     }
 }
@@ -192,44 +198,47 @@ impl Retrieval<'_> {
         tile: &QueryTile<'_>,
         token: usize,
         columns: Columns,
-        scratch: &mut RetrievalScratch,
+        scratch: &RetrievalScratch,
+        chosen: &mut ChosenKeys,
     ) -> bool {
-        let mut chosen = std::mem::take(&mut scratch.chosen);
-        let rows = || (0..tile.group).map(|g| g * tile.tokens + token);
+        let hidden = self.sinks.max(self.options.first_visible(tile.start + token));
         let union = &mut chosen.token.union;
         union.clear();
         union.extend_from_slice(scratch.mask(token, columns));
-        for row in rows().skip(1) {
-            for (union, mask) in union.iter_mut().zip(scratch.mask(row, columns)) {
+        for g in 1..tile.group {
+            for (union, mask) in union.iter_mut().zip(scratch.mask(g * tile.tokens + token, columns)) {
                 *union |= mask;
             }
         }
-        let position = tile.start + token;
-        let hidden = self.sinks.max(self.options.first_visible(position));
-        for (at, mask) in union.iter_mut().enumerate().take((hidden / BLOCK + 1).saturating_sub(columns.first_block)) {
-            *mask &= visible_lanes(columns.first_block + at, hidden);
-        }
-        let start = chosen.positions.len();
+        hide(union, columns.first_block, hidden);
+        chosen.token.opened_masks.clear();
         if columns.closed > 0 {
-            self.open(simd, tile, token, columns, scratch, &mut chosen);
+            self.open(simd, tile, token, columns, scratch, chosen);
+            self.pass_opened(tile, token, (scratch, 0.0), chosen, hidden);
         }
         chosen.opened.starts.push(chosen.opened.sections.len());
-        chosen.counts.clear();
-        let union = std::mem::take(&mut chosen.token.union);
-        push_positions(&union, columns.first_block, &mut chosen.positions);
-        chosen.counts.extend(union.iter().map(|mask| mask.count_ones() as u8));
-        chosen.token.union = union;
-        let capped = chosen.positions.len() - start > self.settings.max_keys;
-        if capped {
-            self.keep_best(simd, tile, token, columns, scratch, &mut chosen, start);
+        let mut doublings = 0;
+        while chosen.token.passing() > self.settings.max_keys && doublings < MOST_DOUBLINGS {
+            doublings += 1;
+            let raised = doublings as f32 * std::f32::consts::LN_2;
+            self.pass_direct(tile, token, columns, (scratch, raised), chosen);
+            hide(&mut chosen.token.union, columns.first_block, hidden);
+            self.pass_opened(tile, token, (scratch, raised), chosen, hidden);
         }
-        self.count_opened(tile, &mut chosen);
+        let from = chosen.opened.starts[chosen.opened.starts.len() - 2];
+        let TokenScratch { union, opened_masks, .. } = &chosen.token;
+        for (masks, &section) in opened_masks.iter().zip(&chosen.opened.sections[from..]) {
+            integer::push_positions(masks, section as usize * SECTION, &mut chosen.positions);
+        }
+        integer::push_positions(union, columns.first_block * BLOCK, &mut chosen.positions);
+        chosen.counts.clear();
+        chosen.counts.extend(union.iter().map(|mask| mask.count_ones() as u8));
+        self.count_opened(tile, chosen);
         chosen.starts.push(chosen.positions.len());
-        scratch.chosen = chosen;
-        capped
+        doublings > 0
     }
 
-    /// Opens the sections in which a key may pass, and takes over the keys of theirs that do.
+    /// Opens the sections in which a key may pass, and weighs their blocks.
     #[inline(always)]
     fn open<S: Simd>(
         &self,
@@ -242,8 +251,7 @@ impl Retrieval<'_> {
     ) {
         let sections = self.candidates.sections.clone();
         let skipped = sections.start % BLOCK;
-        let position = tile.start + token;
-        let visible = self.options.first_visible(position);
+        let visible = self.options.first_visible(tile.start + token);
         let first_seen = (visible / SECTION).max(sections.start);
         let contest = &mut chosen.token.contest;
         contest.clear();
@@ -265,72 +273,129 @@ impl Retrieval<'_> {
         keep_largest(contest, self.settings.max_sections);
         let opened = chosen.opened.sections.len();
         chosen.opened.sections.extend(contest.iter().map(|(_, section)| *section));
-        let count = chosen.opened.sections.len() - opened;
+        let (index, group, count) = (self.index, tile.group, chosen.opened.sections.len() - opened);
         let first_weight = chosen.opened.weights.len();
-        chosen.opened.weights.resize(first_weight + tile.group * count, [0.0; BLOCKS_OF_SECTION]);
-        if count == 0 {
-            chosen.token.opened_masks.clear();
-            return;
-        }
-        let (index, group) = (self.index, tile.group);
-        let TokenScratch { means, residuals, scores, thresholds, masks, opened_masks, .. } = &mut chosen.token;
-        let rows = (0..group).map(|g| g * tile.tokens + token);
-        means.gather(&scratch.codes.means, rows.clone(), Some(&scratch.codes.centres));
-        residuals.gather(&scratch.codes.residuals, rows, None);
+        chosen.opened.weights.resize(first_weight + group * count, [0.0; BLOCKS_OF_SECTION]);
+        let TokenScratch { means, scores, opened_scores, opened_masks, .. } = &mut chosen.token;
+        means.gather(&scratch.codes.means, (0..group).map(|g| g * tile.tokens + token), Some(&scratch.codes.centres));
         scores.resize(ROWS * BLOCK, 0.0);
-        thresholds.resize(ROWS * BLOCKS_OF_SECTION, 0);
-        masks.resize(ROWS * BLOCKS_OF_SECTION, 0);
-        opened_masks.clear();
         opened_masks.resize(count, [0; BLOCKS_OF_SECTION]);
-        let hidden = self.sinks.max(visible);
+        opened_scores.clear();
+        opened_scores.resize(group * count, [0.0; BLOCKS_OF_SECTION]);
         for (at, &section) in chosen.opened.sections[opened..].iter().enumerate() {
-            let section = section as usize;
-            let first_block = section * BLOCKS_OF_SECTION;
-            let whole = positions(section, SECTION, self.sinks).start >= visible;
+            let first_block = section as usize * BLOCKS_OF_SECTION;
+            let whole = positions(section as usize, SECTION, self.sinks).start >= visible;
+            let panels = Panels::keys(&index.means.codes, first_block / BLOCK..first_block / BLOCK + 1);
             for first in (0..group).step_by(ROWS) {
-                let panel = first_block / BLOCK;
-                let panels = Panels { codes: &index.means.codes, range: panel..panel + 1, offset: true };
                 let (query, scales) = means.step(first, &index.means.scales);
                 integer::score(query, &panels, scales, scores, BLOCK);
-                let steps = query.rows;
-                for (step, scores) in scores.chunks_exact_mut(BLOCK).enumerate().take(steps) {
-                    let g = first + step;
-                    let row = g * tile.tokens + token;
+                for (g, scores) in (first..first + query.rows).zip(scores.chunks_exact_mut(BLOCK)) {
                     let scores = &mut scores[first_block % BLOCK..][..BLOCKS_OF_SECTION];
-                    for (block, score) in scores.iter().enumerate() {
-                        let limit = scratch.limits.limit(row) - self.bias(tile, row, first_block + block, BLOCK);
-                        let limit = cap_inverse(limit, self.options.softcap);
-                        let inverse = 1.0 / index.residual_scales[first_block + block];
-                        let (scale, offset) = residuals.of(g);
-                        let bound = (limit - score) * (1.0 / scale) * inverse;
-                        thresholds[step * BLOCKS_OF_SECTION + block] = passes_from(bound, offset);
-                    }
+                    opened_scores[g * count + at].copy_from_slice(scores);
                     if whole {
+                        let row = g * tile.tokens + token;
                         self.finish(simd, tile, row, first_block, BLOCK, scores);
-                        for score in scores.iter_mut() {
-                            *score = (*score - scratch.limits.reference(row)).exp();
+                        let reference = scratch.limits.reference(row);
+                        for (weight, score) in
+                            chosen.opened.weights[first_weight + g * count + at].iter_mut().zip(scores)
+                        {
+                            *weight = (*score - reference).exp();
                         }
-                    } else {
-                        scores.fill(0.0);
-                    }
-                    chosen.opened.weights[first_weight + g * count + at].copy_from_slice(scores);
-                }
-                let (query, _) = residuals.step(first, &index.residual_scales);
-                let panels = Panels {
-                    codes: &index.residuals,
-                    range: first_block..first_block + BLOCKS_OF_SECTION,
-                    offset: true,
-                };
-                integer::compare(query, &panels, thresholds, masks, BLOCKS_OF_SECTION);
-                for masks in masks.chunks_exact(BLOCKS_OF_SECTION).take(steps) {
-                    for (block, (union, mask)) in opened_masks[at].iter_mut().zip(masks).enumerate() {
-                        *union |= mask & visible_lanes(first_block + block, hidden);
                     }
                 }
             }
         }
-        for (masks, &section) in opened_masks.iter().zip(&chosen.opened.sections[opened..]) {
-            push_positions(masks, section as usize * BLOCKS_OF_SECTION, &mut chosen.positions);
+    }
+
+    /// Which keys of opened sections pass the threshold, `raised` by so many nats.
+    #[inline(always)]
+    fn pass_opened(
+        &self,
+        tile: &QueryTile<'_>,
+        token: usize,
+        (scratch, raised): (&RetrievalScratch, f32),
+        chosen: &mut ChosenKeys,
+        hidden: usize,
+    ) {
+        let (index, group) = (self.index, tile.group);
+        let TokenScratch { residuals, thresholds, masks, opened_scores, opened_masks, .. } = &mut chosen.token;
+        let count = opened_masks.len();
+        if count == 0 {
+            return;
+        }
+        residuals.gather(&scratch.codes.residuals, (0..group).map(|g| g * tile.tokens + token), None);
+        thresholds.resize(ROWS * BLOCKS_OF_SECTION, 0);
+        masks.resize(ROWS * BLOCKS_OF_SECTION, 0);
+        let sections = &chosen.opened.sections[chosen.opened.sections.len() - count..];
+        for (at, (union, &section)) in opened_masks.iter_mut().zip(sections).enumerate() {
+            let first_block = section as usize * BLOCKS_OF_SECTION;
+            let panels = Panels::keys(&index.residuals, first_block..first_block + BLOCKS_OF_SECTION);
+            union.fill(0);
+            for first in (0..group).step_by(ROWS) {
+                let (query, _) = residuals.step(first, &[]);
+                for (g, thresholds) in (first..first + query.rows).zip(thresholds.chunks_exact_mut(BLOCKS_OF_SECTION)) {
+                    let (row, (scale, offset)) = (g * tile.tokens + token, residuals.of(g));
+                    for (block, threshold) in thresholds.iter_mut().enumerate() {
+                        let limit =
+                            scratch.limits.limit(row) + raised - self.bias(tile, row, first_block + block, BLOCK);
+                        let limit = cap_inverse(limit, self.options.softcap);
+                        let inverse = 1.0 / index.residual_scales[first_block + block];
+                        let beyond = limit - opened_scores[g * count + at][block];
+                        *threshold = integer::floor(beyond * (1.0 / scale) * inverse) + offset;
+                    }
+                }
+                integer::compare(query, &panels, thresholds, masks, BLOCKS_OF_SECTION);
+                for masks in masks.chunks_exact(BLOCKS_OF_SECTION).take(query.rows) {
+                    for (union, mask) in union.iter_mut().zip(masks) {
+                        *union |= mask;
+                    }
+                }
+            }
+            hide(union, first_block, hidden);
+        }
+    }
+
+    /// Which keys of the blocks that every token scores pass the threshold, `raised` by so many nats.
+    #[inline(always)]
+    fn pass_direct(
+        &self,
+        tile: &QueryTile<'_>,
+        token: usize,
+        columns: Columns,
+        (scratch, raised): (&RetrievalScratch, f32),
+        chosen: &mut ChosenKeys,
+    ) {
+        let (index, stride) = (self.index, columns.blocks);
+        let TokenScratch { means, residuals, scores, thresholds, masks, union, .. } = &mut chosen.token;
+        let rows = (0..tile.group).map(|g| g * tile.tokens + token);
+        means.gather(&scratch.codes.means, rows.clone(), Some(&scratch.codes.centres));
+        residuals.gather(&scratch.codes.residuals, rows, None);
+        let steps = ROWS.min(tile.group);
+        scores.resize(steps * stride, 0.0);
+        thresholds.resize(steps * stride, 0);
+        masks.resize(steps * stride, 0);
+        union.fill(0);
+        for first in (0..tile.group).step_by(ROWS) {
+            let (query, scales) = means.step(first, &index.means.scales);
+            let panels = columns.first_block / BLOCK..(columns.first_block + stride) / BLOCK;
+            integer::score(query, &Panels::keys(&index.means.codes, panels), scales, scores, stride);
+            for (g, (scores, thresholds)) in
+                (first..first + query.rows).zip(scores.chunks_exact(stride).zip(thresholds.chunks_exact_mut(stride)))
+            {
+                let row = g * tile.tokens + token;
+                let limit = scratch.limits.limit(row) + raised;
+                let scores = (scores, scratch.inverse_scales());
+                self.thresholds(tile, row, limit, scores, columns, &scratch.codes, thresholds);
+            }
+            let (query, _) = residuals.step(first, &[]);
+            let panels = Panels::keys(&index.residuals, columns.first_block..self.candidates.blocks.end);
+            masks.fill(0);
+            integer::compare(query, &panels, thresholds, masks, stride);
+            for masks in masks.chunks_exact(stride).take(query.rows) {
+                for (union, mask) in union.iter_mut().zip(masks) {
+                    *union |= mask;
+                }
+            }
         }
     }
 
@@ -339,95 +404,33 @@ impl Retrieval<'_> {
     fn count_opened(&self, tile: &QueryTile<'_>, chosen: &mut ChosenKeys) {
         let opened = &mut chosen.opened;
         let from = opened.starts[opened.starts.len() - 2];
-        let count = opened.sections.len() - from;
-        let end = opened.weights.len();
+        let (end, count) = (opened.weights.len(), opened.sections.len() - from);
+        opened.weight_starts.push(end - tile.group * count);
         for weights in opened.weights[end - tile.group * count..].chunks_exact_mut(count.max(1)) {
-            for ((weights, masks), &section) in
-                weights.iter_mut().zip(&chosen.token.opened_masks).zip(&opened.sections[from..])
-            {
+            let sections = opened.sections[from..].iter().zip(&chosen.token.opened_masks);
+            for (weights, (&section, masks)) in weights.iter_mut().zip(sections) {
                 for (block, (weight, mask)) in weights.iter_mut().zip(masks).enumerate() {
                     let held = positions(section as usize * BLOCKS_OF_SECTION + block, BLOCK, self.sinks).len();
                     *weight *= held as f32 - mask.count_ones() as f32;
                 }
             }
         }
-        opened.weight_starts.push(end);
-    }
-
-    /// Of the keys from `start` on, those that pass by the most.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn keep_best<S: Simd>(
-        &self,
-        simd: S,
-        tile: &QueryTile<'_>,
-        token: usize,
-        columns: Columns,
-        scratch: &RetrievalScratch,
-        chosen: &mut ChosenKeys,
-        start: usize,
-    ) {
-        let index = self.index;
-        let ChosenKeys { positions, excess, token: TokenScratch { means, residuals, scores, sums, .. }, .. } = chosen;
-        let rows = (0..tile.group).map(|g| g * tile.tokens + token);
-        means.gather(&scratch.codes.means, rows.clone(), Some(&scratch.codes.centres));
-        residuals.gather(&scratch.codes.residuals, rows, None);
-        excess.clear();
-        excess.extend(positions[start..].iter().map(|&position| (f32::NEG_INFINITY, position)));
-        scores.resize(ROWS * BLOCK, 0.0);
-        sums.resize(ROWS * BLOCK, 0.0);
-        let panel_bytes = Codes::panel(index.channels.len());
-        for keys in excess.chunk_by_mut(|a, b| a.1 / BLOCK as u32 == b.1 / BLOCK as u32) {
-            let block = keys[0].1 as usize / BLOCK;
-            for first in (0..tile.group).step_by(ROWS) {
-                let panels =
-                    Panels { codes: &index.means.codes, range: block / BLOCK..block / BLOCK + 1, offset: true };
-                let (query, scales) = means.step(first, &index.means.scales);
-                integer::score(query, &panels, scales, scores, BLOCK);
-                let codes = &index.residuals[block * panel_bytes..(block + 1) * panel_bytes];
-                let (query, scales) = residuals.step(first, &[1.0; BLOCK]);
-                integer::score(query, &Panels { codes, range: 0..1, offset: true }, scales, sums, BLOCK);
-                for step in 0..query.rows {
-                    let row = (first + step) * tile.tokens + token;
-                    let (base, scale) = (scores[step * BLOCK + block % BLOCK], index.residual_scales[block]);
-                    let own = &mut sums[step * BLOCK..(step + 1) * BLOCK];
-                    for sum in own.iter_mut() {
-                        *sum = base + *sum * scale;
-                    }
-                    if let Some(cap) = self.options.softcap {
-                        vector::softcap(simd, own, cap);
-                    }
-                    let shift = self.bias(tile, row, block, BLOCK) - scratch.limits.limit(row);
-                    for (excess, position) in keys.iter_mut() {
-                        *excess = excess.max(own[*position as usize % BLOCK] + shift);
-                    }
-                }
-            }
-        }
-        keep_largest(excess, self.settings.max_keys);
-        positions.truncate(start);
-        positions.extend(excess.iter().map(|(_, position)| *position));
-        chosen.recount(columns, start);
     }
 }
 
-impl ChosenKeys {
-    /// Counts again how many keys of each block are read, after some were dropped.
-    fn recount(&mut self, columns: Columns, start: usize) {
-        self.counts.fill(0);
-        for masks in &mut self.token.opened_masks {
-            masks.fill(0);
-        }
-        let from = self.opened.starts[self.opened.starts.len() - 2];
-        let opened = &self.opened.sections[from..];
-        for &position in &self.positions[start..] {
-            let block = position as usize / BLOCK;
-            if let Some(at) = block.checked_sub(columns.first_block).filter(|_| block >= columns.direct_from) {
-                self.counts[at] += 1;
-            } else if let Ok(at) = opened.binary_search(&((block / BLOCKS_OF_SECTION) as u32)) {
-                self.token.opened_masks[at][block % BLOCKS_OF_SECTION] |= 1 << (position as usize % BLOCK);
-            }
-        }
+impl TokenScratch {
+    /// How many keys pass.
+    fn passing(&self) -> usize {
+        let opened = self.opened_masks.as_flattened().iter();
+        self.union.iter().chain(opened).map(|mask| mask.count_ones() as usize).sum()
+    }
+}
+
+/// Hides the tokens before `first` from the masks of blocks.
+#[inline(always)]
+fn hide(masks: &mut [u16], first_block: usize, first: usize) {
+    for (at, mask) in masks.iter_mut().enumerate().take((first / BLOCK + 1).saturating_sub(first_block)) {
+        *mask &= visible_lanes(first_block + at, first);
     }
 }
 
@@ -437,24 +440,6 @@ fn visible_lanes(block: usize, first: usize) -> u16 {
     match first.saturating_sub(block * BLOCK) {
         hidden if hidden < BLOCK => u16::MAX << hidden,
         _ => 0,
-    }
-}
-
-/// Positions of the bits of consecutive blocks.
-#[inline(always)]
-fn push_positions(masks: &[u16], first_block: usize, positions: &mut Vec<u32>) {
-    let (fours, rest) = masks.as_chunks::<4>();
-    for (at, four) in fours.iter().enumerate() {
-        let mut bits = four.iter().rev().fold(0_u64, |bits, &mask| bits << BLOCK | u64::from(mask));
-        let first = (first_block + 4 * at) * BLOCK;
-        while bits != 0 {
-            positions.push(first as u32 + bits.trailing_zeros());
-            bits &= bits - 1;
-        }
-    }
-    for (at, &mask) in rest.iter().enumerate() {
-        let first = (first_block + 4 * fours.len() + at) * BLOCK;
-        positions.extend((0..BLOCK).filter(|lane| mask >> lane & 1 == 1).map(|lane| (first + lane) as u32));
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     CausalOptions, IndexOptions, Retrieved,
     candidates::Candidates,
     chosen::ChosenKeys,
-    limits::{Limits, cap_inverse, passes_from},
+    limits::{Limits, cap_inverse},
     sums::Sums,
     tile::{HIDDEN, LOWEST_SCORE, QueryTile, read},
 };
@@ -66,8 +66,6 @@ pub(super) struct Columns {
     pub(super) first_block: usize,
     /// Columns of blocks: whole panels.
     pub(super) blocks: usize,
-    /// The first block that is a candidate as it is.
-    pub(super) direct_from: usize,
     /// Columns of sections that can be opened: whole panels from `first_panel` on.
     first_panel: usize,
     pub(super) closed: usize,
@@ -85,7 +83,6 @@ impl Retrieval<'_> {
         let panels = if sections.is_empty() { 0 } else { sections.end.div_ceil(BLOCK) - first_panel };
         Columns {
             first_block,
-            direct_from: blocks.start,
             blocks: (blocks.end - first_block).next_multiple_of(BLOCK),
             first_panel,
             closed: panels * BLOCK,
@@ -124,19 +121,25 @@ impl Retrieval<'_> {
         }
         scratch.chosen.clear();
         let mut retrieved = Retrieved { tokens: tile.tokens as u64, ..Retrieved::default() };
+        let mut chosen = std::mem::take(&mut scratch.chosen);
         for token in 0..tile.tokens {
-            let capped = self.choose(simd, tile, token, columns, scratch);
-            let keys = scratch.chosen.of(token).len();
-            retrieved.keys += keys as u64;
+            let capped = self.choose(simd, tile, token, columns, scratch, &mut chosen);
+            retrieved.keys += chosen.of(token).len() as u64;
             retrieved.capped += u64::from(capped);
-            scratch.chosen.read(simd, tile, token, rows, self.options, sums);
             if self.settings.far {
                 for row in (0..tile.group).map(|g| g * tile.tokens + token) {
-                    self.weigh_rest(simd, tile, row, columns, scratch, sums);
+                    self.weigh_rest(tile, row, columns, scratch, &mut chosen);
                 }
             }
         }
+        scratch.chosen = chosen;
+        for token in 0..tile.tokens {
+            scratch.chosen.read(simd, tile, token, rows, self.options, sums);
+        }
         if self.settings.far {
+            for row in 0..count {
+                self.add_rest(simd, tile, row, columns, scratch, sums);
+            }
             let values = self.index.values().range(self.candidates.all_sections());
             read(simd, &scratch.section_weights, columns.sections, 0, count, values, sums.output);
         }
@@ -157,21 +160,17 @@ impl Retrieval<'_> {
         let RetrievalScratch { codes, scores, section_scores, thresholds, inverse_scales, weights, .. } = scratch;
         let RetrievalScratch { section_weights, bounds, masks, limits, .. } = scratch;
         let (index, first) = (self.index, rows.start);
-        let panels = |codes, first: usize, count: usize, offset| Panels {
-            codes,
-            range: first / BLOCK..(first + count) / BLOCK,
-            offset,
-        };
+        let range = |first: usize, count: usize| first / BLOCK..(first + count) / BLOCK;
         let (query, stride) = (codes.means.step(first, rows.len()), columns.blocks);
-        let of_blocks = panels(&index.means.codes, columns.first_block, stride, true);
+        let of_blocks = Panels::keys(&index.means.codes, range(columns.first_block, stride));
         integer::score(query, &of_blocks, codes.mean_scales(first, &index.means.scales), scores, stride);
         let closed = columns.closed;
         if closed > 0 {
-            let first_item = columns.first_panel * BLOCK;
-            let of_sections = panels(&index.section_means.codes, first_item, closed, true);
+            let sections = range(columns.first_panel * BLOCK, closed);
+            let of_sections = Panels::keys(&index.section_means.codes, sections.clone());
             let scales = codes.mean_scales(first, &index.section_means.scales);
             integer::score(query, &of_sections, scales, section_scores, closed);
-            let of_radii = panels(&index.section_radii.codes, first_item, closed, false);
+            let of_radii = Panels { codes: &index.section_radii.codes, range: sections, offset: false };
             let scales = codes.radius_scales(first, &index.section_radii.scales);
             let query = codes.magnitudes.step(first, rows.len());
             integer::score(query, &of_radii, scales, &mut bounds[first * closed..], closed);
@@ -206,8 +205,7 @@ impl Retrieval<'_> {
             let thresholds = &mut thresholds[at * stride..(at + 1) * stride];
             self.thresholds(tile, row, limit, (scores, inverse_scales), columns, codes, thresholds);
         }
-        let residuals =
-            Panels { codes: &index.residuals, range: columns.first_block..self.candidates.blocks.end, offset: true };
+        let residuals = Panels::keys(&index.residuals, columns.first_block..self.candidates.blocks.end);
         let query = codes.residuals.step(first, rows.len());
         integer::compare(query, &residuals, thresholds, &mut masks[first * stride..], stride);
     }
@@ -299,7 +297,7 @@ impl Retrieval<'_> {
     /// What the sums of products of residuals must pass.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    fn thresholds(
+    pub(super) fn thresholds(
         &self,
         tile: &QueryTile<'_>,
         row: usize,
@@ -314,13 +312,13 @@ impl Retrieval<'_> {
         if tile.slopes.is_none() {
             let limit = cap_inverse(limit, self.options.softcap);
             for ((threshold, score), inverse_scale) in each {
-                *threshold = passes_from((limit - score) * inverse * inverse_scale, offset);
+                *threshold = integer::floor((limit - score) * inverse * inverse_scale) + offset;
             }
         } else {
             for (at, ((threshold, score), inverse_scale)) in each.enumerate() {
                 let limit = limit - self.bias(tile, row, columns.first_block + at, BLOCK);
                 let limit = cap_inverse(limit, self.options.softcap);
-                *threshold = passes_from((limit - score) * inverse * inverse_scale, offset);
+                *threshold = integer::floor((limit - score) * inverse * inverse_scale) + offset;
             }
         }
         // Columns of no candidates: nothing passes.
@@ -329,9 +327,53 @@ impl Retrieval<'_> {
         thresholds[end - columns.first_block..].fill(i32::MAX);
     }
 
-    /// The weights of what a row does not read of its candidates, relative to the highest score of the row.
+    /// The weights of what a row does not read of its candidates: by section, and for gradients by block.
     #[inline(always)]
-    fn weigh_rest<S: Simd>(
+    fn weigh_rest(
+        &self,
+        tile: &QueryTile<'_>,
+        row: usize,
+        columns: Columns,
+        scratch: &mut RetrievalScratch,
+        chosen: &mut ChosenKeys,
+    ) {
+        let RetrievalScratch { weights, section_weights, .. } = scratch;
+        let own = &mut weights[row * columns.blocks..(row + 1) * columns.blocks];
+        let sections = &mut section_weights[row * columns.sections..(row + 1) * columns.sections];
+        let token = row % tile.tokens;
+        let closed = self.candidates.sections.len();
+        for weight in &mut sections[..closed] {
+            *weight *= SECTION as f32;
+        }
+        let sections_with_sinks = self.sinks.div_ceil(SECTION).saturating_sub(columns.first_section).min(closed);
+        for (at, weight) in sections[..sections_with_sinks].iter_mut().enumerate() {
+            *weight *= positions(columns.first_section + at, SECTION, self.sinks).len() as f32 / SECTION as f32;
+        }
+        let counts = chosen.counts(token);
+        let with_sinks = self.sinks.div_ceil(BLOCK).saturating_sub(columns.first_block).min(own.len());
+        for (at, weight) in own[..with_sinks].iter_mut().enumerate() {
+            // So that the factor below leaves what is no sink.
+            let held = positions(columns.first_block + at, BLOCK, self.sinks).len() as f32;
+            let read = f32::from(counts[at]);
+            *weight *= (held - read) / (BLOCK as f32 - read).max(1.0);
+        }
+        for (weight, count) in own.iter_mut().zip(counts) {
+            *weight *= BLOCK as f32 - f32::from(*count);
+        }
+        let skipped = self.candidates.blocks.start - columns.first_block;
+        let (fours, _) = own[skipped..skipped + self.candidates.blocks.len()].as_chunks::<BLOCKS_OF_SECTION>();
+        for (section, weights) in sections[closed..].iter_mut().zip(fours) {
+            *section = weights.iter().sum();
+        }
+        let (opened, opened_weights) = chosen.opened_weights(token, row / tile.tokens);
+        for (&section, weights) in opened.iter().zip(opened_weights) {
+            sections[section as usize - columns.first_section] = weights.iter().sum();
+        }
+    }
+
+    /// Brings those weights into the sums, relative to the highest score of the row.
+    #[inline(always)]
+    fn add_rest<S: Simd>(
         &self,
         simd: S,
         tile: &QueryTile<'_>,
@@ -346,38 +388,14 @@ impl Retrieval<'_> {
             sums.rise(simd, row, reference);
         }
         let factor = (reference - sums.highest[row] + self.settings.far_shift).exp();
-        let own = &mut weights[row * columns.blocks..(row + 1) * columns.blocks];
         let sections = &mut section_weights[row * columns.sections..(row + 1) * columns.sections];
-        let token = row % tile.tokens;
-        let closed = self.candidates.sections.len();
-        for (at, weight) in sections[..closed].iter_mut().enumerate() {
-            *weight *= factor * positions(columns.first_section + at, SECTION, self.sinks).len() as f32;
+        vector::scale(simd, sections, factor);
+        sums.sum[row] += vector::sum(simd, sections);
+        if chosen.keep {
+            vector::scale(simd, &mut weights[row * columns.blocks..(row + 1) * columns.blocks], factor);
+            let (_, opened_weights) = chosen.opened_weights(row % tile.tokens, row / tile.tokens);
+            vector::scale(simd, opened_weights.as_flattened_mut(), factor);
         }
-        let counts = chosen.counts(token);
-        let with_sinks = self.sinks.div_ceil(BLOCK).saturating_sub(columns.first_block).min(own.len());
-        for (at, weight) in own[..with_sinks].iter_mut().enumerate() {
-            // As if they had passed: only what is no sink is left.
-            let held = positions(columns.first_block + at, BLOCK, self.sinks).len();
-            let left = held as f32 - f32::from(counts[at]);
-            *weight *= left / (BLOCK as f32 - f32::from(counts[at])).max(1.0);
-        }
-        for (weight, count) in own.iter_mut().zip(counts) {
-            *weight *= factor * (BLOCK as f32 - f32::from(*count));
-        }
-        let skipped = self.candidates.blocks.start - columns.first_block;
-        let (fours, _) = own[skipped..skipped + self.candidates.blocks.len()].as_chunks::<BLOCKS_OF_SECTION>();
-        for (section, weights) in sections[closed..].iter_mut().zip(fours) {
-            *section = weights.iter().sum();
-        }
-        let g = row / tile.tokens;
-        let (opened, opened_weights) = chosen.opened_weights(token, g);
-        for (&section, weights) in opened.iter().zip(opened_weights) {
-            for weight in weights.iter_mut() {
-                *weight *= factor;
-            }
-            sections[section as usize - columns.first_section] = weights.iter().sum();
-        }
-        sums.sum[row] += sections.iter().sum::<f32>();
     }
 }
 
@@ -401,6 +419,10 @@ impl RetrievalScratch {
 
     pub(super) fn mask(&self, row: usize, columns: Columns) -> &[u16] {
         &self.masks[row * columns.blocks..(row + 1) * columns.blocks]
+    }
+
+    pub(super) fn inverse_scales(&self) -> &[f32] {
+        &self.inverse_scales
     }
 
     pub(super) fn bound(&self, row: usize, columns: Columns) -> &[f32] {

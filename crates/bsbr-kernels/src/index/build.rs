@@ -6,13 +6,11 @@ use pulp::{Simd, WithSimd};
 
 use super::{
     BLOCK, BLOCKS_OF_SECTION, HeadIndex, SECTION,
-    head::{Codes, OFFSET, TOGETHER, place},
+    head::{Codes, OFFSET, QUAD, TOGETHER, place},
+    integer::{self, LARGEST},
     positions,
 };
 use crate::{heads::Rows, stored::StoredRows};
-
-/// The largest code.
-const LARGEST: f32 = 127.0;
 
 /// Memory for one section at a time.
 #[derive(Default)]
@@ -24,6 +22,7 @@ struct Scratch {
     mean: Vec<f32>,
     residuals: Vec<f32>,
     radii: Vec<f32>,
+    codes: Vec<i8>,
 }
 
 /// [`HeadIndex::extend`], for the best instructions of the machine.
@@ -102,7 +101,7 @@ impl HeadIndex {
             value.fill(0.0);
             return;
         }
-        let Scratch { keys: key_numbers, values: value_numbers, means, mean, residuals, radii } = scratch;
+        let Scratch { keys: key_numbers, values: value_numbers, means, mean, residuals, radii, codes } = scratch;
         let rows = values.range(held.clone()).widened(value_numbers);
         mean_of(&rows, 0..rows.len(), value);
         let rows = keys.range(held.clone()).widened(key_numbers);
@@ -121,7 +120,7 @@ impl HeadIndex {
             for (sum, of_block) in mean.iter_mut().zip(&*of_block) {
                 *sum += of_block * count;
             }
-            self.take_in_block(&rows, own, block, of_block, residuals);
+            self.take_in_block(&rows, own, block, of_block, residuals, codes);
         }
         let share = 1.0 / held.len() as f32;
         for sum in mean.iter_mut() {
@@ -134,11 +133,11 @@ impl HeadIndex {
                 *radius = radius.max((key - mean).abs());
             }
         }
-        encode_row(&mut self.section_radii, section, radii, 0);
+        encode_row(&mut self.section_radii, section, radii, 0, codes);
         for (mean, centre) in mean.iter_mut().zip(&self.centre) {
             *mean -= centre;
         }
-        encode_row(&mut self.section_means, section, mean, OFFSET);
+        encode_row(&mut self.section_means, section, mean, OFFSET, codes);
     }
 
     /// Codes of the block `block` of the keys `own` of `rows` with their mean; what it leaves in `mean` is less the centre.
@@ -150,6 +149,7 @@ impl HeadIndex {
         block: usize,
         mean: &mut [f32],
         residuals: &mut Vec<f32>,
+        codes: &mut Vec<i8>,
     ) {
         let channels = self.channels.len();
         residuals.clear();
@@ -165,17 +165,15 @@ impl HeadIndex {
         let largest = largest(residuals);
         let factor = if largest > 0.0 { LARGEST / largest } else { 0.0 };
         let panel = Codes::panel(channels);
-        let codes = &mut self.residuals[block * panel..(block + 1) * panel];
+        let target = &mut self.residuals[block * panel..(block + 1) * panel];
         for (key, residual) in residuals.chunks_exact(channels).enumerate() {
-            for (channel, value) in residual.iter().enumerate() {
-                codes[place(key, channel)] = code(*value, factor, OFFSET);
-            }
+            encode(residual, factor, OFFSET, codes, key, target);
         }
         self.residual_scales[block] = largest / LARGEST;
         for (mean, centre) in mean.iter_mut().zip(&self.centre) {
             *mean -= centre;
         }
-        encode_row(&mut self.means, block, mean, OFFSET);
+        encode_row(&mut self.means, block, mean, OFFSET, codes);
     }
 }
 
@@ -207,20 +205,25 @@ pub(super) fn largest(numbers: &[f32]) -> f32 {
     highest.iter().chain(rest).fold(0.0, |highest, value| highest.max(value.abs()))
 }
 
+/// Codes of the numbers of the item in `lane` of a panel.
 #[inline(always)]
-fn code(value: f32, factor: f32, offset: i32) -> u8 {
-    ((value * factor).round_ties_even() as i32 + offset) as u8
+fn encode(numbers: &[f32], factor: f32, offset: i32, codes: &mut Vec<i8>, lane: usize, panel: &mut [u8]) {
+    codes.clear();
+    codes.resize(numbers.len().next_multiple_of(QUAD), 0);
+    integer::encode(numbers, factor, codes);
+    for (quad, codes) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
+        let place = place(lane, quad * QUAD);
+        panel[place..place + QUAD].copy_from_slice(&codes.map(|code| (code as u8).wrapping_add(offset as u8)));
+    }
 }
 
-/// Codes of the numbers of an item.
+/// Codes of an item with a scale of its own.
 #[inline(always)]
-fn encode_row(codes: &mut Codes, item: usize, row: &[f32], offset: i32) {
+fn encode_row(codes: &mut Codes, item: usize, row: &[f32], offset: i32, scratch: &mut Vec<i8>) {
     let largest = largest(row);
     let factor = if largest > 0.0 { LARGEST / largest } else { 0.0 };
     let panel = Codes::panel(row.len());
     let target = &mut codes.codes[item / TOGETHER * panel..][..panel];
-    for (channel, value) in row.iter().enumerate() {
-        target[place(item % TOGETHER, channel)] = code(*value, factor, offset);
-    }
+    encode(row, factor, offset, scratch, item % TOGETHER, target);
     codes.scales[item] = largest / LARGEST;
 }

@@ -23,6 +23,31 @@ pub(crate) struct QueryCodes<'a> {
     pub(crate) rows: usize,
 }
 
+/// The largest code.
+pub(crate) const LARGEST: f32 = 127.0;
+/// No sum of products is as large.
+const BEYOND: f32 = 1e9;
+
+/// The largest integer up to `x`, within bounds that no sum of products reaches; the upper bound for what is no number.
+#[inline(always)]
+pub(crate) fn floor(x: f32) -> i32 {
+    let x = if x < BEYOND { x } else { BEYOND };
+    let x = if x > -BEYOND { x } else { -BEYOND };
+    // SAFETY: a number between the bounds, which an integer of 32 bits holds. (A cast that saturates is not vectorised.)
+    unsafe { x.floor().to_int_unchecked() }
+}
+
+/// Codes of numbers: `x factor`, rounded half to even. 0 for what is no number.
+#[inline(always)]
+pub(crate) fn encode(numbers: &[f32], factor: f32, codes: &mut [i8]) {
+    for (code, number) in codes.iter_mut().zip(numbers) {
+        let x = (number * factor).round_ties_even();
+        let x = if x.abs() <= LARGEST { x } else { 0.0 };
+        // SAFETY: a number between -127 and 127, which an integer of 32 bits holds.
+        *code = unsafe { x.to_int_unchecked::<i32>() } as i8;
+    }
+}
+
 /// Panels of codes: of keys, which have the [`OFFSET`], or of radii, which have none.
 #[derive(Debug, Clone)]
 pub(crate) struct Panels<'a> {
@@ -31,7 +56,12 @@ pub(crate) struct Panels<'a> {
     pub(crate) offset: bool,
 }
 
-impl Panels<'_> {
+impl<'a> Panels<'a> {
+    /// Panels of keys.
+    pub(crate) fn keys(codes: &'a [u8], range: Range<usize>) -> Self {
+        Self { codes, range, offset: true }
+    }
+
     fn bytes(&self, quads: usize) -> &[u8] {
         &self.codes[self.range.start * quads * STEP..self.range.end * quads * STEP]
     }
@@ -82,6 +112,22 @@ pub(crate) fn compare(
     assert!(thresholds.len() >= (rows - 1) * stride + count && masks.len() >= (rows - 1) * stride + count);
     let job = Compare { words: query.words, rows, codes: panels.bytes(quads), thresholds, stride };
     run(panels.offset, Job::Compare(job, masks));
+}
+
+/// Adds the positions of the bits of `masks`, one mask for each block from the one of the token `first` on.
+pub(crate) fn push_positions(masks: &[u16], first: usize, positions: &mut Vec<u32>) {
+    #[cfg(target_arch = "x86_64")]
+    if limit() == Level::Best && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+        // SAFETY: the features that the function is compiled for were found just now.
+        return unsafe { wide::push_positions(masks, first, positions) };
+    }
+    for (at, &mask) in masks.iter().enumerate() {
+        let mut mask = mask;
+        while mask != 0 {
+            positions.push((first + at * TOGETHER) as u32 + mask.trailing_zeros());
+            mask &= mask - 1;
+        }
+    }
 }
 
 struct Score<'a> {
@@ -179,12 +225,43 @@ mod scalar {
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::{
-        __m512i, _mm512_add_ps, _mm512_cmpgt_epi32_mask, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_loadu_ps,
-        _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_storeu_ps,
-        _mm512_sub_epi32,
+        __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cmpgt_epi32_mask, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_compress_epi32, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_storeu_ps, _mm512_storeu_si512,
+        _mm512_sub_epi32, _mm512_test_epi16_mask,
     };
 
     use super::{Compare, Job, ROWS, STEP, Score, TOGETHER};
+
+    /// Finds the masks that have a bit, and stores the positions of one without looking at each.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn push_positions(masks: &[u16], first: usize, positions: &mut Vec<u32>) {
+        const MASKS: usize = 32;
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let (steps, rest) = masks.as_chunks::<MASKS>();
+        let mut last = [0; MASKS];
+        last[..rest.len()].copy_from_slice(rest);
+        for (step, masks) in steps.iter().chain(std::iter::once(&last)).enumerate() {
+            // SAFETY: 32 masks are the 64 bytes of a register, which are read wherever they lie.
+            let all = unsafe { _mm512_loadu_si512(masks.as_ptr().cast()) };
+            let mut some = _mm512_test_epi16_mask(all, all);
+            positions.reserve(TOGETHER * some.count_ones() as usize);
+            while some != 0 {
+                let at = some.trailing_zeros() as usize;
+                some &= some - 1;
+                let start = _mm512_set1_epi32((first + (step * MASKS + at) * TOGETHER) as i32);
+                let own = _mm512_maskz_compress_epi32(masks[at], _mm512_add_epi32(start, lanes));
+                let length = positions.len();
+                let place = positions.spare_capacity_mut();
+                assert!(place.len() >= TOGETHER);
+                // SAFETY: there is room for 16 numbers, and as many are written as the mask has bits, all others beyond.
+                unsafe {
+                    _mm512_storeu_si512(place.as_mut_ptr().cast(), own);
+                    positions.set_len(length + masks[at].count_ones() as usize);
+                }
+            }
+        }
+    }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn run(job: Job<'_>) {

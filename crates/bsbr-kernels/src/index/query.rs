@@ -4,10 +4,8 @@ use super::{
     HeadIndex,
     build::largest,
     head::{OFFSET, QUAD},
-    integer::{QueryCodes, ROWS, Scales},
+    integer::{self, LARGEST, QueryCodes, ROWS, Scales},
 };
-
-const LARGEST: f32 = 127.0;
 
 /// Codes of the queries of a tile: against means, against their magnitudes for radii, and against residuals.
 #[derive(Debug, Default)]
@@ -28,6 +26,8 @@ pub(crate) struct TileCodes {
 pub(crate) struct Coded {
     words: Vec<i32>,
     quads: usize,
+    /// Those of one row.
+    codes: Vec<i8>,
     pub(crate) scales: Vec<f32>,
     /// What the offset of the codes of keys adds to each row's sums.
     pub(crate) offsets: Vec<i32>,
@@ -38,10 +38,8 @@ impl Coded {
         self.quads = channels.div_ceil(QUAD);
         self.words.clear();
         self.words.resize(rows.div_ceil(ROWS) * ROWS * self.quads, 0);
-        for (numbers, value) in [(&mut self.scales, 0.0)] {
-            numbers.clear();
-            numbers.resize(rows.next_multiple_of(ROWS), value);
-        }
+        self.scales.clear();
+        self.scales.resize(rows.next_multiple_of(ROWS), 0.0);
         self.offsets.clear();
         self.offsets.resize(rows.next_multiple_of(ROWS), 0);
     }
@@ -51,21 +49,18 @@ impl Coded {
     fn encode(&mut self, row: usize, numbers: &[f32], mut magnitudes: Option<&mut Self>) {
         let largest = largest(numbers);
         let factor = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-        let step = &mut self.words[row / ROWS * ROWS * self.quads..][..ROWS * self.quads];
-        let mut sum = 0;
-        for (quad, numbers) in numbers.chunks(QUAD).enumerate() {
-            let mut bytes = [0_i8; QUAD];
-            for (byte, number) in bytes.iter_mut().zip(numbers) {
-                *byte = (number * factor).round_ties_even() as i8;
-                sum += i32::from(*byte);
-            }
-            let place = quad * ROWS + row % ROWS;
-            step[place] = i32::from_le_bytes(bytes.map(|byte| byte as u8));
+        self.codes.clear();
+        self.codes.resize(self.quads * QUAD, 0);
+        integer::encode(numbers, factor, &mut self.codes);
+        let first = row / ROWS * ROWS * self.quads + row % ROWS;
+        for (quad, bytes) in self.codes.as_chunks::<QUAD>().0.iter().enumerate() {
+            let place = first + quad * ROWS;
+            self.words[place] = i32::from_le_bytes(bytes.map(|byte| byte as u8));
             if let Some(magnitudes) = &mut magnitudes {
-                let first = row / ROWS * ROWS * magnitudes.quads;
-                magnitudes.words[first + place] = i32::from_le_bytes(bytes.map(i8::unsigned_abs));
+                magnitudes.words[place] = i32::from_le_bytes(bytes.map(i8::unsigned_abs));
             }
         }
+        let sum: i32 = self.codes.iter().map(|&code| i32::from(code)).sum();
         self.scales[row] = largest / LARGEST;
         self.offsets[row] = sum * OFFSET;
     }
