@@ -4,7 +4,10 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval};
+use crate::{
+    AttentionOptions, BlockAttentionConfig, Far, Retrieval,
+    index::{BLOCK, Candidates, SECTION},
+};
 
 /// What the tokens of a text read, per KV head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,19 +52,26 @@ impl KeysRead {
         match attention.retrieval {
             Retrieval::None => near,
             Retrieval::Blocks => {
+                if attention.uses_index() {
+                    return match attention.candidates(chunk, &options) {
+                        None => everything,
+                        Some(Candidates { sections, far }) => {
+                            let blocks = (sections.len() - far) * (SECTION / BLOCK);
+                            Self { summaries: (far + blocks) as u64, ..near }
+                        }
+                    };
+                }
                 // As the attention itself decides it: by the first token of the chunk.
                 let behind = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
                 let block = attention.block_size;
                 let candidates = (local / block).saturating_sub(behind / block);
-                if candidates <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens {
+                if candidates <= attention.meta_blocks || attention.reads_everything(chunk, &options) {
                     return everything;
                 }
                 let within = local.saturating_sub(attention.sink_tokens.max(visible));
-                let chosen = within.min(attention.top_k * block);
-                // With meta projections the choice is made once for a chunk.
-                let scored = !(attention.needs_meta() && attention.far == Far::None);
-                let levels = attention.levels(behind, local).into_iter().filter(|_| scored);
-                let summaries = levels.map(|level| level.direct.len() + level.opened).sum::<usize>();
+                let chosen = within.min(attention.meta_blocks.saturating_mul(block));
+                // The choice is made once for a chunk.
+                let summaries = if attention.far == Far::None { 0 } else { candidates };
                 Self { exact: near.exact + chosen as u64, summaries: summaries as u64 }
             }
             Retrieval::State | Retrieval::Additive => {
