@@ -149,7 +149,9 @@ impl Choice<'_> {
     fn total(&self, mut logits: Vec<Tensor<5>>, blocks: &Scored, far: Option<&Scored>) -> Tensor<5> {
         let mass = |runs: &Scored| self.whole(runs.scores.clone() + self.log_counts(runs), runs);
         let near = far.map_or(0, |far| far.runs.len() * BLOCKS);
-        logits.push(mass(blocks).narrow(4, near, blocks.runs.len() - near));
+        if blocks.runs.len() > near {
+            logits.push(mass(blocks).narrow(4, near, blocks.runs.len() - near));
+        }
         logits.extend(far.map(mass));
         log_mass(logits)
     }
