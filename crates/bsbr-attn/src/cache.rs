@@ -101,6 +101,12 @@ enum IndexState {
 }
 
 impl IndexState {
+    fn plain(&self) -> Option<&PlainIndex> {
+        match self {
+            Self::Plain(index) => Some(index),
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Plain(index) => index.bytes(),
@@ -362,7 +368,7 @@ impl AttentionCache {
                 rows_start: cache.start,
                 sinks: cache.sinks.as_ref(),
                 kept: cache.kept.as_ref(),
-                index: cache.index.as_ref().map(|IndexState::Plain(index)| index),
+                index: cache.index.as_ref().and_then(IndexState::plain),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
                 gates: cache.gates.as_ref(),

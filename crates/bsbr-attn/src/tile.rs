@@ -102,12 +102,7 @@ pub(crate) fn attend_tile(
         let (output, chosen) = read_by_index(&tile, parts, (index, &candidates), rows, attention, options);
         return (output.reshape(shape), Some(chosen));
     }
-    // Blocks to choose from: complete ones before the local region that hold a token other than a sink and are not wholly
-    // behind the window of the chunk's first token. (Not of the first query here: how a text is cut into pieces must not
-    // matter.)
-    let block = attention.statistics_block();
-    let first = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
-    let candidates = first / block..(local_start / block).max(first / block);
+    let candidates = attention.blocks_before(chunk, options);
     if attention.retrieval == Retrieval::Blocks
         && (candidates.len() <= attention.meta_blocks || attention.reads_everything(chunk, options))
     {

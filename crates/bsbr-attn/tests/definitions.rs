@@ -5,11 +5,12 @@ mod common;
 use std::cell::Cell;
 
 use bsbr_attn::{AttentionOptions, attend};
-use common::{Case, Rows, devices, index::Reference, index_cases, other_cases, settings};
+use common::{
+    Case, Rows, devices,
+    index::{DECIDED, Reference},
+    index_cases, other_cases, settings,
+};
 use proptest::prelude::*;
-
-/// A score that lies so close to what decides about it may fall on either side by rounding.
-const DECIDED: f64 = 2e-5;
 
 /// Rows compared, and those that differ because a choice fell the other way.
 #[derive(Default)]

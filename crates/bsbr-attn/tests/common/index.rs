@@ -1,17 +1,23 @@
 //! The definition of retrieval by an index, one token after the other: integers in f32 as the rule has them, all else in f64.
 #![allow(clippy::needless_range_loop)] // Sums run over the indices of the formulas.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use bsbr_attn::{
     Far,
     index::{BLOCK, SECTION},
 };
+use burn::tensor::Tensor;
+use proptest::prelude::*;
 
 use super::{
     Case, Inputs,
-    naive::{Vector, dot, softmax},
+    naive::{self, Vector, dot, softmax},
+    numbers,
 };
+
+/// A score that lies so close to what decides about it may fall on either side by rounding.
+pub(crate) const DECIDED: f64 = 2e-5;
 
 /// What a token reads, and how close a choice came to another.
 pub(crate) struct Read {
@@ -38,6 +44,10 @@ impl Quantised {
         Self { numbers, scale: most / 127.0 }
     }
 
+    fn floats(&self) -> Vector {
+        self.numbers.iter().map(|&x| x as f64 * f64::from(self.scale)).collect()
+    }
+
     fn dot(&self, other: &[i64]) -> f64 {
         self.numbers.iter().zip(other).map(|(a, b)| a * b).sum::<i64>() as f64
     }
@@ -54,7 +64,6 @@ struct Section {
     count: usize,
     mean: Quantised,
     radius: Quantised,
-    value: Vector,
 }
 
 /// Everything that is known of the keys of one KV head that stand at the positions of one stage.
@@ -72,6 +81,7 @@ pub(crate) struct Reference<'a> {
     case: &'a Case,
     inputs: &'a Inputs,
     indices: HashMap<(usize, usize, usize), Index>,
+    choices: HashMap<(usize, usize, usize), Choice>,
 }
 
 /// A mean of rows: their sum, one after the other, times one divided by their number.
@@ -199,13 +209,10 @@ impl Index {
             let share = if count > 0 { 1.0 / count as f32 } else { 0.0 };
             let mean: Vec<f32> = parts.into_iter().map(|x| x * share).collect();
             let radius = |c: usize| positions.clone().fold(0.0f32, |most, i| most.max((keys[i][c] - mean[c]).abs()));
-            let value =
-                |x: usize| positions.clone().map(|i| inputs.values.row(b, kv, i)[x]).sum::<f64>() / count.max(1) as f64;
             index.sections.push(Section {
                 count,
                 mean: from_centre(&mean),
                 radius: Quantised::of(&(0..width).map(radius).collect::<Vec<_>>()),
-                value: (0..width).map(value).collect(),
             });
         }
         Self { keys, ..index }
@@ -241,7 +248,7 @@ impl Query {
 
 impl<'a> Reference<'a> {
     pub(crate) fn new(case: &'a Case, inputs: &'a Inputs) -> Self {
-        Self { case, inputs, indices: HashMap::new() }
+        Self { case, inputs, indices: HashMap::new(), choices: HashMap::new() }
     }
 
     /// What token `t` of query head `h` reads.
@@ -319,43 +326,58 @@ impl Token<'_> {
         }
     }
 
-    fn read(&self, h: usize) -> Read {
+    /// Whether the chunk reads everything it sees.
+    fn reads_everything(&self) -> bool {
+        let config = &self.case.config;
+        let chunk = self.t / config.chunk_size;
+        let of_chunk = self.case.first_seen(chunk * config.chunk_size);
+        (chunk + 1) * config.chunk_size - of_chunk <= config.exact_tokens
+            || config.local_start(chunk) / BLOCK <= config.sink_tokens.max(of_chunk) / BLOCK
+    }
+
+    fn local(&self) -> usize {
+        self.case.config.local_start(self.t / self.case.config.chunk_size)
+    }
+
+    /// Whether a section has no token that the window hides.
+    fn whole(&self, section: usize) -> bool {
+        (section * SECTION).max(self.case.config.sink_tokens) >= self.case.first_seen(self.t)
+    }
+
+    /// Where a run of `size` tokens stands.
+    fn middle(&self, run: usize, size: usize) -> f64 {
+        ((run * size).max(self.case.config.sink_tokens) + (run + 1) * size - 1) as f64 / 2.0
+    }
+
+    /// What every head of the group reads.
+    fn choose(&self) -> Choice {
         let (case, config, t) = (self.case, &self.case.config, self.t);
         let heads = case.heads / case.kv_heads;
-        let (chunk, sinks) = (t / config.chunk_size, config.sink_tokens);
-        let local = config.local_start(chunk);
-        let (seen, of_chunk) = (case.first_seen(t), case.first_seen(chunk * config.chunk_size));
-        let everything = (chunk + 1) * config.chunk_size - of_chunk <= config.exact_tokens
-            || local / BLOCK <= sinks.max(of_chunk) / BLOCK;
+        let (local, sinks, seen) = (self.local(), config.sink_tokens, case.first_seen(t));
+        let everything = self.reads_everything();
         let exact: Vec<usize> = (seen..=t).filter(|&i| everything || i >= local || i < sinks).collect();
-        let queries: Vec<Query> = (self.kv * heads..(self.kv + 1) * heads).map(|head| self.query(head)).collect();
-        let own = &queries[h % heads];
-        let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(own, i, i >= local)).collect();
-        let mut values: Vec<Vector> = exact.iter().map(|&i| self.inputs.values.row(self.b, self.kv, i)).collect();
         if everything {
-            return Read { output: weighted(&logits, &values), margin: f64::INFINITY };
+            return Choice { exact, passed: vec![], blocks: vec![], closed: vec![], margin: f64::INFINITY };
         }
+        let queries: Vec<Query> = (self.kv * heads..(self.kv + 1) * heads).map(|head| self.query(head)).collect();
 
-        let sections = of_chunk / SECTION..local / SECTION;
-        let far_end = (local.saturating_sub(config.fine_tokens) / SECTION).max(sections.start);
-        let far_end = if far_end - sections.start <= config.max_sections { sections.start } else { far_end };
-        let first_of = |run: usize, size: usize| (run * size).max(sinks);
-        let middle = |run: usize, size: usize| (first_of(run, size) + (run + 1) * size - 1) as f64 / 2.0;
-        let whole = |section: usize| first_of(section, SECTION) >= seen;
+        let first = case.first_seen(t / config.chunk_size * config.chunk_size) / SECTION;
+        let sections = first..local / SECTION;
+        let far_end = (local.saturating_sub(config.fine_tokens) / SECTION).max(first);
+        let far_end = if far_end - first <= config.max_sections { first } else { far_end };
         let base = |query: &Query, block: usize| {
-            self.biased(query.head, query.base(&self.index.blocks[block].mean), middle(block, BLOCK))
+            self.biased(query.head, query.base(&self.index.blocks[block].mean), self.middle(block, BLOCK))
         };
         let of_section =
-            |query: &Query, section: usize, score: f64| self.biased(query.head, score, middle(section, SECTION));
-        let section_base =
-            |query: &Query, section: usize| of_section(query, section, query.base(&self.index.sections[section].mean));
-        let blocks = |section: usize| section * SECTION / BLOCK..(section + 1) * SECTION / BLOCK;
+            |query: &Query, section: usize, score: f64| self.biased(query.head, score, self.middle(section, SECTION));
         let total = |query: &Query| {
             let near = exact.iter().map(|&i| self.key_score(query, i, i >= local).exp());
-            let direct = (far_end..sections.end).filter(|&s| whole(s)).flat_map(blocks);
+            let direct = (far_end..sections.end).filter(|&s| self.whole(s)).flat_map(blocks_of);
             let direct = direct.map(|block| self.index.blocks[block].count as f64 * base(query, block).exp());
-            let far = (sections.start..far_end).filter(|&s| whole(s));
-            let far = far.map(|s| self.index.sections[s].count as f64 * section_base(query, s).exp());
+            let far = (first..far_end).filter(|&s| self.whole(s)).map(|s| {
+                let section = &self.index.sections[s];
+                section.count as f64 * of_section(query, s, query.base(&section.mean)).exp()
+            });
             near.chain(direct).chain(far).sum::<f64>().ln()
         };
         let totals: Vec<f64> = queries.iter().map(total).collect();
@@ -364,47 +386,166 @@ impl Token<'_> {
         };
         let limit = config.threshold.ln();
 
-        let bounds: Vec<(usize, f64)> = (sections.start..far_end)
+        let bounds: Vec<(usize, f64)> = (first..far_end)
             .filter(|&s| self.index.sections[s].count > 0 && (s + 1) * SECTION > seen)
             .map(|s| (s, best(&|query| of_section(query, s, query.bound(&self.index.sections[s])))))
             .collect();
         let opened = contest(&bounds, limit, config.max_sections);
-        let candidates = (far_end..sections.end).chain(opened.chosen.iter().copied()).flat_map(blocks);
+        let blocks: Vec<usize> =
+            (far_end..sections.end).chain(opened.chosen.iter().copied()).flat_map(blocks_of).collect();
         let mut estimates: Vec<(usize, f64)> = Vec::new();
-        for block in candidates.clone() {
-            for i in first_of(block, BLOCK).max(seen)..(block + 1) * BLOCK {
-                let key = i - first_of(block, BLOCK);
+        for &block in &blocks {
+            let start = (block * BLOCK).max(sinks);
+            for i in start.max(seen)..(block + 1) * BLOCK {
                 let of = |query: &Query| {
-                    let estimate = query.estimate(&self.index.blocks[block], key);
-                    self.biased(query.head, estimate, middle(block, BLOCK))
+                    let estimate = query.estimate(&self.index.blocks[block], i - start);
+                    self.biased(query.head, estimate, self.middle(block, BLOCK))
                 };
                 estimates.push((i, best(&of)));
             }
         }
         let passed = contest(&estimates, limit, config.max_keys);
-        for &i in &passed.chosen {
-            logits.push(self.key_score(own, i, false));
-            values.push(self.inputs.values.row(self.b, self.kv, i));
-        }
-        if config.far == Far::Mean {
-            for block in candidates.filter(|block| whole(block * BLOCK / SECTION)) {
-                let read = passed.chosen.iter().filter(|&&i| i / BLOCK == block).count();
-                let left = self.index.blocks[block].count - read;
-                if left > 0 {
-                    logits.push((left as f64).ln() + base(own, block) + config.far_shift);
-                    values.push(self.index.sections[block * BLOCK / SECTION].value.clone());
-                }
-            }
-            for section in (sections.start..far_end).filter(|s| !opened.chosen.contains(s) && whole(*s)) {
-                let count = self.index.sections[section].count;
-                if count > 0 {
-                    logits.push((count as f64).ln() + section_base(own, section) + config.far_shift);
-                    values.push(self.index.sections[section].value.clone());
-                }
-            }
-        }
-        Read { output: weighted(&logits, &values), margin: opened.margin.min(passed.margin) }
+        let closed = (first..far_end).filter(|s| !opened.chosen.contains(s)).collect();
+        Choice { exact, passed: passed.chosen, blocks, closed, margin: opened.margin.min(passed.margin) }
     }
+
+    /// What a head reads of a choice; `base` are the scores of runs of so many tokens by their means.
+    fn weigh(&self, own: &Query, choice: &Choice, base: &dyn Fn(usize, usize) -> f64) -> Vector {
+        let (config, local) = (&self.case.config, self.local());
+        let read = choice.exact.iter().chain(&choice.passed);
+        let near = |i: usize| i >= local || self.group == 1;
+        let mut logits: Vec<f64> = read.clone().map(|&i| self.key_score(own, i, near(i))).collect();
+        let mut values: Vec<Vector> = read.map(|&i| self.inputs.values.row(self.b, self.kv, i)).collect();
+        if config.far == Far::Mean {
+            let mut count = |(run, size): (usize, usize), left: usize| {
+                let section = run * size / SECTION;
+                if left > 0 && self.whole(section) {
+                    let score = self.biased(own.head, base(run, size), self.middle(run, size));
+                    logits.push((left as f64).ln() + score + config.far_shift);
+                    values.push(self.value(section));
+                }
+            };
+            let held = |run: usize, size: usize| size - config.sink_tokens.saturating_sub(run * size).min(size);
+            for &block in &choice.blocks {
+                let read = choice.passed.iter().filter(|&&i| i / BLOCK == block).count();
+                count((block, BLOCK), held(block, BLOCK) - read);
+            }
+            for &section in &choice.closed {
+                count((section, SECTION), held(section, SECTION));
+            }
+        }
+        weighted(&logits, &values)
+    }
+
+    /// Positions of a run that are no sinks.
+    fn positions(&self, run: usize, size: usize) -> Range<usize> {
+        (run * size).max(self.case.config.sink_tokens).min((run + 1) * size)..(run + 1) * size
+    }
+
+    /// Mean value of a section.
+    fn value(&self, section: usize) -> Vector {
+        let values = self.positions(section, SECTION).map(|i| self.inputs.values.row(self.b, self.kv, i));
+        naive::mean(&values.collect::<Vec<_>>(), self.case.head_dim)
+    }
+
+    /// Mean of the keys of a run.
+    fn mean_key(&self, run: usize, size: usize) -> Vector {
+        let keys = self.positions(run, size).map(|i| self.inputs.keys.row(self.b, self.kv, i));
+        naive::mean(&keys.collect::<Vec<_>>(), self.case.head_dim)
+    }
+
+    fn read(&self, h: usize) -> Read {
+        let choice = self.choose();
+        let own = self.query(h);
+        let base = |run: usize, size: usize| own.base(self.mean(run, size));
+        Read { output: self.weigh(&own, &choice, &base), margin: choice.margin }
+    }
+
+    fn mean(&self, run: usize, size: usize) -> &Quantised {
+        if size == BLOCK { &self.index.blocks[run].mean } else { &self.index.sections[run].mean }
+    }
+}
+
+/// What a token reads.
+struct Choice {
+    /// Positions read whatever the text says.
+    exact: Vec<usize>,
+    /// Positions that pass.
+    passed: Vec<usize>,
+    /// Blocks whose keys are scored.
+    blocks: Vec<usize>,
+    /// Sections that are not open.
+    closed: Vec<usize>,
+    margin: f64,
+}
+
+fn blocks_of(section: usize) -> Range<usize> {
+    section * SECTION / BLOCK..(section + 1) * SECTION / BLOCK
+}
+
+impl Reference<'_> {
+    /// What token `t` of head `h` would read of inputs that have `moved` a little: integers let every number through, so the
+    /// choice stays and what rounding takes from a query or a mean stays. Positions are those of the tokens.
+    pub(crate) fn moved(&mut self, moved: &Inputs, b: usize, h: usize, t: usize) -> Vector {
+        let (case, inputs) = (self.case, self.inputs);
+        let kv = h / (case.heads / case.kv_heads);
+        let index = self.indices.entry((b, kv, 1)).or_insert_with(|| Index::new(case, inputs, (b, kv), 1));
+        let here = Token { case, inputs, index, b, kv, t, group: 1 };
+        let choice = self.choices.entry((b, kv, t)).or_insert_with(|| here.choose());
+        let there = Token { inputs: moved, ..here };
+        let row = moved.query.row(b, h, t);
+        if choice.margin == f64::INFINITY {
+            // The index may not be founded yet, and nothing asks it.
+            let nothing = || Quantised { numbers: vec![], scale: 0.0 };
+            let own = Query { head: h, row, whole: nothing(), chosen: nothing(), centre: 0.0 };
+            return there.weigh(&own, choice, &|_, _| unreachable!("everything is read"));
+        }
+        let scale = case.options.scale;
+        let query = here.query(h);
+        let minus = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vector>();
+        let plus = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vector>();
+        let scaled = |row: &[f64]| row.iter().map(|x| x * scale).collect::<Vector>();
+        let taken = minus(&query.whole.floats(), &scaled(&query.row));
+        let base = |run: usize, size: usize| {
+            let centre: Vector = index.centre.iter().map(|&x| f64::from(x)).collect();
+            let held = plus(&here.mean(run, size).floats(), &centre);
+            let taken_of_mean = minus(&held, &here.mean_key(run, size));
+            dot(&plus(&scaled(&row), &taken), &plus(&there.mean_key(run, size), &taken_of_mean))
+        };
+        let own = Query { row: row.clone(), ..here.query(h) };
+        there.weigh(&own, choice, &base)
+    }
+}
+
+/// Whether outputs of the tokens from `first` on are the same, or differ only where a choice is so close that rounding decides.
+/// Returns how many rows do.
+pub(crate) fn agree(
+    case: &Case,
+    inputs: &Inputs,
+    (found, expected): (Tensor<4>, Tensor<4>),
+    first: usize,
+    tolerance: f64,
+) -> Result<usize, TestCaseError> {
+    assert_eq!(found.dims(), expected.dims());
+    let [batch, heads, tokens, width] = found.dims();
+    let (found, expected) = (numbers(found), numbers(expected));
+    let mut reference = Reference::new(case, inputs);
+    let mut flipped = 0;
+    for (row, (found, expected)) in found.chunks_exact(width).zip(expected.chunks_exact(width)).enumerate() {
+        let right = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) <= tolerance * (1.0 + f64::from(b.abs()));
+        if found.iter().zip(expected).all(right) {
+            continue;
+        }
+        let (b, h, t) = (row / (heads * tokens), row / tokens % heads, first + row % tokens);
+        assert!(b < batch);
+        let margin = reference.read(b, h, t).margin;
+        prop_assert!(
+            margin < DECIDED,
+            "token {t} of head {h} of row {b}: {found:?} and {expected:?}; the closest choice is {margin} nats from another"
+        );
+        flipped += 1;
+    }
+    Ok(flipped)
 }
 
 fn weighted(logits: &[f64], values: &[Vector]) -> Vector {

@@ -209,11 +209,15 @@ impl Case {
         self.cache_of(runner, Some(self.config.clone()))
     }
 
+    pub(crate) fn cache_config(&self) -> CacheConfig {
+        let Self { batch, heads, kv_heads, head_dim, options, stored, .. } = *self;
+        let (attention, dtype, kernel) = (Some(self.config.clone()), DType::F32, Kernel::Fastest);
+        CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel }
+    }
+
     fn cache_of(&self, runner: &Runner, attention: Option<BlockAttentionConfig>) -> AttentionCache {
-        let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
-        let (dtype, kernel) = (DType::F32, runner.kernel);
-        let stored = if runner.supports_dtype(self.stored) { self.stored } else { dtype };
-        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel };
+        let stored = if runner.supports_dtype(self.stored) { self.stored } else { DType::F32 };
+        let config = CacheConfig { attention, stored, kernel: runner.kernel, ..self.cache_config() };
         let far = self.far.clone().filter(|_| config.attention.is_some());
         let cache = AttentionCache::new(config, runner).unwrap();
         match far {

@@ -10,7 +10,7 @@ use super::{Case, Inputs};
 pub(super) type Vector = Vec<f64>;
 pub(super) type Matrix = Vec<Vec<f64>>;
 
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
