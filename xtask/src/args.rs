@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use bsbr_attn::{
+    BlockAttentionConfig, Far, REPLACED_SELECTOR, REPLACED_SETTINGS, Retrieval, Selector, replaced_setting,
+};
 use burn::tensor::DType;
 use serde::{Deserialize, de::IntoDeserializer};
 
@@ -62,39 +64,34 @@ pub(crate) struct AttentionArgs {
     /// How the rest is read: none, blocks, state, additive [default: blocks]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Retrieval>)]
     retrieval: Option<Retrieval>,
-    /// Tokens of a block, the unit of retrieval [default: 4]
-    #[arg(long, value_name = "N")]
-    block_size: Option<usize>,
-    /// Blocks each token reads exactly [default: 76]
-    #[arg(long, value_name = "N")]
-    top_k: Option<usize>,
     /// Chunks that end within the first N tokens read everything [default: 1024]
     #[arg(long, value_name = "N")]
     exact_tokens: Option<usize>,
-    /// Blocks further back than N tokens are scored by whole sections first [default: 8192]
+    /// What chooses the keys that are read exactly: index, meta [default: index]
+    #[arg(long, value_name = "KIND", value_parser = selector)]
+    selector: Option<Selector>,
+    /// Estimated probability from which on the index has a key read exactly; 0 reads every key up to --max-keys
+    /// [default: 0.00048828125]
+    #[arg(long, value_name = "P")]
+    threshold: Option<f64>,
+    /// Most keys a token reads by the index [default: 1024]
+    #[arg(long, value_name = "N")]
+    max_keys: Option<usize>,
+    /// Channels of a head in which the index keeps what a key has beyond the mean of its block [default: half, at least 32]
+    #[arg(long, value_name = "N")]
+    index_channels: Option<usize>,
+    /// What is further back than N tokens is scored by sections of 64 tokens first [default: 8192]
     #[arg(long, value_name = "N")]
     fine_tokens: Option<usize>,
-    /// Tokens of a section, rounded up to whole blocks [default: 64]
+    /// Most of those sections whose keys a token scores [default: 64]
     #[arg(long, value_name = "N")]
-    section_size: Option<usize>,
-    /// Of those sections, the ones whose blocks a token scores [default: 32]
+    max_sections: Option<usize>,
+    /// Tokens of a block with --retrieval state or --selector meta [default: 16]
     #[arg(long, value_name = "N")]
-    top_sections: Option<usize>,
-    /// Sections further back than N tokens are scored by whole pages first [default: 131072]
+    block_size: Option<usize>,
+    /// Blocks each token reads exactly with --selector meta [default: 32]
     #[arg(long, value_name = "N")]
-    middle_tokens: Option<usize>,
-    /// Tokens of a page, rounded up to whole sections [default: 512]
-    #[arg(long, value_name = "N")]
-    page_size: Option<usize>,
-    /// Of those pages, the ones whose sections a token scores [default: 64]
-    #[arg(long, value_name = "N")]
-    top_pages: Option<usize>,
-    /// What scores a block: mean-key, meta [default: mean-key]
-    #[arg(long, value_name = "KIND", value_parser = by_name::<Selector>)]
-    selector: Option<Selector>,
-    /// How much the mean-key selector expects of a block beyond its mean key; 1 is a bound [default: 0.75]
-    #[arg(long, value_name = "R")]
-    reach: Option<f64>,
+    meta_blocks: Option<usize>,
     /// How blocks that are not retrieved count: none, mean, state [default: mean]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Far>)]
     far: Option<Far>,
@@ -116,11 +113,55 @@ pub(crate) struct AttentionArgs {
     /// Gate of --retrieval additive [default: 1]
     #[arg(long, value_name = "G")]
     additive_gate: Option<f64>,
+    #[command(flatten)]
+    replaced: ReplacedArgs,
+}
+
+/// Flags of earlier versions: what they say is refused with what replaced them, rather than unknown.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct ReplacedArgs {
+    #[arg(long, hide = true)]
+    top_k: Option<String>,
+    #[arg(long, hide = true)]
+    reach: Option<String>,
+    #[arg(long, hide = true)]
+    section_size: Option<String>,
+    #[arg(long, hide = true)]
+    top_sections: Option<String>,
+    #[arg(long, hide = true)]
+    middle_tokens: Option<String>,
+    #[arg(long, hide = true)]
+    page_size: Option<String>,
+    #[arg(long, hide = true)]
+    top_pages: Option<String>,
+}
+
+impl ReplacedArgs {
+    /// Refuses whatever of them was given.
+    fn check(&self) -> Result<()> {
+        let given = [
+            ("top_k", &self.top_k),
+            ("reach", &self.reach),
+            ("section_size", &self.section_size),
+            ("top_sections", &self.top_sections),
+            ("middle_tokens", &self.middle_tokens),
+            ("page_size", &self.page_size),
+            ("top_pages", &self.top_pages),
+        ];
+        match given.into_iter().find(|(_, value)| value.is_some()) {
+            Some((name, _)) => {
+                let instead = replaced_setting(name).unwrap_or_default();
+                bail!("--{} is gone: {instead}", name.replace('_', "-"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl AttentionArgs {
     /// The settings, checked, on top of `base` or of the file where one is named; `None` if nothing was asked for.
     pub(crate) fn resolve(&self, base: Option<&BlockAttentionConfig>) -> Result<Option<BlockAttentionConfig>> {
+        self.replaced.check()?;
         let mut config = match (&self.config, base) {
             (Some(path), _) => read_settings(path)?,
             (None, Some(base)) => base.clone(),
@@ -131,22 +172,18 @@ impl AttentionArgs {
         macro_rules! overlay {
             ($($field:ident),*) => { $(if let Some(value) = self.$field.clone() { config.$field = value; set(true); })* };
         }
-        overlay!(chunk_size, local_chunks, sink_tokens, retrieval, block_size, top_k, selector, far);
-        overlay!(
-            exact_tokens,
-            fine_tokens,
-            section_size,
-            top_sections,
-            middle_tokens,
-            page_size,
-            top_pages,
-            reach,
-            far_shift,
-            covariance_weight,
-            compression_factor,
-            kept_tokens,
-            additive_gate
-        );
+        // First the kind: what belonged to another is at rest, unless a flag asks for it.
+        if let Some(retrieval) = self.retrieval {
+            config = config.with_retrieval(retrieval);
+            set(true);
+        }
+        overlay!(chunk_size, local_chunks, sink_tokens, exact_tokens, selector, threshold, max_keys, fine_tokens);
+        overlay!(max_sections, block_size, meta_blocks, far, far_shift, covariance_weight, compression_factor);
+        overlay!(kept_tokens, additive_gate);
+        if self.index_channels.is_some() {
+            config.index_channels = self.index_channels;
+            set(true);
+        }
         if self.max_chunks.is_some() {
             config.max_chunks = self.max_chunks;
             set(true);
@@ -158,7 +195,28 @@ impl AttentionArgs {
 
 fn read_settings(path: &Path) -> Result<BlockAttentionConfig> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{} is not a settings file", path.display()))
+    let read = toml::from_str(&text).with_context(|| format!("{} is not a settings file", path.display()));
+    if read.is_err() {
+        // Only where reading fails, so that nothing depends on this list.
+        let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+        if let Some((name, instead)) = REPLACED_SETTINGS.iter().find(|(name, _)| table.contains_key(*name)) {
+            bail!("{}: `{name}` is gone: {instead}", path.display());
+        }
+        let (name, instead) = REPLACED_SELECTOR;
+        if table.get("selector").and_then(toml::Value::as_str) == Some(name) {
+            bail!("{}: `selector = \"{name}\"` is gone: {instead}", path.display());
+        }
+    }
+    read
+}
+
+/// A selector by the name it has in files.
+fn selector(name: &str) -> Result<Selector, String> {
+    let (gone, instead) = REPLACED_SELECTOR;
+    if name == gone {
+        return Err(format!("{gone} is gone: {instead}"));
+    }
+    by_name(name).map_err(|error| error.to_string())
 }
 
 /// Parses an enum by the name it has in files.

@@ -96,9 +96,7 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let original = decoder.with_config(|config| config.attention = None)?.with_cache_type(DType::F32);
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
-    let control =
-        BlockAttentionConfig { retrieval: Retrieval::None, kept_tokens: 0, max_chunks: None, ..attention.clone() };
-    let control = decoder.with_config(|config| config.attention = Some(control))?;
+    let control = decoder.with_config(|config| config.attention = Some(attention.without_retrieval()))?;
     let mut variants = vec![("converted", &converted)];
     if attention.retrieval != Retrieval::None {
         variants.push(("control: none", &control));
@@ -133,6 +131,7 @@ pub(crate) fn evaluation_tables(report: &EvaluationReport) -> String {
         dash(),
         dash(),
         dash(),
+        percent(original.keys_share),
         format!("{:.1}", original.seconds),
     ]];
     for variant in &report.variants {
@@ -147,11 +146,14 @@ pub(crate) fn evaluation_tables(report: &EvaluationReport) -> String {
             percent(agreement.top10),
             format!("{:.5}", agreement.kl),
             format!("{:.5}", agreement.cosine),
+            percent(perplexity.keys_share),
             format!("{:.1}", perplexity.seconds),
         ]);
     }
     let later = format!("after {}", report.skip);
-    let header = ["attention", "perplexity", &later, "change", "top-1", "top-5", "top-10", "KL", "cosine", "seconds"];
+    let agreement = ["top-1", "top-5", "top-10", "KL", "cosine"];
+    let header =
+        [["attention", "perplexity", &later, "change"].as_slice(), &agreement, &["keys read", "seconds"]].concat();
     let summary = output::table(&header, &rows);
 
     let ranges: Vec<String> =

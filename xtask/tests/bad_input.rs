@@ -200,17 +200,76 @@ fn impossible_settings() {
     for (flags, words) in [
         ("--chunk-size 0", ["`chunk_size` is 0", "1 to 65536"]),
         ("--chunk-size 1000000 --block-size 1", ["`chunk_size` is 1000000", "1 to 65536"]),
-        ("--local-chunks 18446744073709551615 --top-k 0", ["`top_k` is 0", "at least 1"]),
+        ("--chunk-size 96", ["`chunk_size` is 96", "a multiple of 64"]),
+        ("--local-chunks 18446744073709551615 --max-keys 0", ["`max_keys` is 0", "at least 1"]),
         ("--chunk-size 128 --block-size 48", ["`block_size` is 48", "a divisor of chunk_size = 128"]),
         ("--chunk-size 128 --block-size 0", ["`block_size` is 0", "a divisor of chunk_size = 128"]),
-        ("--retrieval blocks --top-k 0", ["`top_k` is 0", "retrieval = none reads no block"]),
+        ("--retrieval blocks --meta-blocks 0", ["`meta_blocks` is 0", "retrieval = none reads no block"]),
+        ("--threshold 1", ["`threshold` is 1", "a probability"]),
+        ("--threshold=-0.5", ["`threshold` is -0.5", "a probability"]),
+        ("--index-channels 0", ["`index_channels` is 0", "at least 1"]),
+        ("--far state", ["`far` is state", "selector = index"]),
         ("--max-chunks 8", ["`max_chunks` is 8", "unset unless retrieval = state"]),
         ("--retrieval guess", ["'guess' for '--retrieval <KIND>'", "`none`, `blocks`, `state`, `additive`"]),
-        ("--top-k many", ["'many' for '--top-k <N>'", "invalid digit"]),
+        ("--max-keys many", ["'many' for '--max-keys <N>'", "invalid digit"]),
         ("--original-layers 2", ["names layer 2", "layers 0 to 1"]),
         ("--config none.toml", ["cannot read none.toml", "No such file"]),
     ] {
         place.refused(&format!("{CONVERT} {flags}"), 2, &words);
+    }
+}
+
+#[test]
+fn settings_of_earlier_versions_are_refused_with_what_replaced_them() {
+    let place = Place::with("llama");
+    for (setting, value, word) in [
+        ("top_k", "76", "`threshold` and `max_keys`"),
+        ("reach", "0.75", "`threshold`"),
+        ("section_size", "64", "`fine_tokens`"),
+        ("top_sections", "32", "`max_sections`"),
+        ("middle_tokens", "131072", "no pages"),
+        ("page_size", "512", "no pages"),
+        ("top_pages", "64", "no pages"),
+    ] {
+        let flag = format!("--{}", setting.replace('_', "-"));
+        for command in [CONVERT, "eval", "eval --suite long", "bench --seq-len 64"] {
+            place.refused(&format!("{command} {flag} {value}"), 2, &[&format!("{flag} is gone"), word]);
+        }
+        place.write("old.toml", &format!("{setting} = {value}\n"));
+        place.refused(&format!("{CONVERT} --config old.toml"), 2, &["old.toml", &format!("`{setting}` is gone"), word]);
+    }
+    place.refused(&format!("{CONVERT} --selector mean-key"), 2, &["mean-key is gone", "`index` takes its place"]);
+    place.write("old.toml", "selector = \"mean-key\"\n");
+    let words = ["old.toml", "mean-key", "is gone", "`index` takes its place"];
+    place.refused(&format!("{CONVERT} --config old.toml"), 2, &words);
+}
+
+#[test]
+fn a_model_converted_by_an_earlier_version_is_refused_by_every_command() {
+    let place = Place::with("llama");
+    place.done("convert -m model -o converted");
+    for file in ["config.json", "conversion.json"] {
+        let settings = if file == "config.json" { "attention" } else { "settings" };
+        let path = place.path(&format!("converted/{file}"));
+        let mut content: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).expect("a file")).expect("JSON");
+        content[settings]["top_k"] = 76.into();
+        content[settings]["reach"] = 0.75.into();
+        std::fs::write(&path, content.to_string()).expect("written");
+    }
+    place.write("text.txt", "A text.");
+    for command in [
+        "inspect -m converted",
+        "generate -m converted -p x",
+        "eval -m converted",
+        "export -m converted -o back",
+        "calibrate -m converted --text text.txt",
+    ] {
+        place.refused(
+            command,
+            2,
+            &["conversion.json", "`top_k`", "earlier version", "convert its original `model` again"],
+        );
     }
 }
 

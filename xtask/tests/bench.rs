@@ -8,7 +8,7 @@ use common::Place;
 use serde_json::{Value, json};
 
 /// A few tokens of little attention.
-const TINY: &str = "bench --seq-len 64,128 --heads 2 --head-dim 16 --runs 2 --chunk-size 16 --block-size 4 --top-k 2";
+const TINY: &str = "bench --seq-len 64,128 --heads 2 --head-dim 16 --runs 2 --chunk-size 64 --local-chunks 0 --max-keys 2 --exact-tokens 0";
 
 fn report(place: &Place, arguments: &str) -> Value {
     serde_json::from_str(&place.done(&format!("{arguments} --format json"))).expect("JSON")
@@ -270,7 +270,10 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
         ("--seq-len 64 --threads 0", &["--threads is 0"]),
         ("--seq-len 64 --seconds 0", &["--seconds is 0"]),
         ("--seq-len 64 --heads 12 --kv-heads 5", &["--kv-heads is 5", "a divisor of the 12 heads"]),
-        ("--seq-len 64 --chunk-size 100 --block-size 16", &["block_size", "divisor of chunk_size = 100"]),
+        ("--seq-len 64 --chunk-size 100", &["chunk_size", "a multiple of 64"]),
+        ("--seq-len 64 --layers 1", &["--layers", "--data model"]),
+        ("--seq-len 64 --data model --layers 4", &["layer 4", "layers 0 to 3"]),
+        ("--seq-len 64 --data model --head-dim 64", &["--head-dim is 64", "are 32 wide"]),
         ("--seq-len 64 --selector meta", &["--selector meta", "--part model"]),
         ("--seq-len 64 --json nowhere/report.json", &["--json: nowhere/report.json cannot be written"]),
         ("--seq-len 64 --plot model", &["--plot: model cannot be written"]),
@@ -345,4 +348,29 @@ fn a_python_without_torch_or_that_ends_is_an_error_that_says_so() {
     place.refused(arguments, 2, &["--against pytorch", "the Python process ended", "3"]);
     fake_python(&place, "echo hello");
     place.refused(arguments, 2, &["answered \"hello\", expected JSON"]);
+}
+
+#[test]
+fn attention_is_measured_on_rows_of_a_model() {
+    let flags = "--data model --seq-len 64,600 --heads 3 --runs 1 --warmup 0 --arms bsbr,dense --layers 1,3";
+    let settings = "--chunk-size 64 --local-chunks 0 --exact-tokens 0 --phase prefill";
+    let report = report(&Place::empty(), &format!("bench {flags} {settings}"));
+    let (shape, data) = (&report["settings"]["shape"], text(&report["settings"], "data"));
+    assert_eq!([&shape["heads"], &shape["kv_heads"], &shape["head_dim"]], [&json!(3), &json!(3), &json!(32)]);
+    for part in ["builtin", "layers 1, 3", "reading 600 tokens of the built-in text"] {
+        assert!(data.contains(part), "no {part:?} in: {data}");
+    }
+    let [short, short_dense, long, long_dense] = rows(&report) else { panic!("four rows") };
+    let keys = |row: &Value| row["retrieved"]["mean"].as_f64().expect("a number");
+    // A text of one chunk has nothing to choose from.
+    assert_eq!((keys(short), &short["integer_operations"]), (0.0, &json!(0.0)));
+    assert!(keys(long) > 0.0 && keys(long) < 512.0, "{long}");
+    // Nine chunks but the first have blocks behind them, 4 for each chunk: their mean keys, and 16 keys of 32 channels.
+    let blocks: usize = (0..600).map(|token| token / 64 * 4).sum();
+    assert_eq!(long["integer_operations"], json!(3.0 * blocks as f64 * (2.0 * 32.0 + 16.0 * 2.0 * 32.0)));
+    for dense in [short_dense, long_dense] {
+        assert_eq!((&dense["retrieved"], &dense["integer_operations"]), (&Value::Null, &json!(0.0)));
+    }
+    let shown = Place::empty().done(&format!("bench {flags} {settings}"));
+    assert!(shown.contains("keys chosen") && shown.contains("on queries, keys and values of"), "{shown}");
 }

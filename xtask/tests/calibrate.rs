@@ -5,13 +5,13 @@ mod common;
 use std::fs;
 
 use common::{Place, checkpoint_dir, files};
-use serde_json::Value;
+use serde_json::{Value, json as value};
 
 /// The built-in checkpoint converted with meta projections under `converted`, and its held-out text in two halves.
 fn place() -> Place {
     let place = Place::with("builtin");
     place.done(
-        "convert -m model -o converted --selector meta --chunk-size 32 --block-size 8 --top-k 8 --exact-tokens 0",
+        "convert -m model -o converted --selector meta --chunk-size 32 --block-size 8 --meta-blocks 8 --exact-tokens 0",
     );
     let text = fs::read_to_string(checkpoint_dir("builtin").join("heldout.txt")).expect("a text");
     let middle = text.char_indices().map(|(at, _)| at).find(|&at| at >= text.len() / 2).expect("a middle");
@@ -79,7 +79,7 @@ fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
 #[test]
 fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight() {
     let place = place();
-    place.done("convert -m model -o default --chunk-size 32 --top-k 8 --exact-tokens 0");
+    place.done("convert -m model -o default --chunk-size 64 --local-chunks 0 --max-keys 32 --exact-tokens 0");
     let flags = "calibrate -m default --text first.txt --window 1024";
     let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
     let layers = report["calibration"]["far"].as_array().expect("layers").clone();
@@ -90,11 +90,57 @@ fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight(
     }
     let shifts: Vec<f64> = layers.iter().map(|layer| number(layer, "shift")).collect();
     let stored = place.json("calibrated/config.json")["far_shifts"].clone();
-    assert_eq!(stored, serde_json::json!(shifts));
+    assert_eq!(stored, value!(shifts));
     assert_eq!(
         fs::read(place.path("default/model.safetensors")).ok(),
         fs::read(place.path("calibrated/model.safetensors")).ok()
     );
     assert!(place.done(flags).contains("far shift"));
     assert!(files(&place.path("calibrated")) == files(&place.path("default")));
+}
+
+#[test]
+fn the_index_is_searched_for_the_cheapest_settings_within_a_target() {
+    let place = place();
+    place.done("convert -m model -o default --chunk-size 64 --exact-tokens 256");
+    let flags = "calibrate -m default --text first.txt --window 1024 --tokens 3072 --target-kl 0.01";
+    let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
+    let index = &report["calibration"]["index"];
+    assert_eq!(
+        (index["windows"].as_u64(), index["held_out"].as_u64(), &index["met"]),
+        (Some(2), Some(1), &value!(true))
+    );
+    let config = place.json("calibrated/config.json");
+    for setting in ["threshold", "max_keys", "index_channels"] {
+        assert_eq!(config["attention"][setting], index["found"]["settings"][setting], "{setting}");
+    }
+    let factors = config.get("threshold_factors").cloned().unwrap_or_else(|| value!([]));
+    assert_eq!(factors, index["threshold_factors"]);
+    assert!(place.read("calibrated/README.md").contains("the cheapest found within a KL of 0.01"));
+    // On text that nobody calibrated on, it is about as near, and reads less than the default settings do.
+    let measured = |model: &str| {
+        let flags = format!("eval -m {model} --text second.txt --seq-len 1024 --windows 2 --format json");
+        let variant = json(&place.done(&flags))["lengths"][0]["variants"][0].clone();
+        (
+            variant["agreement"]["kl"].as_f64().expect("a number"),
+            variant["perplexity"]["keys_share"].as_f64().expect("one"),
+        )
+    };
+    let ((kl, keys), (_, before)) = (measured("calibrated"), measured("default"));
+    assert!(kl < 0.02 && keys < before, "{kl} with {keys} of the keys, {before} before");
+    let table = place.done(&format!("{flags} -o again"));
+    assert!(table.contains("| threshold | most keys | channels |") && table.contains("found: threshold "), "{table}");
+    assert!(files(&place.path("calibrated")) == files(&place.path("again")), "the same every time");
+}
+
+#[test]
+fn a_target_that_cannot_be_met_or_makes_no_sense_writes_nothing() {
+    let place = place();
+    place.done("convert -m model -o default --chunk-size 64 --local-chunks 0 --exact-tokens 0 --far none");
+    let flags = "calibrate -m default --text first.txt --window 512 --tokens 1024 -o calibrated";
+    place.refused(&format!("{flags} --target-kl 1e-9"), 1, &["no settings of the index", "nothing was written"]);
+    place.refused(&format!("{flags} --target-kl 0"), 2, &["`target_kl` is 0", "positive"]);
+    place.refused(&format!("{flags} --target-kl 0.1 --window 64"), 2, &["two windows of at least"]);
+    place.refused("calibrate -m converted --text first.txt --target-kl 0.1", 2, &["--target-kl", "--selector index"]);
+    assert!(!place.path("calibrated").exists());
 }

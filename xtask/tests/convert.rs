@@ -98,11 +98,11 @@ fn force_replaces_nothing_that_was_not_written_here() {
 #[test]
 fn settings_come_from_the_file_and_flags_override_it() {
     let place = Place::with("llama");
-    place.write("settings.toml", "chunk_size = 64\nblock_size = 4\ntop_k = 5\n");
-    place.done("convert -m model -o out --config settings.toml --top-k 7 --sink-tokens 2 --original-layers 1");
+    place.write("settings.toml", "chunk_size = 64\nblock_size = 4\nmax_keys = 5\n");
+    place.done("convert -m model -o out --config settings.toml --max-keys 7 --sink-tokens 2 --original-layers 1");
     let config = place.json("out/config.json");
     let attention = &config["attention"];
-    let found = ["chunk_size", "block_size", "top_k", "sink_tokens"].map(|key| &attention[key]);
+    let found = ["chunk_size", "block_size", "max_keys", "sink_tokens"].map(|key| &attention[key]);
     assert_eq!(found, [&json!(64), &json!(4), &json!(7), &json!(2)]);
     assert_eq!(config["original_layers"], json!([1]));
 }
@@ -248,10 +248,10 @@ fn measured_numbers_are_put_on_the_model_card() {
     let place = Place::with("builtin");
     let text = checkpoint_dir("builtin").join("heldout.txt");
     fs::copy(text, place.path("text.txt")).expect("a text");
-    let stdout = place.done("convert -m model -o out --eval-text text.txt --seq-len 256 --windows 1 --chunk-size 32");
+    let stdout = place.done("convert -m model -o out --eval-text text.txt --seq-len 256 --windows 1 --chunk-size 64");
     assert!(stdout.contains("1 windows of 256 tokens"), "{stdout}");
     let card = place.read("out/README.md");
     assert!(card.contains("| windows | 1 of 256 tokens |") && card.contains("| KL, converted |"), "{card}");
     let settings: Value = place.json("out/config.json");
-    assert_eq!(settings["attention"]["chunk_size"], 32);
+    assert_eq!(settings["attention"]["chunk_size"], 64);
 }

@@ -64,7 +64,7 @@ fn a_file_is_converted_run_and_exported() {
 fn a_file_is_measured() {
     let place = place();
     place.write("text.txt", &"the quick brown fox jumps over the lazy dog. ".repeat(12));
-    let flags = "--text text.txt --seq-len 64 --windows 1 --chunk-size 16 --block-size 4 --top-k 2";
+    let flags = "--text text.txt --seq-len 64 --windows 1 --chunk-size 64 --local-chunks 0 --max-keys 2";
     let measured = place.done(&format!("eval -m dir/mixed.gguf {flags}"));
     assert!(measured.contains("GGUF file `mixed.gguf` (llama)") && measured.contains("converted"), "{measured}");
 }

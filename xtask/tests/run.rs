@@ -85,9 +85,9 @@ fn check_numbers(value: &Value) {
 
 #[test]
 fn an_evaluation_as_json_holds_every_length_with_the_control() {
-    let report = evaluation(&Place::empty(), "--seq-len 256,512 --top-k 3");
+    let report = evaluation(&Place::empty(), "--seq-len 256,512 --max-keys 3");
     assert_eq!(report["schema"], "bsbr-eval/1");
-    assert_eq!(report["attention"]["top_k"], 3);
+    assert_eq!(report["attention"]["max_keys"], 3);
     let lengths = report["lengths"].as_array().expect("a list");
     let windows: Vec<_> = lengths.iter().map(|length| length["window"].as_u64().expect("a length")).collect();
     assert_eq!(windows, [256, 512]);
@@ -118,10 +118,10 @@ fn retrieval_beats_the_control() {
 #[test]
 fn an_evaluation_uses_the_settings_of_a_converted_model_and_flags_override_them() {
     let place = Place::with("builtin");
-    place.done("convert -m model -o converted --chunk-size 32 --block-size 8");
-    let report = evaluation(&place, "-m converted --seq-len 128 --top-k 2");
-    let found = ["chunk_size", "block_size", "top_k"].map(|key| report["attention"][key].as_u64());
-    assert_eq!(found, [Some(32), Some(8), Some(2)]);
+    place.done("convert -m model -o converted --chunk-size 64 --block-size 8");
+    let report = evaluation(&place, "-m converted --seq-len 128 --max-keys 2");
+    let found = ["chunk_size", "block_size", "max_keys"].map(|key| report["attention"][key].as_u64());
+    assert_eq!(found, [Some(64), Some(8), Some(2)]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn gates_of_heads_are_weights_of_their_own() {
     assert!(files(&place.path("back"))["model.safetensors"] == files(&place.path("model"))["model.safetensors"]);
     // What has gates goes on training them.
     place.done(&format!("{} -o again --rank 0 --steps 2", TUNE.replace("-m converted", "-m gated")));
-    place.done("convert -m model -o blocks --chunk-size 16 --block-size 8");
+    place.done("convert -m model -o blocks --chunk-size 64");
     let blocks = TUNE.replace("-m converted", "-m blocks");
     place.refused(&format!("{blocks} -o none --gates --steps 2"), 2, &["head_gates", "state and additive"]);
 }

@@ -2,7 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use crate::{AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Meta};
+use crate::{
+    AttentionCache, AttentionError, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Meta, buffer::in_type,
+    cache::type_of_computation,
+};
 
 /// Attention of whole texts: `query` `[batch, heads, tokens, head_dim]`, `keys` and `values`
 /// `[batch, kv_heads, tokens, head_dim]`, to `[batch, heads, tokens, head_dim]`. Differentiable in all three.
@@ -22,6 +25,9 @@ pub fn attend(
     options: AttentionOptions,
 ) -> Result<Tensor<4>, AttentionError> {
     let [batch, heads, _, head_dim] = query.dims();
+    let given = query.dtype();
+    let computed = type_of_computation(given);
+    let query = in_type(query, computed);
     let config = CacheConfig {
         batch,
         heads,
@@ -29,15 +35,17 @@ pub fn attend(
         head_dim,
         options,
         attention: attention.cloned(),
-        dtype: query.dtype(),
-        stored: query.dtype(),
+        dtype: computed,
+        stored: computed,
         kernel: Kernel::default(),
     };
     let mut cache = AttentionCache::new(config, &query.device())?;
     cache.check_inputs(&query, &keys, &values, meta.as_ref())?;
+    let [keys, values] = [keys, values].map(|rows| in_type(rows, computed));
     #[cfg(feature = "flex")]
     if let Some(output) = crate::fused::whole::attend(&query, &keys, &values, attention, &options) {
-        return Ok(output);
+        return Ok(in_type(output, given));
     }
-    cache.prefill(query, keys, values, meta)
+    cache.reserve(keys.dims()[2]);
+    Ok(in_type(cache.prefill_checked(query, keys, values, meta), given))
 }

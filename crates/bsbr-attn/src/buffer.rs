@@ -9,7 +9,11 @@ pub(crate) fn copied(rows: Tensor<4>) -> Tensor<4> {
     rows.zeros_like().slice_assign([0..batch, 0..heads, 0..count, 0..width], rows)
 }
 
-/// Rows `[batch, heads, rows, width]` with room to spare: pushing doubles the room when it runs out.
+/// Room beyond which it no longer doubles.
+const DOUBLED_UP_TO: usize = 4096;
+
+/// Rows `[batch, heads, rows, width]` with room to spare: pushing doubles the room when it runs out, beyond 4096 rows it adds a
+/// quarter.
 ///
 /// The room is a multiple of `granularity` rows, so that whole blocks of rows can be viewed in place. Rows can be stored in
 /// another type than they are given and read in.
@@ -23,7 +27,7 @@ pub(crate) struct RowBuffer {
 }
 
 /// The rows in this type.
-fn in_type<const D: usize>(rows: Tensor<D>, dtype: DType) -> Tensor<D> {
+pub(crate) fn in_type<const D: usize>(rows: Tensor<D>, dtype: DType) -> Tensor<D> {
     if rows.dtype() == dtype { rows } else { rows.cast(dtype) }
 }
 
@@ -44,8 +48,8 @@ impl RowBuffer {
         Self { rows: in_type(self.rows, dtype), ..self }
     }
 
-    /// Makes room for `rows` rows, rounded up to the granularity.
-    fn reserve(&mut self, rows: usize) {
+    /// Makes room for `rows` rows in all, rounded up to the granularity.
+    pub(crate) fn reserve(&mut self, rows: usize) {
         let rows = rows.next_multiple_of(self.granularity);
         let [batch, heads, room, width] = self.rows.dims();
         if rows > room {
@@ -66,7 +70,7 @@ impl RowBuffer {
         let end = self.length + added;
         let room = self.room();
         if end > room {
-            self.reserve(end.max(2 * room));
+            self.reserve(end.max(if room < DOUBLED_UP_TO { 2 * room } else { room + room / 4 }));
         }
         self.rows.inplace(|all| all.slice_assign([0..batch, 0..heads, self.length..end, 0..width], rows));
         self.length = end;
@@ -104,12 +108,6 @@ impl RowBuffer {
     /// Every row pushed so far.
     pub(crate) fn all(&self) -> Tensor<4> {
         self.range(0, self.length)
-    }
-
-    /// The whole room, the part behind the last row included.
-    #[cfg(feature = "flex")]
-    pub(crate) fn room_rows(&self) -> &Tensor<4> {
-        &self.rows
     }
 
     /// Some of the room as groups of `size` rows, `[groups, size * width]`: the group `(pair * room + r) / size` holds those

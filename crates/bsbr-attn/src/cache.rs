@@ -3,8 +3,6 @@
 
 mod checks;
 mod kept;
-#[cfg(feature = "flex")]
-mod prefill;
 mod rebase;
 mod states;
 mod walk;
@@ -17,8 +15,9 @@ use rebase::{Near, split};
 use crate::fused;
 use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, FarPositions, Kernel, Retrieval,
-    buffer::{RowBuffer, copied},
+    buffer::{RowBuffer, copied, in_type},
     full::full_causal,
+    index::{Counter, PlainIndex, Retrieved},
     kept::KeptTokens,
     statistics::{Sizes, Statistics},
     tile::{NearInput, TileInput, attend_tile},
@@ -39,15 +38,20 @@ pub struct CacheConfig {
     pub options: AttentionOptions,
     /// BSBR attention; `None` is full causal attention.
     pub attention: Option<BlockAttentionConfig>,
-    /// Type of what is computed, and of everything that is kept but keys and values.
+    /// Type of queries and outputs. In f16 and bf16 everything is computed in f32 all the same: types of inputs, not of scores.
     pub dtype: DType,
-    /// Type that keys and values are kept in: `dtype`, f16 or bf16. Narrower ones are rounded once, as they come in.
+    /// Type that keys and values are kept in: `dtype`, f16 or bf16. They are rounded to it once, as they come in.
     pub stored: DType,
     /// What computes it.
     pub kernel: Kernel,
 }
 
 impl CacheConfig {
+    /// Type of what is computed, and of everything that is kept but keys and values.
+    fn computed(&self) -> DType {
+        type_of_computation(self.dtype)
+    }
+
     fn validate(&self) -> Result<(), AttentionError> {
         let fail = |setting, value: usize, expected: String| {
             Err(AttentionError::Config { setting, value: value.to_string(), expected })
@@ -63,12 +67,10 @@ impl CacheConfig {
             return fail("kv_heads", self.kv_heads, format!("a divisor of heads = {}", self.heads));
         }
         if self.stored != self.dtype && !matches!(self.stored, DType::F16 | DType::BF16) {
-            let expected = format!("f16, bf16, or the type of computation = {:?}", self.dtype);
+            let expected = format!("f16, bf16, or the type of queries = {:?}", self.dtype);
             return Err(AttentionError::Config { setting: "stored", value: format!("{:?}", self.stored), expected });
         }
-        if self.options.window == Some(0) {
-            return fail("window", 0, "at least 1 (the token itself)".into());
-        }
+        self.options.validate()?;
         self.attention.as_ref().map_or(Ok(()), BlockAttentionConfig::validate)
     }
 }
@@ -84,9 +86,44 @@ pub struct Meta {
     pub key: Option<Tensor<4>>,
 }
 
+impl Meta {
+    fn in_type(self, dtype: DType) -> Self {
+        let of = |rows: Option<Tensor<4>>| rows.map(|rows| in_type(rows, dtype));
+        Self { query: of(self.query), key: of(self.key) }
+    }
+}
+
+/// The index of the keys of a cache, in the form of what reads it.
+#[derive(Debug, Clone)]
+enum IndexState {
+    /// In plain tensors.
+    Plain(PlainIndex),
+}
+
+impl IndexState {
+    fn plain(&self) -> Option<&PlainIndex> {
+        match self {
+            Self::Plain(index) => Some(index),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Plain(index) => index.bytes(),
+        }
+    }
+
+    /// How many tokens must come with their queries before others can come without.
+    fn founding_tokens(&self) -> usize {
+        match self {
+            Self::Plain(index) => index.founding_tokens(),
+        }
+    }
+}
+
 /// Keys, values and block statistics of one layer for a batch of sequences of equal length.
 ///
-/// What is kept depends on the kind: everything for full attention and `blocks`; sinks and the local region for `none`;
+/// What is kept depends on the kind: everything for full attention and `blocks`, there with the index of all keys; sinks and the local region for `none`;
 /// these and one set of statistics per block for `state` and `additive`, at most `max_chunks` of them when set; with
 /// `kept_tokens` also so many tokens, and statistics of the rest only.
 #[derive(Debug, Clone)]
@@ -99,13 +136,14 @@ pub struct AttentionCache {
     values: RowBuffer,
     /// Sinks, once the local region has moved past them and `keys` no longer holds them.
     sinks: Option<(Tensor<4>, Tensor<4>)>,
+    /// Where keys are [chosen by an index](crate::index) once the text is long enough.
+    index: Option<IndexState>,
+    retrieved: Counter,
     statistics: Option<Statistics>,
     kept: Option<KeptTokens>,
     has_basis: bool,
     /// `[heads]`, where the settings have [head gates](BlockAttentionConfig::head_gates).
     gates: Option<Tensor<1>>,
-    /// Mean keys, mean values and radii of the keys of each kind of runs longer than blocks, for the fused kernel.
-    coarse_means: Vec<(RowBuffer, RowBuffer, Option<RowBuffer>)>,
     /// Blocks handed to `statistics` so far.
     summarised: usize,
     /// Meta query of the current chunk, `[batch, heads, 1, head_dim]`.
@@ -126,19 +164,22 @@ impl AttentionCache {
     /// [`AttentionError::Config`] for impossible sizes or settings.
     pub fn new(config: CacheConfig, device: &Device) -> Result<Self, AttentionError> {
         config.validate()?;
-        let CacheConfig { batch, heads, kv_heads, head_dim, dtype, .. } = config;
+        let CacheConfig { batch, heads, kv_heads, head_dim, .. } = config;
+        let dtype = config.computed();
         if config.stored != dtype && !device.supports_dtype(config.stored) {
             let expected = format!("{dtype:?}: this device holds no other");
             return Err(AttentionError::Config { setting: "stored", value: format!("{:?}", config.stored), expected });
         }
         let attention = config.attention.as_ref();
         // Blocks are gathered out of the buffers as a whole.
-        let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.block_size } else { 1 });
+        let granularity = attention.map_or(1, |a| if a.retrieval == Retrieval::Blocks { a.chunk_size } else { 1 });
         let rows = || RowBuffer::new(batch, kv_heads, head_dim, granularity, device, dtype).stored_as(config.stored);
         let sizes = Sizes { batch, heads, kv_heads, head_dim, dtype };
         let kept = attention.filter(|attention| attention.kept_tokens > 0);
         let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
         let statistics = states::new_statistics(&config, None, device);
+        let index = attention.filter(|attention| attention.can_choose(&config.options));
+        let index = index.map(|attention| IndexState::Plain(PlainIndex::new(sizes, attention, device)));
         let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
@@ -147,11 +188,12 @@ impl AttentionCache {
             keys,
             values,
             sinks: None,
+            index,
+            retrieved: Counter::default(),
             statistics,
             kept,
             has_basis: false,
             gates: None,
-            coarse_means: Vec::new(),
             summarised: 0,
             chunk_query: None,
             pending_meta_keys: Vec::new(),
@@ -183,14 +225,32 @@ impl AttentionCache {
             + self.sinks.as_ref().map_or(0, |(keys, values)| tensor(keys) + tensor(values))
             + self.statistics.as_ref().map_or(0, Statistics::bytes)
             + self.kept.as_ref().map_or(0, KeptTokens::bytes)
-            + (self.coarse_means.iter())
-                .flat_map(|(keys, values, radii)| [Some(keys), Some(values), radii.as_ref()])
-                .flatten()
-                .map(RowBuffer::bytes)
-                .sum::<usize>()
+            + self.index.as_ref().map_or(0, IndexState::bytes)
             + self.chunk_query.as_ref().map_or(0, tensor)
             + self.pending_meta_keys.iter().map(tensor).sum::<usize>()
             + self.near.as_ref().map_or(0, |near| near.keys.bytes())
+    }
+
+    /// What was retrieved so far through the [index](crate::index). On a GPU this waits for it.
+    pub fn retrieved(&self) -> Retrieved {
+        self.retrieved.counts()
+    }
+
+    /// Makes room for so many tokens in all, so that none is copied while the text grows up to there. What keeps only the local
+    /// region has room for that much.
+    pub fn reserve(&mut self, tokens: usize) {
+        let kept = match &self.config.attention {
+            Some(attention) if attention.retrieval != Retrieval::Blocks => tokens.min(attention.local_tokens()),
+            _ => tokens,
+        };
+        self.keys.reserve(kept);
+        self.values.reserve(kept);
+        if let (Some(index), Some(attention)) = (&mut self.index, &self.config.attention) {
+            let indexed = attention.local_start(tokens.saturating_sub(1) / attention.chunk_size);
+            match index {
+                IndexState::Plain(index) => index.reserve(indexed),
+            }
+        }
     }
 
     /// Which of the next `tokens` tokens begin a chunk, counted from 0: their inputs make the meta queries.
@@ -212,8 +272,8 @@ impl AttentionCache {
     ///
     /// # Errors
     ///
-    /// [`AttentionError::Shape`] if a tensor does not fit, [`AttentionError::Input`] if `meta` is missing or not wanted.
-    /// The cache is unchanged then.
+    /// [`AttentionError::Shape`], [`AttentionError::Type`] or [`AttentionError::Device`] if a tensor does not fit,
+    /// [`AttentionError::Input`] if `meta` is missing or not wanted. The cache is unchanged then.
     pub fn prefill(
         &mut self,
         query: Tensor<4>,
@@ -222,18 +282,31 @@ impl AttentionCache {
         meta: Option<Meta>,
     ) -> Result<Tensor<4>, AttentionError> {
         self.check_inputs(&query, &keys, &values, meta.as_ref())?;
+        Ok(self.prefill_checked(query, keys, values, meta))
+    }
+
+    /// [`AttentionCache::prefill`] of inputs that fit.
+    pub(crate) fn prefill_checked(
+        &mut self,
+        query: Tensor<4>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        meta: Option<Meta>,
+    ) -> Tensor<4> {
+        let (given, computed) = (query.dtype(), self.config.computed());
+        let [query, keys, values] = [query, keys, values].map(|rows| in_type(rows, computed));
         let mut outputs = Vec::new();
-        let mut rest = (query, keys, values, meta);
+        let mut rest = (query, keys, values, meta.map(|meta| meta.in_type(computed)));
         loop {
             let (query, keys, values, meta) = rest;
             let now = self.of_one_stage(keys.dims()[2]);
             if now == keys.dims()[2] {
                 let output = self.read(query, keys, values, meta);
                 if outputs.is_empty() {
-                    return Ok(output);
+                    return in_type(output, given);
                 }
                 outputs.push(output);
-                return Ok(Tensor::cat(outputs, 2));
+                return in_type(Tensor::cat(outputs, 2), given);
             }
             let [[query, later_query], [keys, later_keys], [values, later_values]] =
                 [&query, &keys, &values].map(|rows| split(rows, now));
@@ -243,24 +316,19 @@ impl AttentionCache {
         }
     }
 
-    /// [`AttentionCache::prefill`] of inputs that fit, all of one stage of [`FarPositions`].
+    /// The same of inputs of the type of computation, all of one stage of [`FarPositions`].
     fn read(&mut self, query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, meta: Option<Meta>) -> Tensor<4> {
         let Some(attention) = self.config.attention.clone() else {
             self.push(keys, values);
             return self.read_all(query);
         };
+        match &mut self.index {
+            Some(IndexState::Plain(index)) => index.see(&query, self.length),
+            None => {}
+        }
         self.enter_stage(&attention);
         let near = self.near.is_some().then(|| (query.clone(), keys.clone()));
         let (query, keys) = (self.far_queries(query), self.far_keys(keys));
-        #[cfg(feature = "flex")]
-        if self.config.kernel == Kernel::Fastest
-            && attention.retrieval == Retrieval::Blocks
-            && fused::covers(&attention)
-            && fused::Memory::new(&query).is_some()
-            && fused::StoredMemory::new(self.keys.room_rows()).is_some()
-        {
-            return self.prefill_fused(query, keys, values, near, &attention);
-        }
         let mut outputs = Vec::new();
         let near_keys = near.as_ref().map(|(_, keys)| keys.clone());
         self.walk(&attention, (keys, near_keys), values, meta, |cache, piece| {
@@ -284,13 +352,10 @@ impl AttentionCache {
                     values: cache.values.stored(),
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
-                    means: Vec::new(),
                     near: near.as_ref().map(|near| (near.query.clone(), near.keys.all(), near.first)),
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
-                if attention.retrieval == Retrieval::None
-                    && let Some(output) = fused::blocks(query, rows, &attention, &cache.config.options)
-                {
+                if let Some(output) = fused::blocks(query, rows, &attention, &cache.config.options) {
                     outputs.push(output);
                     return;
                 }
@@ -303,12 +368,17 @@ impl AttentionCache {
                 rows_start: cache.start,
                 sinks: cache.sinks.as_ref(),
                 kept: cache.kept.as_ref(),
+                index: cache.index.as_ref().and_then(IndexState::plain),
                 statistics: cache.statistics.as_ref(),
                 chunk_query: cache.chunk_query.as_ref(),
                 gates: cache.gates.as_ref(),
                 near,
             };
-            outputs.push(attend_tile(input, &attention, &cache.config.options));
+            let (output, chosen) = attend_tile(input, &attention, &cache.config.options);
+            outputs.push(output);
+            if let Some(chosen) = chosen {
+                cache.retrieved.add(chosen);
+            }
         });
         Tensor::cat(outputs, 2)
     }
@@ -317,8 +387,9 @@ impl AttentionCache {
     ///
     /// # Errors
     ///
-    /// As [`AttentionCache::prefill`]. The settings that choose blocks by the first query of a chunk
-    /// (`state` and `additive` with the `mean-key` selector) need every query and refuse.
+    /// As [`AttentionCache::prefill`]. Settings that mix states by the first query of a chunk (`state` and `additive` without the
+    /// `meta` selector) need every query and refuse; those with an [index](crate::index) need the queries of the tokens that found
+    /// it and refuse as long as these are not in.
     pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, meta: Option<Meta>) -> Result<(), AttentionError> {
         self.check_rows(&keys, &values, meta.as_ref())?;
         let Some(attention) = self.config.attention.clone() else {
@@ -330,7 +401,20 @@ impl AttentionCache {
                 "these settings mix states by the first query of a chunk: use prefill, which brings the queries".into(),
             ));
         }
-        let mut rest = (keys, values, meta);
+        if let Some(index) = &self.index
+            && self.length < index.founding_tokens()
+        {
+            let problem = format!(
+                "the first {} tokens found the index of the keys with their queries, and only {} of them are in: use prefill up to \
+                 there, which brings the queries",
+                index.founding_tokens(),
+                self.length
+            );
+            return Err(AttentionError::Input(problem));
+        }
+        let computed = self.config.computed();
+        let [keys, values] = [keys, values].map(|rows| in_type(rows, computed));
+        let mut rest = (keys, values, meta.map(|meta| meta.in_type(computed)));
         loop {
             let (keys, values, meta) = rest;
             let now = self.of_one_stage(keys.dims()[2]);
@@ -380,6 +464,14 @@ impl AttentionCache {
             return output;
         }
         full_causal(query, self.keys.all(), self.values.all(), options)
+    }
+}
+
+/// What is computed in where queries are of this type: scores in f16 or bf16 would be of little use.
+pub(crate) fn type_of_computation(given: DType) -> DType {
+    match given {
+        DType::F16 | DType::BF16 => DType::F32,
+        wide => wide,
     }
 }
 

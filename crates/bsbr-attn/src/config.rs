@@ -164,7 +164,8 @@ impl BlockAttentionConfig {
             return fail("chunk_size", self.chunk_size.to_string(), &expected);
         }
         if self.uses_index() && !self.chunk_size.is_multiple_of(SECTION) {
-            let expected = format!("a multiple of {SECTION} with retrieval = blocks, whose sections do not cross chunks");
+            let expected =
+                format!("a multiple of {SECTION} with retrieval = blocks, whose sections do not cross chunks");
             return fail("chunk_size", self.chunk_size.to_string(), &expected);
         }
         if self.block_size == 0 || !self.chunk_size.is_multiple_of(self.block_size) {
@@ -250,6 +251,37 @@ impl BlockAttentionConfig {
             return fail("(local_chunks + 1) * chunk_size", local.to_string(), expected);
         }
         Ok(())
+    }
+
+    /// These settings with another kind of retrieval, and what belongs to the kind they had at rest: kept tokens, merged
+    /// blocks, gates and calibrated bases are of one kind each.
+    pub fn with_retrieval(&self, retrieval: Retrieval) -> Self {
+        if retrieval == self.retrieval {
+            return self.clone();
+        }
+        if retrieval == Retrieval::None {
+            return self.without_retrieval();
+        }
+        Self {
+            retrieval,
+            kept_tokens: 0,
+            max_chunks: None,
+            calibrated_states: false,
+            head_gates: false,
+            ..self.clone()
+        }
+    }
+
+    /// The control for every measurement: the local region and the sinks of these settings, and nothing behind them.
+    pub fn without_retrieval(&self) -> Self {
+        Self {
+            chunk_size: self.chunk_size,
+            local_chunks: self.local_chunks,
+            sink_tokens: self.sink_tokens,
+            block_size: self.block_size,
+            retrieval: Retrieval::None,
+            ..Self::default()
+        }
     }
 
     /// Tokens of the local region of the last token of a chunk.

@@ -24,6 +24,26 @@ pub enum AttentionError {
         /// The shape found.
         found: Vec<usize>,
     },
+    /// A tensor has the wrong type of numbers.
+    #[error("`{tensor}` holds {found}, expected {expected}: cast it")]
+    Type {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// The types that fit.
+        expected: String,
+        /// The type found.
+        found: String,
+    },
+    /// A tensor is on another device than the cache.
+    #[error("`{tensor}` is on {found}, expected {expected}: move it there")]
+    Device {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// Where the cache is.
+        expected: String,
+        /// Where the tensor is.
+        found: String,
+    },
     /// The settings need an input that was not given, or the reverse.
     #[error("{0}")]
     Input(String),

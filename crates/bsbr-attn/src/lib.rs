@@ -1,12 +1,12 @@
-//! The attention of BSBR: exact softmax attention near a token, retrieval of whole blocks further back.
+//! The attention of BSBR: exact softmax attention near a token, retrieval of the keys that matter further back.
 //!
 //! For each token, everything goes through **one softmax**: its own chunk and the chunks just before it, the first
-//! tokens of the text (sinks), the tokens of the blocks it retrieves, and optionally one column for each block it does
-//! not retrieve, weighted by an estimate of that block's mass. Where nothing lies beyond the exact part the far code
+//! tokens of the text (sinks), the keys it retrieves through an [`index`] in 8 bits, and optionally one column for the rest of each
+//! block, weighted by an estimate of its mass. Where nothing lies beyond the exact part the far code
 //! does not run at all, and a short text takes the same operations as full attention.
 //!
 //! Everything exists in plain tensor operations: differentiable, on every burn device, and the reference that fused kernels
-//! are held to. On the CPU (`flex`, f32) full attention, `blocks` chosen by mean keys, and `none` run in the fused loops of
+//! are held to. On the CPU (`flex`) full attention and `none` run in the fused loops of
 //! `bsbr-kernels` instead, with the same meaning and with a backward pass that keeps no scores; [`Kernel`] chooses. A cache can
 //! keep keys and values in f16 or bf16 ([`CacheConfig::stored`]); arithmetic and everything else it keeps stay f32. The
 //! scores of full attention exist for one tile of queries at a time; no kind ever builds a tensor of tokens by tokens.
@@ -38,11 +38,11 @@
 //!
 //! - **Windows.** A key outside the window is never read. A window that lies inside the local region of every token, up to
 //!   `local_chunks * chunk_size + 1` tokens, leaves nothing to retrieve: such a layer keeps the attention it had. With a
-//!   longer one, blocks inside the window are retrieved; of a block that the window cuts only the keys inside it are read,
-//!   though the mean of all its keys decides whether it is chosen, and its statistics are not used.
-//! - **ALiBi.** A block is chosen by what it holds, less the distance to its middle; a key read exactly loses what its true
-//!   distance costs.
-//! - **No positions.** Keys that carry none are chosen by content alone: the order of far blocks does not matter.
+//!   longer one, keys inside the window are retrieved; where the window cuts a section of 64 tokens (with the `meta` selector a
+//!   block), only keys inside it are read and its statistics are not used.
+//! - **ALiBi.** A key is chosen by what it holds, less the distance to the middle of its block; read exactly it loses what its
+//!   true distance costs.
+//! - **No positions.** Keys that carry none are chosen by content alone: the order of what is far does not matter.
 //! - **Softcaps** apply to the scores of keys and of blocks alike.
 //!
 //! # Constant memory
@@ -62,7 +62,8 @@
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
 //! that end before its local region can be retrieved. So no output depends on a later token, and any way of cutting a
-//! text into pieces gives the same function: [`AttentionCache`] is the only implementation there is.
+//! text into pieces gives the same function. [`AttentionCache`] is that function; [`attend`] computes it of a whole text, on the
+//! CPU without keeping a cache.
 
 mod attend;
 mod buffer;
@@ -72,16 +73,16 @@ mod config;
 mod error;
 mod far_positions;
 mod full;
-pub mod index;
 #[cfg(feature = "flex")]
 mod fused;
+pub mod index;
 mod kept;
 mod kernel;
-mod levels;
 mod options;
 mod padding;
 mod plain;
 mod reads;
+mod replaced;
 mod shares;
 mod statistics;
 mod tile;
@@ -91,8 +92,10 @@ pub use cache::{AttentionCache, CacheConfig, Meta};
 pub use config::{BlockAttentionConfig, Far, Retrieval, Selector};
 pub use error::AttentionError;
 pub use far_positions::FarPositions;
+pub use index::Retrieved;
 pub use kernel::Kernel;
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
 pub use reads::KeysRead;
+pub use replaced::{REPLACED_SELECTOR, REPLACED_SETTINGS, replaced_setting};
 pub use shares::{ChunkShares, block_shares};

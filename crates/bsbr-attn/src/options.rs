@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::plain::float_tensor;
+use crate::{AttentionError, plain::float_tensor};
 
 /// The model's own attention: factor, softcap, window and linear bias.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,6 +23,30 @@ impl AttentionOptions {
     /// The usual `1 / sqrt(head_dim)`, no softcap, no window, no bias.
     pub fn new(head_dim: usize) -> Self {
         Self { scale: 1.0 / (head_dim as f64).sqrt(), softcap: None, window: None, alibi: None }
+    }
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Config`] with the setting, its value and what it must be.
+    pub fn validate(&self) -> Result<(), AttentionError> {
+        let fail = |setting: &'static str, value: f64, expected: &str| {
+            Err(AttentionError::Config { setting, value: value.to_string(), expected: expected.to_owned() })
+        };
+        if !self.scale.is_finite() {
+            return fail("scale", self.scale, "a finite number");
+        }
+        if let Some(cap) = self.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return fail("softcap", cap, "a finite number above 0, or unset");
+        }
+        if let Some(factor) = self.alibi.filter(|factor| !factor.is_finite()) {
+            return fail("alibi", factor, "a finite number, or unset");
+        }
+        if self.window == Some(0) {
+            return fail("window", 0.0, "at least 1 (the token itself)");
+        }
+        Ok(())
     }
 
     /// The slope of each of `heads` heads: `2^(-8 h / p)` for `h` from 1 to the largest power of two `p` there is room

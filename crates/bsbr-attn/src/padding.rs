@@ -68,6 +68,9 @@ pub fn attend_padded(
     options: AttentionOptions,
 ) -> Result<Tensor<4>, AttentionError> {
     let [batch, heads, tokens, width] = query.dims();
+    if batch == 0 {
+        return Err(AttentionError::Input("the batch has no rows".into()));
+    }
     if padding.batch() != batch || padding.width() != tokens {
         let problem = format!("the mask is {} x {}, the batch {batch} x {tokens}", padding.batch(), padding.width());
         return Err(AttentionError::Input(problem));

@@ -1,18 +1,41 @@
 //! How much tokens read: counted from the settings alone.
 
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval};
+use crate::{
+    AttentionOptions, BlockAttentionConfig, Far, Retrieval,
+    index::{BLOCK, Candidates, SECTION},
+};
 
 /// What the tokens of a text read, per KV head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysRead {
-    /// Keys that are read exactly: local ones, sinks, and those of retrieved blocks.
+    /// Keys that are read exactly as the settings alone say: local ones, sinks, everything where everything is read, those of
+    /// the blocks that a `meta` selector retrieves. What an [index](crate::index) retrieves beyond them depends on the text:
+    /// [`AttentionCache::retrieved`](crate::AttentionCache::retrieved) has counted it.
     pub exact: u64,
-    /// Statistics of blocks or of whole chunks, each one key and one value wide or more, that are read or scored.
+    /// Statistics of blocks, sections or whole chunks that are read or scored; under an index the keys of a block count as one
+    /// with it, and sections that are opened only as sections.
     pub summaries: u64,
+}
+
+impl BlockAttentionConfig {
+    /// The blocks before the local region of a chunk that its tokens choose from or mix: complete ones that hold a token other
+    /// than a sink. Those to choose from are not wholly behind the window of the chunk's first token (not of the first query at
+    /// hand: how a text is cut into pieces must not matter); those that are mixed are seen whole by its last.
+    pub(crate) fn blocks_before(&self, chunk: usize, options: &AttentionOptions) -> Range<usize> {
+        let (start, block, sinks) = (chunk * self.chunk_size, self.statistics_block(), self.sink_tokens);
+        let first = match self.retrieval {
+            Retrieval::None | Retrieval::Blocks => sinks.max(options.first_visible(start)) / block,
+            Retrieval::State | Retrieval::Additive => match options.first_visible(start + self.chunk_size - 1) {
+                behind if behind > sinks => behind.div_ceil(block),
+                _ => sinks / block,
+            },
+        };
+        first..(self.local_start(chunk) / block).max(first)
+    }
 }
 
 impl AddAssign for KeysRead {
@@ -26,8 +49,8 @@ impl KeysRead {
     /// The sum over the tokens of a text of `tokens` tokens. `attention` is `None` for full causal attention; `window` is
     /// the [model's own](AttentionOptions::window).
     ///
-    /// Which blocks a token chooses depends on the text, how many does not. Only where a chosen block holds sinks, or the
-    /// window cuts it, are fewer keys read than its size: then this counts the choice that reads the most.
+    /// Which blocks a chunk chooses with a `meta` selector depends on the text, how many does not. Only where a chosen block
+    /// holds sinks, or the window cuts it, are fewer keys read than its size: then this counts the choice that reads the most.
     pub fn of_text(attention: Option<&BlockAttentionConfig>, window: Option<usize>, tokens: usize) -> Self {
         let mut sum = Self::default();
         for token in 0..tokens {
@@ -49,19 +72,23 @@ impl KeysRead {
         match attention.retrieval {
             Retrieval::None => near,
             Retrieval::Blocks => {
-                // As the attention itself decides it: by the first token of the chunk.
-                let behind = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
-                let block = attention.block_size;
-                let candidates = (local / block).saturating_sub(behind / block);
-                if candidates <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens {
+                if attention.uses_index() {
+                    return match attention.candidates(chunk, &options) {
+                        None => everything,
+                        Some(Candidates { sections, far }) => {
+                            let blocks = (sections.len() - far) * (SECTION / BLOCK);
+                            Self { summaries: (far + blocks) as u64, ..near }
+                        }
+                    };
+                }
+                let (candidates, block) = (attention.blocks_before(chunk, &options).len(), attention.block_size);
+                if candidates <= attention.meta_blocks || attention.reads_everything(chunk, &options) {
                     return everything;
                 }
                 let within = local.saturating_sub(attention.sink_tokens.max(visible));
-                let chosen = within.min(attention.top_k * block);
-                // With meta projections the choice is made once for a chunk.
-                let scored = !(attention.needs_meta() && attention.far == Far::None);
-                let levels = attention.levels(behind, local).into_iter().filter(|_| scored);
-                let summaries = levels.map(|level| level.direct.len() + level.opened).sum::<usize>();
+                let chosen = within.min(attention.meta_blocks.saturating_mul(block));
+                // The choice is made once for a chunk.
+                let summaries = if attention.far == Far::None { 0 } else { candidates };
                 Self { exact: near.exact + chosen as u64, summaries: summaries as u64 }
             }
             Retrieval::State | Retrieval::Additive => {
@@ -72,11 +99,7 @@ impl KeysRead {
                     let summaries = (behind - kept).div_ceil(block).min(attention.max_chunks.unwrap_or(usize::MAX));
                     return Self { exact: near.exact + kept as u64, summaries: summaries as u64 };
                 }
-                // One mixture serves the chunk: of the blocks that its last token sees whole.
-                let behind = options.first_visible((chunk + 1) * attention.chunk_size - 1);
-                let first =
-                    if behind > attention.sink_tokens { behind.div_ceil(block) } else { attention.sink_tokens / block };
-                let kept = (local / block).saturating_sub(first);
+                let kept = attention.blocks_before(chunk, &options).len();
                 let kept = attention.max_chunks.map_or(kept, |most| kept.min(most));
                 Self { summaries: kept as u64, ..near }
             }

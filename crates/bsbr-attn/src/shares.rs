@@ -14,14 +14,15 @@ use crate::{
 pub struct ChunkShares {
     /// Number of the chunk.
     pub chunk: usize,
-    /// Numbers of the blocks: complete ones that end before the local region of the chunk.
+    /// Numbers of the blocks: complete ones that end before the local region of the chunk, those that it chooses from or mixes.
     pub blocks: Range<usize>,
     /// Share of full attention that falls on the tokens of each block, sinks left out, as a mean over the tokens of the
     /// chunk, `[batch, heads, blocks]`.
     pub shares: Tensor<3>,
 }
 
-/// The attention that each chunk of a whole text pays to the blocks it could retrieve, from the first chunk that has any.
+/// The attention that each chunk of a whole text pays to the blocks it could retrieve, from the first chunk that has any: what
+/// meta projections are calibrated by.
 ///
 /// `query` is `[batch, heads, tokens, head_dim]`, `keys` `[batch, kv_heads, tokens, head_dim]`. The scores of one chunk
 /// exist at a time.
@@ -36,17 +37,22 @@ pub fn block_shares(
     let (size, block) = (attention.chunk_size, attention.statistics_block());
     let of_chunk = |chunk: usize| {
         let (start, end) = (chunk * size, ((chunk + 1) * size).min(tokens));
-        let first_seen = options.first_visible(start);
-        let first = attention.sink_tokens.max(first_seen).div_ceil(block);
-        let blocks = first..attention.local_start(chunk) / block;
+        let blocks = attention.blocks_before(chunk, options);
         if blocks.is_empty() {
             return None;
         }
+        let first_seen = options.first_visible(start);
         let tile = Tile::new(query.clone().narrow(2, start, end - start), kv_heads, start);
         let seen = keys.clone().narrow(2, first_seen, end - first_seen);
         let part = contiguous_part(&tile, seen.clone(), seen, first_seen..end, options);
-        let (from, width) = (blocks.start * block - first_seen, blocks.len() * block);
-        let shares = softmax(part.logits, 4).narrow(4, from, width).mean_dim(3);
+        // Of the first block sinks do not count, and what no token of the chunk sees.
+        let from = (blocks.start * block).max(first_seen).max(attention.sink_tokens);
+        let to = blocks.end * block;
+        let shares = softmax(part.logits, 4).narrow(4, from - first_seen, to - from).mean_dim(3);
+        let shares = shares.reshape([batch, heads, to - from]);
+        let missing = from - blocks.start * block;
+        let none = Tensor::zeros([batch, heads, missing], (&shares.device(), shares.dtype()));
+        let shares = if missing > 0 { Tensor::cat(vec![none, shares], 2) } else { shares };
         let shares = shares.reshape([batch, heads, blocks.len(), block]).sum_dim(3);
         Some(ChunkShares { chunk, shares: shares.reshape([batch, heads, blocks.len()]), blocks })
     };

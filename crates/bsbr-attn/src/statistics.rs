@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::buffer::{RowBuffer, copied};
 use crate::compress::{Compression, Form};
 use crate::kept::Tokens;
-use crate::plain::{MASKED, float_tensor};
+use crate::plain::MASKED;
 
 /// Statistics of consecutive blocks. Every tensor is `[batch, heads, blocks, width]`.
 #[derive(Debug, Clone)]
@@ -28,8 +28,6 @@ pub(crate) struct Statistics {
     covariance: Option<RowBuffer>,
     /// Meta keys, one per query head.
     meta_key: Option<RowBuffer>,
-    /// Largest distance of a key from the mean in each channel.
-    radius: Option<RowBuffer>,
     /// Of blocks whose tokens stand elsewhere in every KV head, where that matters: their mean and their first position.
     places: Option<(RowBuffer, RowBuffer)>,
     compression: Compression,
@@ -41,8 +39,6 @@ pub(crate) struct Kept {
     pub(crate) state: bool,
     pub(crate) covariance: bool,
     pub(crate) meta_key: bool,
-    /// Not of blocks that are merged.
-    pub(crate) radius: bool,
     /// Blocks are [made of any tokens](Statistics::push_tokens), and where these stand matters.
     pub(crate) places: bool,
     /// Room is made for so many blocks at a time.
@@ -73,7 +69,6 @@ impl Statistics {
             state: kept.state.then(|| matrix(Form::General)),
             covariance: kept.covariance.then(|| matrix(Form::Symmetric)),
             meta_key: kept.meta_key.then(|| buffer(sizes.heads, sizes.head_dim)),
-            radius: kept.radius.then(|| buffer(sizes.kv_heads, sizes.head_dim)),
             places: kept.places.then(|| (buffer(sizes.kv_heads, 1), buffer(sizes.kv_heads, 1))),
             compression,
         }
@@ -96,9 +91,6 @@ impl Statistics {
         }
         let mean_key = keys.clone().mean_dim(2);
         let mean_value = values.clone().mean_dim(2);
-        if let Some(buffer) = &mut self.radius {
-            buffer.push((keys.clone() - mean_key.clone()).abs().max_dim(2));
-        }
         if self.state.is_some() || self.covariance.is_some() {
             let centred = keys - mean_key.clone();
             let scaled = centred.clone().swap_dims(2, 3) / count as f64;
@@ -132,36 +124,6 @@ impl Statistics {
                 self.merge_to(limit);
             }
         }
-    }
-
-    /// Adds blocks at `positions` of which only means and radii are kept, `[batch, kv_heads, blocks, head_dim]` each.
-    #[cfg(feature = "flex")]
-    pub(crate) fn push_means(
-        &mut self,
-        positions: impl Iterator<Item = Range<usize>>,
-        mean_keys: Tensor<4>,
-        mean_values: Tensor<4>,
-        radii: Option<Tensor<4>>,
-    ) {
-        debug_assert!(self.state.is_none() && self.covariance.is_none() && self.meta_key.is_none());
-        self.blocks.extend(positions);
-        self.mean_key.push(mean_keys);
-        self.mean_value.push(mean_values);
-        if let (Some(buffer), Some(radii)) = (&mut self.radius, radii) {
-            buffer.push(radii);
-        }
-    }
-
-    /// Mean keys and mean values of every block.
-    #[cfg(feature = "flex")]
-    pub(crate) fn means(&self) -> (Tensor<4>, Tensor<4>) {
-        (self.mean_key.all(), self.mean_value.all())
-    }
-
-    /// Radii of every block, where they are kept.
-    #[cfg(feature = "flex")]
-    pub(crate) fn radii(&self) -> Option<Tensor<4>> {
-        self.radius.as_ref().map(RowBuffer::all)
     }
 
     /// Adds a block of sinks: no positions are left in it, but block numbers stay positions divided by the block size.
@@ -254,7 +216,6 @@ impl Statistics {
             state: self.state.as_ref().map(|buffer| matrices(buffer, Form::General)),
             covariance: self.covariance.as_ref().map(|buffer| matrices(buffer, Form::Symmetric)),
             meta_key: self.meta_key.as_ref().map(of),
-            radius: self.radius.as_ref().map(of),
             mean_place: None,
             hidden: None,
         }
@@ -272,62 +233,17 @@ impl Statistics {
         view
     }
 
-    /// The means of runs of `per_run` blocks each, and radii that no key of them lies beyond: the largest
-    /// `|block mean - mean of the run| + block radius`.
-    pub(crate) fn view_of_runs(&self, runs: Range<usize>, per_run: usize) -> StatisticsView {
-        let range = runs.start * per_run..runs.end * per_run;
-        let view = self.view(range);
-        let counts: Vec<f32> = view.blocks.iter().map(|block| block.len() as f32).collect();
-        let totals = counts.chunks(per_run).map(|counts| counts.iter().sum::<f32>().max(1.0));
-        let shares = counts.iter().zip(totals.flat_map(|total| std::iter::repeat_n(total, per_run)));
-        let shares: Vec<f32> = shares.map(|(count, total)| count / total).collect();
-        let shares = float_tensor(shares, &view.mean_key.device(), view.mean_key.dtype());
-        let shares = shares.reshape([1, 1, runs.len() * per_run, 1]);
-        let mean = |rows: Tensor<4>| {
-            let [batch, heads, _, width] = rows.dims();
-            let rows = (rows * shares.clone()).reshape([batch, heads, runs.len(), per_run, width]);
-            rows.sum_dim(3).reshape([batch, heads, runs.len(), width])
-        };
-        let positions = |blocks: &[Range<usize>]| {
-            let held = || blocks.iter().filter(|block| !block.is_empty());
-            let end = blocks.last().map_or(0, |block| block.end);
-            held().next().map_or(end, |block| block.start)..end
-        };
-        let mean_key = mean(view.mean_key.clone());
-        let radius = view.radius.map(|radius| {
-            let [batch, heads, _, width] = radius.dims();
-            let by_run = |rows: Tensor<4>| rows.reshape([batch, heads, runs.len(), per_run, width]);
-            let apart = (by_run(view.mean_key) - mean_key.clone().unsqueeze_dim::<5>(3)).abs();
-            // Blocks of sinks alone hold no key.
-            let held = counts.iter().map(|&count| if count > 0.0 { 1.0 } else { 0.0 }).collect();
-            let held = float_tensor(held, &radius.device(), radius.dtype());
-            let held = held.reshape([1, 1, runs.len(), per_run, 1]);
-            ((apart + by_run(radius)) * held).max_dim(3).reshape([batch, heads, runs.len(), width])
-        });
-        StatisticsView {
-            blocks: view.blocks.chunks(per_run).map(positions).collect(),
-            mean_key,
-            mean_value: mean(view.mean_value),
-            state: None,
-            covariance: None,
-            meta_key: None,
-            radius,
-            mean_place: None,
-            hidden: None,
-        }
-    }
-
     /// Bytes of every buffer.
     pub(crate) fn bytes(&self) -> usize {
         let (mean_place, first_place) = self.places.as_ref().map(|(mean, first)| (mean, first)).unzip();
-        let optional = [&self.state, &self.covariance, &self.meta_key, &self.radius].map(Option::as_ref);
+        let optional = [&self.state, &self.covariance, &self.meta_key].map(Option::as_ref);
         let optional = optional.into_iter().chain([mean_place, first_place]);
         let optional = optional.into_iter().flatten().map(RowBuffer::bytes).sum::<usize>();
         self.mean_key.bytes() + self.mean_value.bytes() + optional + self.blocks.len() * size_of::<Range<usize>>()
     }
 
     fn buffers_mut(&mut self) -> impl Iterator<Item = &mut RowBuffer> {
-        let optional = [self.state.as_mut(), self.covariance.as_mut(), self.meta_key.as_mut(), self.radius.as_mut()];
+        let optional = [self.state.as_mut(), self.covariance.as_mut(), self.meta_key.as_mut()];
         [&mut self.mean_key, &mut self.mean_value].into_iter().chain(optional.into_iter().flatten())
     }
 }
@@ -347,8 +263,6 @@ pub(crate) struct StatisticsView {
     pub(crate) covariance: Option<Tensor<4>>,
     /// `[batch, heads, blocks, head_dim]`.
     pub(crate) meta_key: Option<Tensor<4>>,
-    /// `[batch, kv_heads, blocks, head_dim]`.
-    pub(crate) radius: Option<Tensor<4>>,
     /// Mean positions where every KV head has its own, `[batch, kv_heads, 1, 1, blocks]`.
     pub(crate) mean_place: Option<Tensor<5>>,
     /// [`MASKED`] where a block may not be read, likewise.
@@ -377,7 +291,7 @@ mod tests {
     const SIZES: Sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, head_dim: 3, dtype: DType::F32 };
     fn kept() -> Kept {
         let compression = Compression::new(1);
-        Kept { state: true, covariance: true, meta_key: true, radius: false, places: false, room: 1, compression }
+        Kept { state: true, covariance: true, meta_key: true, places: false, room: 1, compression }
     }
 
     /// Rows that differ in everything, `[2, heads, tokens, 3]`.

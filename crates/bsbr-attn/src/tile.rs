@@ -9,19 +9,17 @@ use burn::tensor::{Int, Tensor};
 use crate::{
     AttentionOptions, BlockAttentionConfig, Far, Retrieval,
     buffer::RowBuffer,
+    index::{Chosen, PlainIndex, read_by_index},
     kept::KeptTokens,
-    levels::Level,
     plain::{
-        Part, Tile, choose_per_chunk, choose_per_token, chosen_part, combine, contiguous_part, far_logits, far_part,
-        hide_left_blocks, log_mass, masked_candidates_part, meta_scores, mixed_state, reach, read_mixed_state,
-        read_states, retrieved_state, unchosen_mask,
+        Part, Tile, choose_per_chunk, chosen_part, combine, contiguous_part, far_logits, far_part,
+        masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states, retrieved_state,
     },
     statistics::{Statistics, StatisticsView},
 };
 
-/// From how many times `top_k` candidates on the chosen blocks are gathered for each token. Up to there one product with
-/// the keys of all candidates, most of them masked, is the faster way to the same numbers. A bound, so that the work for a
-/// token does not grow with the text.
+/// From how many times the blocks it chooses a chunk gathers those instead of scoring every candidate with most of them masked. A
+/// bound, so that the work for a token does not grow with the text.
 const GATHER_FROM: usize = 8;
 
 /// Queries of one chunk and everything they may read.
@@ -38,6 +36,8 @@ pub(crate) struct TileInput<'a> {
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
     /// Tokens kept behind the local region.
     pub(crate) kept: Option<&'a KeptTokens>,
+    /// The index of everything before the local region.
+    pub(crate) index: Option<&'a PlainIndex>,
     /// Blocks that end before the local region.
     pub(crate) statistics: Option<&'a Statistics>,
     /// Meta query or first query of the chunk, `[batch, heads, 1, head_dim]`.
@@ -79,12 +79,12 @@ impl TileInput<'_> {
     }
 }
 
-/// What each query reads, `[batch, heads, tokens, head_dim]`.
+/// What each query reads, `[batch, heads, tokens, head_dim]`, and what was chosen where keys are.
 pub(crate) fn attend_tile(
     input: TileInput<'_>,
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
-) -> Tensor<4> {
+) -> (Tensor<4>, Option<Chosen>) {
     let shape = input.query.dims();
     let [_, _, tokens, _] = shape;
     let kv_heads = input.keys.heads();
@@ -93,28 +93,26 @@ pub(crate) fn attend_tile(
     let local_start = attention.local_start(chunk);
     let end = input.start + tokens;
 
-    // Candidates for retrieval: complete blocks before the local region that hold a token other than a sink and are
-    // not wholly behind the window of the chunk's first token. (Not of the first query here: how a text is cut into
-    // pieces must not matter.)
-    let block = attention.statistics_block();
-    let first = attention.sink_tokens.max(options.first_visible(chunk * attention.chunk_size));
-    let candidates = first / block..(local_start / block).max(first / block);
-    let few = candidates.len() <= attention.top_k || (chunk + 1) * attention.chunk_size <= attention.exact_tokens;
-    if attention.retrieval == Retrieval::Blocks && few {
-        // Every block is read: the exact set is one run of positions.
-        let first = (candidates.start * block).min(local_start);
-        return exact_only(&input, &tile, first..end, attention, options).reshape(shape);
+    if attention.uses_index() {
+        let Some((index, candidates)) = input.index.zip(attention.candidates(chunk, options)) else {
+            return (read_everything(&input, &tile, end, attention, options).reshape(shape), None);
+        };
+        let parts = exact_parts(&input, &tile, local_start..end, attention, options);
+        let rows = (input.keys, input.values);
+        let (output, chosen) = read_by_index(&tile, parts, (index, &candidates), rows, attention, options);
+        return (output.reshape(shape), Some(chosen));
+    }
+    let candidates = attention.blocks_before(chunk, options);
+    if attention.retrieval == Retrieval::Blocks
+        && (candidates.len() <= attention.meta_blocks || attention.reads_everything(chunk, options))
+    {
+        return (read_everything(&input, &tile, end, attention, options).reshape(shape), None);
     }
     let parts = || exact_parts(&input, &tile, local_start..end, attention, options);
     let output = match (attention.retrieval, input.statistics) {
         (Retrieval::None, _) | (_, None) => combine(parts(), None).0,
         (Retrieval::Blocks, Some(statistics)) => {
-            let levels = attention.levels(first, local_start);
-            if levels.len() > 1 {
-                read_levels(&input, &tile, parts(), statistics, (levels, first), attention, options)
-            } else {
-                read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
-            }
+            read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
         }
         (Retrieval::State | Retrieval::Additive, Some(statistics)) => {
             // One mixture serves the whole chunk: it holds the blocks that even its last token sees whole.
@@ -144,7 +142,7 @@ pub(crate) fn attend_tile(
             }
         }
     };
-    output.reshape(shape)
+    (output.reshape(shape), None)
 }
 
 /// Sinks and one run of positions.
@@ -181,19 +179,22 @@ fn exact_parts(
     parts
 }
 
-fn exact_only(
+/// Everything up to `end` that the window of the chunk's first token reaches, as one run of positions.
+fn read_everything(
     input: &TileInput<'_>,
     tile: &Tile,
-    positions: Range<usize>,
+    end: usize,
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
 ) -> Tensor<5> {
+    let chunk = tile.start / attention.chunk_size;
+    let first = options.first_visible(chunk * attention.chunk_size).min(attention.local_start(chunk));
     // Sinks that touch the run are part of it, so that a short text takes the very operations of full attention.
-    let joined = if attention.sink_tokens >= positions.start { 0..positions.end } else { positions };
-    combine(exact_parts(input, tile, joined, attention, options), None).0
+    let first = if attention.sink_tokens >= first { 0 } else { first };
+    combine(exact_parts(input, tile, first..end, attention, options), None).0
 }
 
-/// `retrieval = blocks`: the chosen blocks exactly, the others as the far term says.
+/// `selector = meta`: the blocks that the chunk chose exactly, the others as the far term says.
 fn read_blocks(
     input: &TileInput<'_>,
     tile: &Tile,
@@ -205,13 +206,9 @@ fn read_blocks(
 ) -> Tensor<5> {
     let weight = if attention.far == Far::State { attention.covariance_weight } else { 0.0 };
     let mass = far_logits(tile, &view, weight, options);
-    let choice = if attention.needs_meta() {
-        let (query, keys) = meta_pair(input, &view);
-        choose_per_chunk(meta_scores(query, keys, view.mean_key.dims()[1]), options.scale, attention.top_k)
-    } else {
-        let scores = block_scores(tile, mass.clone(), &view, attention, options);
-        choose_per_token(scores, log_mass(&parts), attention.top_k)
-    };
+    let (query, keys) = meta_pair(input, &view);
+    let scores = meta_scores(query, keys, view.mean_key.dims()[1]);
+    let choice = choose_per_chunk(scores, options.scale, attention.meta_blocks);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::None {
         return combine(parts, None).0;
@@ -225,74 +222,6 @@ fn read_blocks(
     }
 }
 
-/// What a token chooses blocks by: their log-masses and what their radii add, hidden where its window leaves a block behind.
-fn block_scores(
-    tile: &Tile,
-    mass: Tensor<5>,
-    view: &StatisticsView,
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
-) -> Tensor<5> {
-    let scores = match &view.radius {
-        Some(radius) => mass + reach(tile, radius.clone(), attention.reach * options.scale),
-        None => mass,
-    };
-    hide_left_blocks(tile, scores, &view.blocks, options)
-}
-
-/// [`read_blocks`] where longer runs stand for the blocks further back: each token opens the best of them, and only what lies in
-/// those are candidates of the shorter ones. Nothing before `first` is read.
-fn read_levels(
-    input: &TileInput<'_>,
-    tile: &Tile,
-    mut parts: Vec<Part>,
-    statistics: &Statistics,
-    (levels, first): (Vec<Level>, usize),
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
-) -> Tensor<5> {
-    let exact = log_mass(&parts);
-    // Added to the runs of a level: MASKED where they lie in a longer one that is not open.
-    let mut closed: Option<(Tensor<5>, usize)> = None;
-    for (at, level) in levels.iter().enumerate().rev() {
-        let runs = first / level.size..level.direct.end;
-        let view = match level.size / attention.block_size {
-            1 => statistics.view(runs.clone()),
-            blocks => statistics.view_of_runs(runs.clone(), blocks),
-        };
-        let mass = far_logits(tile, &view, 0.0, options);
-        let scores = block_scores(tile, mass.clone(), &view, attention, options);
-        let closed_runs = closed.take().map(|(closed, size)| in_longer(closed, size / level.size, &runs, first / size));
-        let close = |rows: Tensor<5>| match &closed_runs {
-            Some(closed) => rows + closed.clone(),
-            None => rows,
-        };
-        let (mass, scores) = (close(mass), close(scores));
-        let choice = choose_per_token(scores, exact.clone(), level.chosen.min(runs.len()));
-        if at == 0 {
-            parts.push(read_chosen(input, tile, choice.clone(), runs, attention, options));
-        } else {
-            closed = Some((close(unchosen_mask(choice.clone(), runs.len(), &mass)), level.size));
-        }
-        if attention.far == Far::Mean {
-            parts.push(far_part(tile, mass, &view, Some(choice), attention.far_shift, options));
-        }
-    }
-    combine(parts, None).0
-}
-
-/// What `closed` says of runs from `first` on, for the shorter runs `runs`, so many of which lie in one; 0 for those behind.
-fn in_longer(closed: Tensor<5>, per_run: usize, runs: &Range<usize>, first: usize) -> Tensor<5> {
-    let [batch, kv_heads, group, tokens, count] = closed.dims();
-    let each = closed.unsqueeze_dim::<6>(5).expand([batch, kv_heads, group, tokens, count, per_run]);
-    let each = each.reshape([batch, kv_heads, group, tokens, count * per_run]);
-    // The first of the longer runs can begin with shorter ones that are no candidates.
-    let skipped = runs.start - first * per_run;
-    let covered = count * per_run - skipped;
-    let open = Tensor::zeros([batch, kv_heads, group, tokens, runs.len() - covered], (&each.device(), each.dtype()));
-    Tensor::cat(vec![each.narrow(4, skipped, covered), open], 4)
-}
-
 /// The tokens of the chosen blocks, which are numbered from the first candidate.
 fn read_chosen(
     input: &TileInput<'_>,
@@ -303,7 +232,7 @@ fn read_chosen(
     options: &AttentionOptions,
 ) -> Part {
     let block = attention.block_size;
-    if candidates.len() <= attention.top_k.saturating_mul(GATHER_FROM) {
+    if candidates.len() <= attention.meta_blocks.saturating_mul(GATHER_FROM) {
         let positions = (candidates.start * block).max(attention.sink_tokens)..candidates.end * block;
         let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
         let (keys, values) = (of(input.keys), of(input.values));
@@ -347,8 +276,8 @@ fn by_head(numbers: &Tensor<1>, tile: &Tile) -> Tensor<5> {
     numbers.clone().reshape([1, kv_heads, group, 1, 1])
 }
 
-/// The query and keys that choose or mix blocks for a whole chunk: the meta projections, or with the `mean-key` selector
-/// the chunk's first query and the mean keys.
+/// The query and keys that choose or mix blocks for a whole chunk: the meta projections, or without them the chunk's first
+/// query and the mean keys.
 fn meta_pair(input: &TileInput<'_>, view: &StatisticsView) -> (Tensor<4>, Tensor<4>) {
     let query = input.chunk_query.unwrap_or_else(|| unreachable!("set when the chunk was entered"));
     (query.clone(), view.meta_key.clone().unwrap_or_else(|| view.mean_key.clone()))

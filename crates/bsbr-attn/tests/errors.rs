@@ -19,11 +19,11 @@ fn device() -> Device {
 }
 
 fn base() -> BlockAttentionConfig {
-    BlockAttentionConfig { chunk_size: 8, block_size: 4, top_k: 1, exact_tokens: 0, ..Default::default() }
+    BlockAttentionConfig { chunk_size: 64, block_size: 16, exact_tokens: 0, ..Default::default() }
 }
 
 fn meta_base() -> BlockAttentionConfig {
-    BlockAttentionConfig { selector: Selector::Meta, ..base() }
+    BlockAttentionConfig { selector: Selector::Meta, chunk_size: 8, block_size: 4, meta_blocks: 1, ..base() }
 }
 
 fn cache_config(attention: Option<BlockAttentionConfig>) -> CacheConfig {
@@ -64,15 +64,20 @@ fn settings_out_of_range_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(BlockAttentionConfig, [&str; 3]); 18] = [
+    let cases: [(BlockAttentionConfig, [&str; 3]); 23] = [
         (set(|c| c.chunk_size = 0), ["chunk_size", "is 0", "1 to 65536"]),
         (set(|c| (c.chunk_size, c.block_size) = (65540, 4)), ["chunk_size", "is 65540", "1 to 65536"]),
-        (set(|c| c.block_size = 0), ["block_size", "is 0", "divisor of chunk_size = 8"]),
-        (set(|c| c.block_size = 3), ["block_size", "is 3", "divisor of chunk_size = 8"]),
-        (set(|c| c.block_size = 16), ["block_size", "is 16", "divisor of chunk_size = 8"]),
-        (set(|c| c.section_size = usize::MAX), ["section_size", "is 18446744073709551615", "at most 1073741824"]),
-        (set(|c| c.page_size = (1 << 30) + 1), ["page_size", "is 1073741825", "at most 1073741824"]),
-        (set(|c| c.top_k = 0), ["top_k", "is 0", "at least 1"]),
+        (set(|c| (c.chunk_size, c.block_size) = (96, 16)), ["chunk_size", "is 96", "a multiple of 64"]),
+        (set(|c| c.block_size = 0), ["block_size", "is 0", "divisor of chunk_size = 64"]),
+        (set(|c| c.block_size = 3), ["block_size", "is 3", "divisor of chunk_size = 64"]),
+        (set(|c| c.block_size = 128), ["block_size", "is 128", "divisor of chunk_size = 64"]),
+        (set(|c| c.max_keys = 0), ["max_keys", "is 0", "at least 1"]),
+        (set(|c| c.meta_blocks = 0), ["meta_blocks", "is 0", "at least 1"]),
+        (set(|c| c.threshold = 1.0), ["threshold", "is 1", "below 1"]),
+        (set(|c| c.threshold = -1e-9), ["threshold", "is -0.000000001", "0 or more"]),
+        (set(|c| c.threshold = f64::NAN), ["threshold", "is NaN", "a probability"]),
+        (set(|c| c.index_channels = Some(0)), ["index_channels", "is 0", "at least 1"]),
+        (set(|c| c.far = bsbr_attn::Far::State), ["far", "is state", "none or mean with selector = index"]),
         (set(|c| c.compression_factor = 0), ["compression_factor", "is 0", "at least 1"]),
         (set(|c| (c.retrieval, c.max_chunks) = (Retrieval::State, Some(0))), ["max_chunks", "is 0", "at least 1"]),
         (set(|c| c.max_chunks = Some(3)), ["max_chunks", "is 3", "unset unless retrieval = state"]),
@@ -109,13 +114,15 @@ fn settings_that_fit_are_accepted() {
     base().validate().unwrap();
     BlockAttentionConfig::default().validate().unwrap();
     for retrieval in [Retrieval::None, Retrieval::State, Retrieval::Additive] {
-        // Nothing is retrieved, so `top_k` means nothing.
-        BlockAttentionConfig { retrieval, top_k: 0, ..base() }.validate().unwrap();
+        // Nothing is retrieved, so this means nothing.
+        BlockAttentionConfig { retrieval, max_keys: 0, meta_blocks: 0, ..base() }.validate().unwrap();
     }
     BlockAttentionConfig { retrieval: Retrieval::State, max_chunks: Some(1), ..base() }.validate().unwrap();
     BlockAttentionConfig { retrieval: Retrieval::State, kept_tokens: 9, max_chunks: Some(0), ..base() }
         .validate()
         .unwrap();
+    let chooses_all = BlockAttentionConfig { threshold: 0.0, max_sections: 0, fine_tokens: 0, ..base() };
+    chooses_all.validate().unwrap();
     BlockAttentionConfig { local_chunks: 0, sink_tokens: 0, covariance_weight: 0.0, ..base() }.validate().unwrap();
 }
 
@@ -126,15 +133,21 @@ fn impossible_sizes_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(CacheConfig, [&str; 3]); 8] = [
+    let cases: [(CacheConfig, [&str; 3]); 14] = [
         (set(|c| c.batch = 0), ["batch", "is 0", "at least 1"]),
         (set(|c| c.heads = 0), ["heads", "is 0", "at least 1"]),
         (set(|c| c.kv_heads = 0), ["kv_heads", "is 0", "at least 1"]),
         (set(|c| c.head_dim = 0), ["head_dim", "is 0", "at least 1"]),
         (set(|c| c.kv_heads = 3), ["kv_heads", "is 3", "divisor of heads = 4"]),
         (set(|c| c.options.window = Some(0)), ["window", "is 0", "at least 1"]),
-        (set(|c| c.stored = DType::F64), ["stored", "is F64", "f16, bf16, or the type of computation = F32"]),
-        (set(|c| c.stored = DType::I8), ["stored", "is I8", "f16, bf16, or the type of computation = F32"]),
+        (set(|c| c.options.scale = f64::NAN), ["scale", "is NaN", "a finite number"]),
+        (set(|c| c.options.scale = f64::INFINITY), ["scale", "is inf", "a finite number"]),
+        (set(|c| c.options.softcap = Some(0.0)), ["softcap", "is 0", "above 0"]),
+        (set(|c| c.options.softcap = Some(-5.0)), ["softcap", "is -5", "above 0"]),
+        (set(|c| c.options.softcap = Some(f64::INFINITY)), ["softcap", "is inf", "a finite number"]),
+        (set(|c| c.options.alibi = Some(f64::NAN)), ["alibi", "is NaN", "a finite number"]),
+        (set(|c| c.stored = DType::F64), ["stored", "is F64", "f16, bf16, or the type of queries = F32"]),
+        (set(|c| c.stored = DType::I8), ["stored", "is I8", "f16, bf16, or the type of queries = F32"]),
     ];
     for (config, parts) in cases {
         assert_says(&AttentionCache::new(config, &device()).unwrap_err(), &parts);
@@ -248,6 +261,74 @@ fn appending_is_refused_where_the_first_query_of_a_chunk_is_read() {
 }
 
 #[test]
+fn appending_is_refused_until_the_index_is_founded() {
+    let founding = 2 * 64;
+    let mut cache = begun(Some(base()));
+    let rows = |count| ones(KV_HEADS, count);
+    for count in [1, founding] {
+        let parts = ["first 128 tokens", "only 7", "use prefill"];
+        assert_refuses(&mut cache, &parts, |cache| cache.append(rows(count), rows(count), None));
+    }
+    cache.prefill(ones(HEADS, founding - 7), rows(founding - 7), rows(founding - 7), None).unwrap();
+    cache.append(rows(70), rows(70), None).unwrap();
+    // Where nothing is ever chosen, nothing is founded.
+    let mut config = cache_config(Some(base()));
+    config.options.window = Some(65);
+    let mut windowed = AttentionCache::new(config, &device()).unwrap();
+    windowed.append(rows(300), rows(300), None).unwrap();
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn numbers_of_another_type_are_refused_and_change_nothing() {
+    for attention in [None, Some(base())] {
+        let mut cache = begun(attention);
+        let wide = |heads: usize| ones(heads, 3).cast(DType::F64);
+        let parts = ["`query` holds F64", "expected F32", "cast it"];
+        assert_refuses(&mut cache, &parts, |cache| {
+            cache.prefill(wide(HEADS), ones(KV_HEADS, 3), ones(KV_HEADS, 3), None)
+        });
+        assert_refuses(&mut cache, &["`query` holds F16"], |cache| {
+            cache.prefill(ones(HEADS, 3).cast(DType::F16), ones(KV_HEADS, 3), ones(KV_HEADS, 3), None)
+        });
+        let parts = ["`keys` holds F64", "expected F32, F16 or BF16"];
+        assert_refuses(&mut cache, &parts, |cache| {
+            cache.prefill(ones(HEADS, 3), wide(KV_HEADS), ones(KV_HEADS, 3), None)
+        });
+        assert_refuses(&mut cache, &["`values` holds F64"], |cache| {
+            cache.prefill(ones(HEADS, 3), ones(KV_HEADS, 3), wide(KV_HEADS), None)
+        });
+    }
+    let mut cache = begun(Some(meta_base()));
+    let meta = Meta { query: Some(ones(HEADS, 1).cast(DType::F64)), key: Some(ones(HEADS, 1)) };
+    assert_refuses(&mut cache, &["`meta.query` holds F64"], |cache| {
+        cache.prefill(ones(HEADS, 2), ones(KV_HEADS, 2), ones(KV_HEADS, 2), Some(meta))
+    });
+}
+
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+#[test]
+fn tensors_of_another_device_are_refused() {
+    let mut cache = begun(None);
+    let there = common::cpu_devices().swap_remove(1);
+    let keys = Tensor::ones([BATCH, KV_HEADS, 3, WIDTH], &there);
+    assert_refuses(&mut cache, &["`keys` is on", "expected"], |cache| {
+        cache.prefill(ones(HEADS, 3), keys, ones(KV_HEADS, 3), None)
+    });
+}
+
+#[test]
+fn an_empty_batch_is_refused() {
+    let none = |heads: usize| Tensor::<4>::zeros([0, heads, 3, WIDTH], &device());
+    let padding = Padding::new(&[]).unwrap();
+    let (query, keys, values) = (none(HEADS), none(KV_HEADS), none(KV_HEADS));
+    let padded = attend_padded(query, keys, values, &padding, None, AttentionOptions::new(WIDTH));
+    assert_says(&padded.unwrap_err(), &["the batch has no rows"]);
+    let whole = attend(none(HEADS), none(KV_HEADS), none(KV_HEADS), None, None, AttentionOptions::new(WIDTH));
+    assert_says(&whole.unwrap_err(), &["batch", "is 0"]);
+}
+
+#[test]
 fn bases_that_do_not_fit_are_refused() {
     let basis = |width: usize| Tensor::<3>::ones([KV_HEADS, width, width], &device());
     let calibrated =
@@ -300,7 +381,7 @@ fn padded_batches_that_do_not_fit_are_refused() {
 
 #[test]
 fn far_positions_that_do_not_fit_are_refused() {
-    let fits = FarPositions { trained: 18, frequencies: vec![1.0, 0.1] };
+    let fits = FarPositions { trained: 130, frequencies: vec![1.0, 0.1] };
     let with = |attention: Option<BlockAttentionConfig>, alibi: Option<f64>, positions: FarPositions| {
         let options = AttentionOptions { alibi, ..AttentionOptions::new(WIDTH) };
         let config = CacheConfig { options, ..cache_config(attention) };
@@ -310,9 +391,9 @@ fn far_positions_that_do_not_fit_are_refused() {
     for (attention, alibi, positions, parts) in [
         (None, None, fits.clone(), &["attention", "full", "blocks or none"][..]),
         (Some(base()), Some(1.0), fits.clone(), &["alibi"]),
-        // The local region has 16 tokens.
-        (Some(base()), None, FarPositions { trained: 17, ..fits.clone() }, &["chunk_size", "16", "17"]),
-        (Some(base()), None, FarPositions { trained: 0, ..fits.clone() }, &["chunk_size", "16", "0"]),
+        // The local region has 128 tokens.
+        (Some(base()), None, FarPositions { trained: 129, ..fits.clone() }, &["chunk_size", "128", "129"]),
+        (Some(base()), None, FarPositions { trained: 0, ..fits.clone() }, &["chunk_size", "128", "0"]),
         (Some(base()), None, FarPositions { frequencies: vec![], ..fits.clone() }, &["frequencies", "0", "4"]),
         (Some(base()), None, FarPositions { frequencies: vec![1.0; 5], ..fits.clone() }, &["frequencies", "5", "4"]),
         (Some(base()), None, FarPositions { frequencies: vec![f64::NAN], ..fits.clone() }, &["frequencies", "NaN"]),

@@ -88,7 +88,7 @@ fn numbers_of(rows: Tensor<4>) -> Vec<f32> {
 
 #[test]
 fn gates_that_do_not_fit_are_refused() {
-    let blocks = BlockAttentionConfig { head_gates: true, ..settings(Retrieval::Blocks) };
+    let blocks = BlockAttentionConfig { head_gates: true, chunk_size: 64, ..settings(Retrieval::Blocks) };
     assert!(blocks.validate().unwrap_err().to_string().contains("head_gates"));
     let device = Device::flex();
     let new = |head_gates| cache(BlockAttentionConfig { head_gates, ..settings(Retrieval::State) });

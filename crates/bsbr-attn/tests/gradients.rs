@@ -1,10 +1,12 @@
-//! Gradients against central finite differences, in f64.
+//! Gradients against central finite differences, in f64; through an index, of its definition.
 
 mod common;
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Meta, Retrieval, Selector, attend};
+use bsbr_attn::{
+    AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Kernel, Meta, Retrieval, Selector, attend,
+};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use common::{Numbers, cpu_devices};
+use common::{Case, Inputs, Numbers, Rows, cpu_devices, index::Reference, naive};
 
 const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
@@ -106,7 +108,7 @@ fn base() -> BlockAttentionConfig {
         chunk_size: 4,
         block_size: 2,
         sink_tokens: 1,
-        top_k: 2,
+        meta_blocks: 2,
         exact_tokens: 0,
         ..Default::default()
     }
@@ -136,21 +138,20 @@ fn gradients_without_retrieval_are_right() {
 }
 
 #[test]
-fn gradients_of_retrieved_blocks_are_right() {
+fn gradients_of_blocks_that_a_chunk_retrieves_are_right() {
+    let meta = BlockAttentionConfig { selector: Selector::Meta, ..base() };
     // Few candidates are masked, many are gathered.
-    let many = BlockAttentionConfig { block_size: 1, top_k: 1, local_chunks: 0, ..base() };
-    for config in [base(), many] {
+    let many = BlockAttentionConfig { block_size: 1, meta_blocks: 1, local_chunks: 0, ..meta.clone() };
+    for config in [meta, many] {
         for far in [Far::None, Far::Mean, Far::State] {
-            for selector in [Selector::MeanKey, Selector::Meta] {
-                assert_gradients(Some(BlockAttentionConfig { far, selector, ..config.clone() }));
-            }
+            assert_gradients(Some(BlockAttentionConfig { far, ..config.clone() }));
         }
     }
 }
 
 #[test]
 fn gradients_of_states_are_right() {
-    for selector in [Selector::MeanKey, Selector::Meta] {
+    for selector in [Selector::Index, Selector::Meta] {
         for max_chunks in [None, Some(2)] {
             let state = BlockAttentionConfig { retrieval: Retrieval::State, selector, max_chunks, ..base() };
             assert_gradients(Some(state));
@@ -164,7 +165,7 @@ fn gradients_of_states_are_right() {
 
 #[test]
 fn gradients_of_the_published_formula_are_right() {
-    for selector in [Selector::MeanKey, Selector::Meta] {
+    for selector in [Selector::Index, Selector::Meta] {
         let additive = BlockAttentionConfig { retrieval: Retrieval::Additive, selector, additive_gate: 0.5, ..base() };
         assert_gradients(Some(additive));
     }
@@ -181,14 +182,93 @@ fn gradients_of_compressed_states_are_right() {
     }
 }
 
+/// A text of which keys pass, and blocks and sections count through their means.
+fn index_case(far: Far, options: AttentionOptions) -> Case {
+    let config = BlockAttentionConfig {
+        chunk_size: 64,
+        local_chunks: 0,
+        sink_tokens: 3,
+        exact_tokens: 0,
+        threshold: 1.0 / 64.0,
+        fine_tokens: 64,
+        max_sections: 1,
+        far,
+        far_shift: 0.3,
+        ..Default::default()
+    };
+    let tokens = 3 * 64 + 9;
+    Case {
+        batch: 1,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: WIDTH,
+        tokens,
+        config,
+        options,
+        seed: 5,
+        far: None,
+        stored: DType::F32,
+    }
+}
+
+/// Gradients through an index, of every 17th number: against finite differences of the definition, in which the choice and what
+/// rounding takes stay as they are.
+#[test]
+fn gradients_of_keys_chosen_by_an_index_are_those_of_its_definition() {
+    let plain = AttentionOptions::new(WIDTH);
+    let window = AttentionOptions { window: Some(150), ..plain };
+    let model = AttentionOptions { softcap: Some(2.0), alibi: Some(0.1), ..plain };
+    for (options, far) in
+        [(plain, Far::Mean), (plain, Far::None), (window, Far::Mean), (model, Far::Mean), (model, Far::None)]
+    {
+        let case = index_case(far, options);
+        let inputs = case.inputs();
+        let weights = Rows::random([1, HEADS, case.tokens, WIDTH], 9);
+        let mut reference = Reference::new(&case, &inputs);
+        let mut loss = |moved: &Inputs| -> f64 {
+            let rows = (0..HEADS).flat_map(|h| (0..case.tokens).map(move |t| (h, t)));
+            rows.map(|(h, t)| naive::dot(&reference.moved(moved, 0, h, t), &weights.row(0, h, t))).sum()
+        };
+        for device in cpu_devices() {
+            let training = device.autodiff();
+            let leaves =
+                [&inputs.query, &inputs.keys, &inputs.values].map(|rows| rows.tensor(&training).require_grad());
+            let [query, keys, values] = leaves.clone();
+            let config = CacheConfig { kernel: Kernel::Plain, ..case.cache_config() };
+            let mut cache = AttentionCache::new(config, &training).unwrap();
+            let output = cache.prefill(query, keys, values, None).unwrap();
+            assert!(cache.retrieved().keys > 0);
+            let gradients = (output * weights.tensor(&training)).sum().backward();
+            for (which, leaf) in leaves.iter().enumerate() {
+                let found = leaf.grad(&gradients).unwrap().try_into_vec_as::<f32>().unwrap();
+                for (at, &found) in found.iter().enumerate().step_by(17) {
+                    let mut moved = |by: f32| {
+                        let mut moved = inputs.clone();
+                        let rows = [&mut moved.query, &mut moved.keys, &mut moved.values];
+                        let number = &mut rows.into_iter().nth(which).unwrap().data[at];
+                        *number += by;
+                        (f64::from(*number), loss(&moved))
+                    };
+                    let ((above, upper), (below, lower)) = (moved(1e-3), moved(-1e-3));
+                    let expected = (upper - lower) / (above - below);
+                    assert!(
+                        (f64::from(found) - expected).abs() <= 2e-4 * (1.0 + expected.abs()),
+                        "gradient {at} of input {which}: {found} instead of {expected} with {far:?}, {options:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[cfg(feature = "flex")]
 mod fused {
-    use bsbr_attn::{Far, Retrieval, Selector, attend};
+    use bsbr_attn::{Retrieval, Selector, attend};
     use bsbr_kernels::{Level, limit_level};
     use burn::tensor::{DType, Device, Tensor};
     use proptest::prelude::*;
 
-    use crate::common::{Case, Rows, cases, settings};
+    use crate::common::{Case, Rows, other_cases, settings};
 
     /// Gradients of `sum(weights * output)`, in the plain form in f64 and through the fused one in f32.
     fn gradients(case: &Case, full: bool, dtype: DType) -> Vec<Vec<f64>> {
@@ -208,15 +288,9 @@ mod fused {
         #![proptest_config(settings(96))]
 
         #[test]
-        fn gradients_of_the_fused_form_are_those_of_the_plain_one(mut case in cases(), full in any::<bool>()) {
-            case.config.selector = Selector::MeanKey;
-            if matches!(case.config.retrieval, Retrieval::State | Retrieval::Additive) {
-                case.config.retrieval = Retrieval::Blocks;
-            }
+        fn gradients_of_the_fused_form_are_those_of_the_plain_one(mut case in other_cases(), full in any::<bool>()) {
+            (case.config.selector, case.config.retrieval) = (Selector::Index, Retrieval::None);
             (case.config.max_chunks, case.config.kept_tokens) = (None, 0);
-            if case.config.far == Far::State {
-                case.config.far = Far::Mean;
-            }
             let plain = gradients(&case, full, DType::F64);
             for level in [Level::Scalar, Level::Avx2, Level::Best] {
                 limit_level(level);

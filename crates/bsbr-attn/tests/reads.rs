@@ -3,79 +3,149 @@
 
 use std::collections::BTreeSet;
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, KeysRead, Retrieval, attend};
-use burn::tensor::{Device, Tensor, TensorData};
+use bsbr_attn::{
+    AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Kernel, KeysRead, Meta, Retrieval,
+    Retrieved, Selector, block_shares,
+};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 const TOKENS: usize = 96;
+/// Long enough for an index of chunks of 64 tokens.
+const LONG: usize = 400;
 
 fn settings(retrieval: Retrieval, far: Far) -> BlockAttentionConfig {
     BlockAttentionConfig {
         chunk_size: 8,
         block_size: 4,
-        top_k: 3,
+        meta_blocks: 3,
         sink_tokens: 4,
         exact_tokens: 24,
-        fine_tokens: 1 << 20,
         covariance_weight: 0.0,
         retrieval,
+        selector: if retrieval == Retrieval::Blocks { Selector::Meta } else { Selector::Index },
         far,
         ..Default::default()
     }
 }
 
-/// The weight of each position for each token, one query head.
-fn weights(attention: Option<&BlockAttentionConfig>, window: Option<usize>) -> Vec<Vec<f32>> {
-    let device = Device::flex();
-    // Small scores, so that no weight vanishes, and different for every pair.
-    let rows = |turn: f32| {
-        let numbers = (0..TOKENS * TOKENS).map(|at| (at as f32 * turn).sin() * 0.1).collect::<Vec<_>>();
-        Tensor::<4>::from_data(TensorData::new(numbers, [1, 1, TOKENS, TOKENS]), &device)
+fn index(far: Far) -> BlockAttentionConfig {
+    BlockAttentionConfig { chunk_size: 64, sink_tokens: 4, exact_tokens: 150, far, ..Default::default() }
+}
+
+/// Small scores, so that no weight vanishes, and different for every pair.
+fn rows(tokens: usize, count: usize, turn: f32) -> Tensor<4> {
+    let numbers = (0..count * tokens).map(|at| (at as f32 * turn).sin() * 0.1).collect::<Vec<_>>();
+    Tensor::<4>::from_data(TensorData::new(numbers, [1, 1, count, tokens]), &Device::flex())
+}
+
+/// The weight of each position for each token, one query head, and what was retrieved.
+fn weights(
+    attention: Option<&BlockAttentionConfig>,
+    window: Option<usize>,
+    tokens: usize,
+) -> (Vec<Vec<f32>>, Retrieved) {
+    let meta = attention.filter(|attention| attention.needs_meta()).map(|attention| Meta {
+        query: Some(rows(tokens, tokens.div_ceil(attention.chunk_size), 2.11)),
+        key: Some(rows(tokens, tokens / attention.block_size, 0.37)),
+    });
+    let unit = Tensor::<2>::eye(tokens, &Device::flex()).reshape([1, 1, tokens, tokens]);
+    let config = CacheConfig {
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: tokens,
+        options: AttentionOptions { window, ..AttentionOptions::new(tokens) },
+        attention: attention.cloned(),
+        dtype: DType::F32,
+        stored: DType::F32,
+        kernel: Kernel::Fastest,
     };
-    let unit = Tensor::<2>::eye(TOKENS, &device).reshape([1, 1, TOKENS, TOKENS]);
-    let options = AttentionOptions { window, ..AttentionOptions::new(TOKENS) };
-    let read = attend(rows(1.37), rows(0.73), unit, None, attention, options).expect("settings that fit");
-    let numbers = read.reshape([TOKENS, TOKENS]).try_into_vec_as::<f32>().expect("numbers");
-    numbers.chunks_exact(TOKENS).map(<[f32]>::to_vec).collect()
+    let mut cache = AttentionCache::new(config, &Device::flex()).expect("settings that fit");
+    let read =
+        cache.prefill(rows(tokens, tokens, 1.37), rows(tokens, tokens, 0.73), unit, meta).expect("inputs that fit");
+    let numbers = read.reshape([tokens, tokens]).try_into_vec_as::<f32>().expect("numbers");
+    (numbers.chunks_exact(tokens).map(<[f32]>::to_vec).collect(), cache.retrieved())
 }
 
 /// The positions each token reads.
 fn positions(attention: Option<&BlockAttentionConfig>, window: Option<usize>) -> Vec<BTreeSet<usize>> {
-    let read = |row: Vec<f32>| (0..TOKENS).filter(|&at| row[at] > 1e-8).collect();
-    weights(attention, window).into_iter().map(read).collect()
+    positions_of(weights(attention, window, TOKENS).0)
 }
 
-fn exact(attention: Option<&BlockAttentionConfig>, window: Option<usize>) -> Vec<usize> {
-    (0..TOKENS).map(|token| KeysRead::of_token(attention, window, token).exact as usize).collect()
+fn positions_of(weights: Vec<Vec<f32>>) -> Vec<BTreeSet<usize>> {
+    let read = |row: Vec<f32>| (0..row.len()).filter(|&at| row[at] > 1e-8).collect();
+    weights.into_iter().map(read).collect()
+}
+
+fn exact(attention: Option<&BlockAttentionConfig>, window: Option<usize>, tokens: usize) -> Vec<usize> {
+    (0..tokens).map(|token| KeysRead::of_token(attention, window, token).exact as usize).collect()
+}
+
+fn lengths(read: &[BTreeSet<usize>]) -> Vec<usize> {
+    read.iter().map(BTreeSet::len).collect()
 }
 
 #[test]
 fn the_keys_counted_are_those_with_a_weight() {
     for window in [None, Some(30), Some(7)] {
-        let lengths = |read: Vec<BTreeSet<usize>>| read.iter().map(BTreeSet::len).collect::<Vec<_>>();
-        assert_eq!(exact(None, window), lengths(positions(None, window)), "full, window {window:?}");
+        assert_eq!(exact(None, window, TOKENS), lengths(&positions(None, window)), "full, window {window:?}");
         let none = settings(Retrieval::None, Far::None);
-        assert_eq!(exact(Some(&none), window), lengths(positions(Some(&none), window)), "none, window {window:?}");
+        let found = lengths(&positions(Some(&none), window));
+        assert_eq!(exact(Some(&none), window, TOKENS), found, "none, window {window:?}");
     }
-    let changes: [fn(&mut BlockAttentionConfig); 8] = [
+    let changes: [fn(&mut BlockAttentionConfig); 6] = [
         |_| (),
         |settings| settings.exact_tokens = 0,
         |settings| settings.local_chunks = 0,
         |settings| settings.sink_tokens = 0,
         |settings| (settings.sink_tokens, settings.local_chunks) = (16, 3),
-        |settings| settings.top_k = 100,
-        |settings| (settings.fine_tokens, settings.section_size, settings.top_sections) = (16, 8, 2),
-        |settings| {
-            (settings.fine_tokens, settings.section_size, settings.top_sections) = (16, 4, 2);
-            (settings.middle_tokens, settings.page_size, settings.top_pages) = (20, 8, 1);
-        },
+        |settings| settings.meta_blocks = 100,
     ];
     for change in changes {
         let mut blocks = settings(Retrieval::Blocks, Far::None);
         change(&mut blocks);
-        let found: Vec<usize> = positions(Some(&blocks), None).iter().map(BTreeSet::len).collect();
-        assert_eq!(exact(Some(&blocks), None), found, "{blocks:?}");
+        let found = lengths(&positions(Some(&blocks), None));
+        assert_eq!(exact(Some(&blocks), None, TOKENS), found, "{blocks:?}");
         let whole = KeysRead::of_text(Some(&blocks), None, TOKENS).exact as usize;
         assert_eq!(whole, found.iter().sum::<usize>());
+    }
+}
+
+/// Under an index what the settings say and what was retrieved are together what has a weight.
+#[test]
+fn keys_counted_and_keys_retrieved_are_those_with_a_weight() {
+    let changes: [fn(&mut BlockAttentionConfig); 6] = [
+        |_| (),
+        |settings| settings.exact_tokens = 0,
+        |settings| settings.sink_tokens = 70,
+        |settings| settings.max_keys = 9,
+        |settings| (settings.fine_tokens, settings.max_sections) = (0, 1),
+        |settings| settings.threshold = 0.9,
+    ];
+    for window in [None, Some(250), Some(66), Some(60)] {
+        for change in changes {
+            let mut settings = BlockAttentionConfig { threshold: 1.0 / 256.0, ..index(Far::None) };
+            change(&mut settings);
+            let (weights, retrieved) = weights(Some(&settings), window, LONG);
+            let (counted, found) = (exact(Some(&settings), window, LONG), lengths(&positions_of(weights)));
+            let more: Vec<usize> = found.iter().zip(&counted).map(|(found, counted)| found - counted).collect();
+            let what = format!("window {window:?}, {settings:?}");
+            assert_eq!(more.iter().sum::<usize>() as u64, retrieved.keys, "{what}");
+            assert!(more.iter().all(|&keys| keys <= settings.max_keys), "{what}");
+            let capped = more.iter().filter(|&&keys| keys == settings.max_keys).count();
+            assert!(
+                retrieved.capped <= capped as u64 && (retrieved.capped > 0) == (capped > 0),
+                "{what}: {retrieved:?}"
+            );
+            if settings.threshold > 0.5 {
+                assert_eq!(retrieved.keys, 0, "{what}");
+            }
+            let chooses = |&t: &usize| KeysRead::of_token(Some(&settings), window, t).summaries > 0;
+            assert_eq!(retrieved.tokens, (0..LONG).filter(chooses).count() as u64, "{what}");
+            for t in (0..LONG).filter(|t| !chooses(t)) {
+                assert_eq!(found[t], (t + 1).min(window.unwrap_or(LONG)), "{what}: token {t}");
+            }
+        }
     }
 }
 
@@ -83,12 +153,11 @@ fn the_keys_counted_are_those_with_a_weight() {
 fn a_chosen_block_that_is_cut_reads_fewer_keys_than_are_counted_and_never_more() {
     for (sinks, window) in [(3, None), (5, None), (4, Some(50)), (6, Some(41))] {
         let blocks = BlockAttentionConfig { sink_tokens: sinks, ..settings(Retrieval::Blocks, Far::None) };
-        let (counted, found) = (exact(Some(&blocks), window), positions(Some(&blocks), window));
+        let (counted, found) = (exact(Some(&blocks), window, TOKENS), lengths(&positions(Some(&blocks), window)));
         let mut same = 0;
-        for (token, (counted, found)) in counted.iter().zip(&found).enumerate() {
-            let found = found.len();
-            assert!(found <= *counted && found + 8 > *counted, "{sinks} {window:?} {token}: {found} of {counted}");
-            same += usize::from(found == *counted);
+        for (token, (&counted, &found)) in counted.iter().zip(&found).enumerate() {
+            assert!(found <= counted && found + 8 > counted, "{sinks} {window:?} {token}: {found} of {counted}");
+            same += usize::from(found == counted);
         }
         assert!(same > TOKENS / 2, "{sinks} {window:?}: {same} tokens read what is counted");
     }
@@ -128,21 +197,40 @@ fn summaries_are_the_blocks_that_count_without_being_read() {
 }
 
 #[test]
-fn sections_and_pages_scored_as_a_whole_count_once() {
-    // Token 95: chunk 11, local from 80. Blocks 1 to 19 are candidates; 16 tokens before 80 are scored finely, so the
-    // sections of 8, 0 to 7, are distant. Two are opened: 8 sections, 2 x 2 blocks of them, 4 fine blocks.
-    let two_levels = BlockAttentionConfig {
-        fine_tokens: 16,
-        section_size: 8,
-        top_sections: 2,
-        ..settings(Retrieval::Blocks, Far::Mean)
-    };
-    let found = KeysRead::of_token(Some(&two_levels), None, 95);
-    assert_eq!(found, KeysRead { exact: 4 + 16 + 3 * 4, summaries: 8 + 4 + 4 });
-    // Of the sections those 0 to 5 are in pages of 16, three of which one is opened: 3 pages, 2 sections of it, 2 others.
-    let pages = BlockAttentionConfig { middle_tokens: 24, page_size: 16, top_pages: 1, ..two_levels.clone() };
-    let found = KeysRead::of_token(Some(&pages), None, 95);
-    assert_eq!(found, KeysRead { exact: 4 + 16 + 3 * 4, summaries: 3 + 2 + 2 + 4 + 4 });
-    let one_level = BlockAttentionConfig { fine_tokens: 1 << 20, ..two_levels };
-    assert_eq!(KeysRead::of_token(Some(&one_level), None, 95), KeysRead { exact: 32, summaries: 19 });
+fn sections_scored_as_a_whole_count_once() {
+    // Token 399: chunk 6, local from 320: 20 blocks.
+    let all = BlockAttentionConfig { sink_tokens: 4, ..index(Far::Mean) };
+    assert_eq!(KeysRead::of_token(Some(&all), None, 399), KeysRead { exact: 4 + 80, summaries: 20 });
+    // Of five sections three lie further back than 100 tokens; more than one is not opened.
+    let far = BlockAttentionConfig { fine_tokens: 100, max_sections: 1, ..all.clone() };
+    assert_eq!(KeysRead::of_token(Some(&far), None, 399), KeysRead { exact: 4 + 80, summaries: 3 + 2 * 4 });
+    let open = BlockAttentionConfig { max_sections: 3, ..far };
+    assert_eq!(KeysRead::of_token(Some(&open), None, 399).summaries, 20);
+    // The window of chunk 6, which begins at 384, reaches back to 285: one section.
+    assert_eq!(KeysRead::of_token(Some(&all), Some(100), 399), KeysRead { exact: 80, summaries: 4 });
+}
+
+#[test]
+fn shares_are_of_the_blocks_that_a_chunk_chooses_from() {
+    let (query, keys) = (rows(TOKENS, TOKENS, 1.37), rows(TOKENS, TOKENS, 0.73));
+    for (sink_tokens, window) in [(0, None), (4, None), (5, None), (5, Some(50)), (6, Some(41))] {
+        let attention = BlockAttentionConfig { sink_tokens, ..settings(Retrieval::Blocks, Far::Mean) };
+        let options = AttentionOptions { window, ..AttentionOptions::new(TOKENS) };
+        let (full, _) = weights(None, window, TOKENS);
+        let chunks = block_shares(&query, &keys, &attention, &options);
+        assert!(!chunks.is_empty());
+        for chunk in chunks {
+            let start = chunk.chunk * attention.chunk_size;
+            let first = sink_tokens.max(window.map_or(0, |window| (start + 1).saturating_sub(window)));
+            let expected = first / 4..attention.local_start(chunk.chunk) / 4;
+            assert_eq!(chunk.blocks, expected, "{sink_tokens}, {window:?}");
+            let found = chunk.shares.try_into_vec_as::<f32>().unwrap();
+            for (block, found) in expected.zip(found) {
+                let held = (block * 4).max(sink_tokens)..(block + 1) * 4;
+                let share = |t: usize| full[t][held.clone()].iter().sum::<f32>();
+                let expected = (start..start + 8).map(share).sum::<f32>() / 8.0;
+                assert!((found - expected).abs() < 1e-5, "block {block}: {found} instead of {expected}");
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bsbr_model::{FarLayer, MetaLayer, ModelConfig, StateLayer, parameter_counts};
+use bsbr_model::{FarLayer, IndexCalibration, MetaLayer, ModelConfig, StateLayer, parameter_counts};
 use serde::{Deserialize, Serialize};
 
 use crate::ConvertError;
@@ -35,6 +35,9 @@ pub struct RecordedCalibration {
     /// What was found for the far part of each layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub far: Vec<FarLayer>,
+    /// What was found for the index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<IndexCalibration>,
 }
 
 /// A converted model with new numbers.

@@ -114,7 +114,21 @@ pub(crate) fn with_calibration(card: &str, record: &ConversionRecord) -> String 
     if !calibration.far.is_empty() {
         let shifted = calibration.far.iter().filter(|layer| layer.shift != 0.0).count();
         let layers = calibration.far.len();
-        let _ = writeln!(text, "Blocks read by their means: their masses are shifted in {shifted} of {layers} layers.");
+        let _ = writeln!(text, "Keys read by means: their masses are shifted in {shifted} of {layers} layers.");
+    }
+    if let Some(index) = &calibration.index {
+        let (found, layers) = (index.found.settings, index.threshold_factors.iter().filter(|factor| **factor != 1.0));
+        let _ = writeln!(
+            text,
+            "Index: `threshold` {}, `max_keys` {}, `index_channels` {} in place of the settings above, and a threshold of its own in \
+             {} layers: the cheapest found within a KL of {} from the original, {:.5} on held-out windows.",
+            found.threshold,
+            found.max_keys,
+            found.index_channels,
+            layers.count(),
+            index.target_kl,
+            index.held_out_kl,
+        );
     }
     let _ = writeln!(
         text,

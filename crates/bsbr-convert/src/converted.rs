@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use bsbr_attn::{REPLACED_SELECTOR, REPLACED_SETTINGS};
 use bsbr_model::{ModelConfig, weight_specs};
 use safetensors::Dtype;
 
@@ -28,7 +29,7 @@ impl ConvertedModel {
         if !record_path.is_file() {
             return Err(ConvertError::NotConverted { dir: dir.to_owned() });
         }
-        let record: ConversionRecord = read_json(&record_path)?;
+        let record: ConversionRecord = read_json(&record_path, "settings")?;
         if record.format_version != ConversionRecord::FORMAT_VERSION {
             return Err(ConvertError::Version {
                 path: record_path,
@@ -36,7 +37,7 @@ impl ConvertedModel {
                 have: format!("format {}", ConversionRecord::FORMAT_VERSION),
             });
         }
-        let config: ModelConfig = read_json(&dir.join("config.json"))?;
+        let config: ModelConfig = read_json(&dir.join("config.json"), "attention")?;
         config.validate()?;
         let file = TensorFile::Safetensors(SafetensorsFile::open(&dir.join(WEIGHTS))?);
         let problems = misfits(&config, &record, &file);
@@ -70,9 +71,28 @@ impl ConvertedModel {
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConvertError> {
+/// Reads one of the files; `settings` is the key of the attention settings in it.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path, settings: &str) -> Result<T, ConvertError> {
     let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(ConvertError::json(path))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let file: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match old_setting(&file[settings]) {
+            Some((found, instead)) => {
+                let source_name = file["source"].as_str().map(str::to_owned);
+                ConvertError::OldSettings { path: path.to_owned(), found, instead, source_name }
+            }
+            None => ConvertError::json(path)(error),
+        }
+    })
+}
+
+/// A setting of an earlier version among those of attention, and what replaced it.
+fn old_setting(attention: &serde_json::Value) -> Option<(String, &'static str)> {
+    let gone = REPLACED_SETTINGS.iter().find(|(name, _)| attention.get(name).is_some());
+    let (selector, instead) = REPLACED_SELECTOR;
+    let selected = attention.get("selector").and_then(serde_json::Value::as_str) == Some(selector);
+    let selector = selected.then(|| (format!("selector = {selector}"), instead));
+    gone.map(|(name, instead)| ((*name).to_owned(), *instead)).or(selector)
 }
 
 /// The differences between the tensors asked for and the tensors in the file.

@@ -74,6 +74,23 @@ pub enum ConvertError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A converted model has attention settings of an earlier version.
+    #[error(
+        "{} was written by an earlier version: `{found}` is no setting of attention any more ({instead}); convert {} again \
+         with the settings of this version, nothing in its weights has changed",
+        path.display(),
+        source_name.as_ref().map_or("the original".to_owned(), |name| format!("its original `{name}`"))
+    )]
+    OldSettings {
+        /// Its `config.json`, or its record.
+        path: PathBuf,
+        /// The setting, as the file has it.
+        found: String,
+        /// What replaced it.
+        instead: &'static str,
+        /// What the model was converted from, where the record says so.
+        source_name: Option<String>,
+    },
     /// A JSON file cannot be parsed.
     #[error("{} is not the JSON expected here", path.display())]
     Json {

@@ -43,6 +43,7 @@ fn calibration() -> RecordedCalibration {
         meta,
         states: Vec::new(),
         far: Vec::new(),
+        index: None,
     }
 }
 

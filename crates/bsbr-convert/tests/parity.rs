@@ -78,7 +78,7 @@ fn pytorch_files_give_the_logits_of_transformers_from_the_checkpoint_and_from_it
 fn a_text_shorter_than_a_chunk_gives_the_same_logits_under_every_retrieval() {
     for name in BOTH_STYLES.into_iter().chain(NEWER_STYLE).chain(VARIANTS) {
         for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
-            for selector in [Selector::MeanKey, Selector::Meta] {
+            for selector in [Selector::Index, Selector::Meta] {
                 let (_temp, dir) = checkout(name, "config.json");
                 let attention = BlockAttentionConfig { retrieval, selector, ..Default::default() };
                 let difference = difference(&convert_with(&dir, Some(attention)), name);

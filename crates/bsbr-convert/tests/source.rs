@@ -151,3 +151,32 @@ fn a_nan_is_named_with_its_tensor_and_place_when_its_weight_is_read_and_no_earli
     let place = format!("tensor `transformer.h.1.attn.c_attn.weight` holds NaN at element {}", row * 144 + col);
     assert!(error.contains(&place), "{error}");
 }
+
+#[test]
+fn a_model_with_settings_of_an_earlier_version_is_refused_with_what_to_do() {
+    let (temp, dir) = checkout("llama", "config.json");
+    let gone = |attention: &mut serde_json::Value| attention["top_k"] = 76.into();
+    let selected = |attention: &mut serde_json::Value| attention["selector"] = "mean-key".into();
+    let changes: [(fn(&mut serde_json::Value), &str); 2] = [(gone, "`top_k`"), (selected, "`selector = mean-key`")];
+    for (at, (change, word)) in changes.into_iter().enumerate() {
+        for (file, settings, original) in
+            [("conversion.json", "settings", "its original `model`"), ("config.json", "attention", "the original")]
+        {
+            let output = temp.path().join(format!("out{at}{file}"));
+            let options = ConvertOptions { attention: Some(meta()), ..Default::default() };
+            convert(&dir, &output, &options, &mut |_| {}).expect("sound");
+            let path = output.join(file);
+            let mut content: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+            change(&mut content[settings]);
+            std::fs::write(&path, content.to_string()).expect("written");
+            let error = ModelSource::open(&output).expect_err("an earlier version");
+            assert!(matches!(error, ConvertError::OldSettings { .. }), "{error}");
+            let text = error.to_string();
+            for part in [file, word, "earlier version", &format!("convert {original} again"), "nothing in its weights"]
+            {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+}

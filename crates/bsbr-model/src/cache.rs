@@ -4,9 +4,12 @@ use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, FarPositions, Ker
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::{
-    ModelConfig, ModelError, PositionPolicy, Positions,
+    ModelConfig, ModelError, PositionPolicy, Positions, Reads,
     rotary::{rotary_set, rotary_sets},
 };
+
+/// Most tokens that room is made for before they come: who allows a million new tokens rarely means them.
+const MOST_RESERVED: usize = 1 << 17;
 
 /// The state of a batch of texts, each of its own length.
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ pub(crate) struct TextCache {
     pub(crate) held: Vec<u32>,
     /// Length the text is expected to reach.
     pub(crate) expected: usize,
+    /// What was retrieved for tokens whose layers are no longer held, under the `slide` policy.
+    pub(crate) retrieved: Reads,
     /// Rotary frequencies and their factor, for each way a layer rotates.
     pub(crate) frequencies: Vec<(Vec<f64>, f64)>,
 }
@@ -41,8 +46,9 @@ impl TextCache {
 impl DecoderCache {
     /// Empty caches, one text for each entry of `expected_lengths`.
     ///
-    /// The lengths are what the texts are expected to reach. They are no limit; only the `dynamic` and `longrope`
-    /// rotary scalings and the `interpolate` position policy take their positions from them.
+    /// The lengths are what the texts are expected to reach. They are no limit: room is made for as many tokens, up to a
+    /// bound, and more as they come; the `dynamic` and `longrope` rotary scalings and the `interpolate` position policy take
+    /// their positions from them.
     ///
     /// # Errors
     ///
@@ -79,7 +85,7 @@ impl DecoderCache {
                             Positions::Learned | Positions::Rotary { .. } => None,
                         },
                     },
-                    attention: config.shifted_attention(layer),
+                    attention: config.calibrated_attention(layer),
                     dtype: DType::F32,
                     stored,
                     kernel,
@@ -98,6 +104,7 @@ impl DecoderCache {
                 forgotten: 0,
                 held: Vec::new(),
                 expected,
+                retrieved: Reads::default(),
                 frequencies,
             })
         };
@@ -128,6 +135,16 @@ impl DecoderCache {
             }
         }
         Ok(self)
+    }
+
+    /// Makes room, in a layer that text `text` has nothing in yet, for what the text is expected to reach; `new` are the tokens
+    /// that come now.
+    pub(crate) fn make_room(&mut self, text: usize, layer: usize, new: usize) {
+        let text = &mut self.texts[text];
+        let cache = &mut text.layers[layer];
+        if cache.is_empty() {
+            cache.reserve((text.expected - text.forgotten.min(text.expected)).min(MOST_RESERVED).max(new));
+        }
     }
 
     /// Number of texts.

@@ -6,7 +6,8 @@
 //! number is found by trying: attention runs on a text with several shifts, and the one wins that leaves the output of the
 //! layer, behind its projection, nearest to that of full attention. Another window of the text has to agree.
 
-use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector, attend};
+use bsbr_attn::{BlockAttentionConfig, Far, attend, index::BLOCK};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{Decoder, LayerTrace, ModelConfig, ModelError};
@@ -56,7 +57,7 @@ impl FarCalibration {
 
 /// Whether these settings have a far part that a shift can be found for.
 pub fn has_far_shift(attention: &BlockAttentionConfig) -> bool {
-    attention.retrieval == Retrieval::Blocks && attention.selector == Selector::MeanKey && attention.far != Far::None
+    attention.uses_index() && attention.far != Far::None
 }
 
 /// Finds the shift of each layer whose far part is read beside retrieved blocks, on two windows of `window` tokens of the
@@ -118,14 +119,15 @@ pub fn calibrate_far(
 }
 
 /// The shortest text of which a token reads something by its mean.
-fn least_window(attention: &BlockAttentionConfig) -> usize {
-    let blocks = attention.sink_tokens + (attention.top_k + 1) * attention.block_size;
-    let far = blocks.next_multiple_of(attention.chunk_size) + (attention.local_chunks + 1) * attention.chunk_size;
-    far.max(attention.exact_tokens + attention.chunk_size)
+pub(crate) fn least_window(attention: &BlockAttentionConfig) -> usize {
+    // A block behind the sinks has to end before the local region of the last chunk.
+    let behind = attention.sink_tokens.saturating_add(BLOCK).max(1).next_multiple_of(attention.chunk_size);
+    let local = attention.local_chunks.saturating_add(1).saturating_mul(attention.chunk_size);
+    behind.saturating_add(local).max(attention.exact_tokens.saturating_add(attention.chunk_size))
 }
 
 /// Reads one window and shows `visit` what each of `layers` made of it, with its place among them.
-fn through(
+pub(crate) fn through(
     decoder: &Decoder,
     tokens: &[u32],
     layers: &[usize],
@@ -169,41 +171,42 @@ struct Errors<'a> {
     trace: &'a LayerTrace,
     attention: BlockAttentionConfig,
     options: bsbr_attn::AttentionOptions,
-    projection: burn::tensor::Tensor<2>,
+    projection: Tensor<2>,
     whole: f64,
 }
 
 impl<'a> Errors<'a> {
     fn new(decoder: &Decoder, trace: &'a LayerTrace) -> Result<Self, ModelError> {
         let (config, layer) = (decoder.config(), trace.layer);
-        let attention = config.layer_attention(layer);
+        let without = ModelConfig { far_shifts: Vec::new(), ..config.clone() };
+        let attention = without.calibrated_attention(layer);
         let attention = attention.ok_or_else(|| ModelError::Input(format!("layer {layer} is not converted")))?;
         let mut errors = Self {
             trace,
-            attention: attention.clone(),
+            attention,
             options: decoder.new_cache(&[1])?.texts[0].layers[layer].config().options,
             projection: decoder.blocks[layer].attention.output.dense_weight(),
             whole: 1.0,
         };
-        errors.whole = errors.squares(trace.read.clone())?.max(f64::MIN_POSITIVE);
+        errors.whole = squares(trace.read.clone(), &errors.projection)?.max(f64::MIN_POSITIVE);
         Ok(errors)
     }
 
     /// The error of attention with this shift.
     fn of(&mut self, shift: f64) -> Result<f64, ModelError> {
         let LayerTrace { query, keys, values, read, .. } = self.trace;
-        let attention = BlockAttentionConfig { far_shift: shift, ..self.attention.clone() };
+        let far_shift = self.attention.far_shift + shift;
+        let attention = BlockAttentionConfig { far_shift, ..self.attention.clone() };
         let output = attend(query.clone(), keys.clone(), values.clone(), None, Some(&attention), self.options)?;
-        Ok(self.squares(output - read.clone())? / self.whole)
+        Ok(squares(output - read.clone(), &self.projection)? / self.whole)
     }
+}
 
-    /// Sum of squares behind the projection of what heads read.
-    fn squares(&self, read: burn::tensor::Tensor<4>) -> Result<f64, ModelError> {
-        let [_, heads, tokens, width] = read.dims();
-        let rows = read.swap_dims(1, 2).reshape([tokens, heads * width]);
-        let output = rows.matmul(self.projection.clone());
-        let sums = output.powi_scalar(2).sum_dim(1).try_into_vec_as::<f32>();
-        let sums = sums.map_err(|error| ModelError::Input(format!("numbers cannot be read back: {error:?}")))?;
-        Ok(sums.into_iter().map(f64::from).sum())
-    }
+/// Sum of squares behind the projection of what heads read.
+pub(crate) fn squares(read: Tensor<4>, projection: &Tensor<2>) -> Result<f64, ModelError> {
+    let [_, heads, tokens, width] = read.dims();
+    let output = read.swap_dims(1, 2).reshape([tokens, heads * width]).matmul(projection.clone());
+    let sums = output.powi_scalar(2).sum_dim(1).try_into_vec_as::<f32>();
+    let sums = sums.map_err(|error| ModelError::Input(format!("numbers cannot be read back: {error:?}")))?;
+    Ok(sums.into_iter().map(f64::from).sum())
 }

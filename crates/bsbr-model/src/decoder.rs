@@ -280,7 +280,7 @@ impl Decoder {
                 && layers.iter().enumerate().all(|(layer, cache)| {
                     let made = cache.config();
                     (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, decoder.kv_heads, decoder.head_dim)
-                        && made.attention == self.config.shifted_attention(layer)
+                        && made.attention == self.config.calibrated_attention(layer)
                         && cache.far_positions().map(|far| far.trained) == self.config.trained_length(layer)
                 })
         };

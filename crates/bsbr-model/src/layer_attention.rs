@@ -50,6 +50,9 @@ pub(crate) fn attend(
         None => x.clone(),
     });
     let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
+    for (text, range) in pieces {
+        cache.make_room(*text, layer, range.len());
+    }
     let caches = caches_of(pieces, layer, cache);
     let read = |(cache, range): (&mut AttentionCache, &Range<usize>)| {
         let [query, key, value] = heads.each_ref().map(|heads| match pieces {

@@ -49,6 +49,7 @@
 mod blocks;
 mod cache;
 mod calibrate_far;
+mod calibrate_index;
 mod calibrate_meta;
 mod calibrate_state;
 mod config;
@@ -62,6 +63,7 @@ mod loading;
 mod modules;
 mod ops;
 mod projection;
+mod reads;
 mod rotary;
 mod sampling;
 mod slide;
@@ -73,6 +75,9 @@ mod weights;
 
 pub use cache::DecoderCache;
 pub use calibrate_far::{FarCalibration, FarLayer, calibrate_far, has_far_shift};
+pub use calibrate_index::{
+    IndexCalibration, IndexCalibrationConfig, IndexSettings, IndexTrial, calibrate_index, has_index,
+};
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
@@ -88,7 +93,7 @@ pub use evaluate::{
 #[cfg(feature = "text")]
 pub use evaluate::{
     DEPTHS, DepthScores, LengthReport, LongConfig, LongPerplexity, LongReport, LongTask, LongVariant, Prompt,
-    PromptMaker, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths, evaluate_long,
+    PromptMaker, Recall, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths, evaluate_long,
     recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
@@ -98,6 +103,7 @@ pub use modules::{
     Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
 };
 pub use projection::{BlockInput, LinearPlace, LinearRole, Projection};
+pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::{Decoder, DecoderCache, LayerTrace, ModelError};
+use crate::{Decoder, DecoderCache, LayerTrace, ModelError, Reads, cache::TextCache};
 
 impl Decoder {
     /// [`Decoder::hidden`] under the `slide` policy. Texts that reach the last position go on one after the other.
@@ -55,9 +55,11 @@ impl Decoder {
         let old = &cache.texts[text];
         let again = old.held[old.held.len() - self.config.decoder.max_positions / 2..].to_vec();
         let before = old.length - again.len();
+        let mut retrieved = old.retrieved;
+        old.layers.iter().for_each(|layer| retrieved += Reads::retrieved(layer));
         let mut fresh = self.new_cache(&[old.expected])?.texts;
         let Some(new) = fresh.pop() else { return Ok(()) };
-        cache.texts[text] = new;
+        cache.texts[text] = TextCache { retrieved, ..new };
         (cache.texts[text].length, cache.texts[text].forgotten) = (before, before);
         if !again.is_empty() {
             self.hidden_held(&alone(text, &again, cache.batch()), cache, None)?;

@@ -9,26 +9,30 @@ use common::{devices, difference, gemma_like, llama_like, load, logits, multi_qu
 
 const TOLERANCE: f64 = 1e-4;
 
-/// Tokens of each text before the first step: within a chunk, at the end of one, of several, and of sections far back.
-const PROMPTS: [usize; 6] = [1, 7, 8, 31, 64, 117];
+/// Tokens of each text before the first step: within a chunk, at the end of one, of several, and with sections far back.
+const PROMPTS: [usize; 6] = [1, 7, 64, 31, 125, 150];
 
-/// Tokens decoded behind them: more than two sections.
+/// Tokens decoded behind them: more than two blocks.
 const STEPS: usize = 37;
 
-/// Small chunks, blocks and sections, so that a few tokens cross borders of all of them.
+/// Chunks and blocks as small as they can be, so that a few tokens cross borders of all of them.
 fn attention(retrieval: Retrieval, selector: Selector) -> BlockAttentionConfig {
-    BlockAttentionConfig {
+    let settings = BlockAttentionConfig {
         chunk_size: 8,
         block_size: 2,
-        top_k: 3,
-        fine_tokens: 16,
-        section_size: 8,
-        top_sections: 2,
+        meta_blocks: 3,
+        max_keys: 20,
+        fine_tokens: 0,
+        max_sections: 1,
         exact_tokens: 0,
         retrieval,
         selector,
         ..Default::default()
+    };
+    if settings.uses_index() {
+        return BlockAttentionConfig { chunk_size: 64, local_chunks: 0, ..settings };
     }
+    settings
 }
 
 fn texts() -> Vec<Vec<u32>> {
@@ -65,16 +69,16 @@ fn models(device: &Device) -> Vec<(String, Decoder)> {
     let original = |decoder: DecoderConfig| ("original".to_owned(), load(ModelConfig::original(decoder), device));
     let mut models = vec![original(llama_like()), original(gemma_like())];
     for (retrieval, selector) in [
-        (Retrieval::None, Selector::MeanKey),
-        (Retrieval::Blocks, Selector::MeanKey),
+        (Retrieval::None, Selector::Index),
+        (Retrieval::Blocks, Selector::Index),
         (Retrieval::Blocks, Selector::Meta),
-        (Retrieval::State, Selector::MeanKey),
+        (Retrieval::State, Selector::Index),
     ] {
         let decoder = if selector == Selector::Meta { multi_query() } else { llama_like() };
         let model = retrieving(decoder, attention(retrieval, selector), device);
         models.push((format!("{retrieval:?}, {selector:?}"), model));
     }
-    let plain = retrieving(llama_like(), attention(Retrieval::Blocks, Selector::MeanKey), device);
+    let plain = retrieving(llama_like(), attention(Retrieval::Blocks, Selector::Index), device);
     models.push(("plain".to_owned(), plain.with_kernel(Kernel::Plain)));
     models
 }

@@ -7,14 +7,13 @@ use bsbr_model::{Decoder, ModelError, calibrate_far};
 use burn::tensor::Device;
 use common::{devices, gpt2_like, llama_like, logits, retrieving, text};
 
-/// Chunks of 8, blocks of 4, of which one is retrieved.
+/// Chunks of 64, and of what is behind them one key.
 fn settings() -> BlockAttentionConfig {
     BlockAttentionConfig {
-        chunk_size: 8,
-        block_size: 4,
+        chunk_size: 64,
         local_chunks: 0,
         sink_tokens: 2,
-        top_k: 1,
+        max_keys: 1,
         exact_tokens: 0,
         ..Default::default()
     }
@@ -35,7 +34,7 @@ fn the_shifts_it_finds_bring_the_model_nearer_to_the_original_than_others() {
     for device in devices() {
         let model = model(&device);
         let mut heard = Vec::new();
-        let calibration = calibrate_far(&model, &text(256, 1), 128, |done, total| heard.push((done, total))).unwrap();
+        let calibration = calibrate_far(&model, &text(500, 1), 250, |done, total| heard.push((done, total))).unwrap();
         let layers = model.config().decoder.layers;
         assert_eq!(heard.len(), 2 * layers);
         assert_eq!(heard.last(), Some(&(2 * layers, 2 * layers)));
@@ -49,7 +48,7 @@ fn the_shifts_it_finds_bring_the_model_nearer_to_the_original_than_others() {
         let original = model.with_config(|config| config.attention = None).unwrap();
         let found: Vec<f64> = calibration.layers.iter().map(|layer| layer.shift).collect();
         let far_off = found.iter().map(|shift| shift + 3.0).collect();
-        let tokens = text(120, 5);
+        let tokens = text(250, 5);
         let (near, off) = (distance(&with(found), &original, &tokens), distance(&with(far_off), &original, &tokens));
         assert!(near < off, "{near} calibrated, {off} with masses 20 times that");
     }
@@ -62,7 +61,7 @@ fn a_shift_belongs_to_its_layer() {
     shifts[1] = -2.0;
     let shifted = model.with_config(|config| config.far_shifts = shifts.clone()).unwrap();
     let all = model.with_config(|config| config.attention.as_mut().unwrap().far_shift = -2.0).unwrap();
-    let tokens = text(100, 3);
+    let tokens = text(200, 3);
     let [plain, one, every] = [&model, &shifted, &all].map(|model| logits(model, &tokens).concat());
     assert!(plain != one && one != every);
     shifts.pop();
@@ -77,12 +76,12 @@ fn without_a_far_part_or_enough_text_there_is_nothing_to_find() {
     let device = &devices()[0];
     let none = retrieving(gpt2_like(), BlockAttentionConfig { far: Far::None, ..settings() }, device);
     assert!(matches!(
-        calibrate_far(&none, &text(256, 1), 128, |_, _| ()),
+        calibrate_far(&none, &text(500, 1), 250, |_, _| ()),
         Err(ModelError::Config { setting: "far", .. })
     ));
     let model = model(device);
-    for (tokens, window) in [(200, 128), (200, 16)] {
+    for (tokens, window) in [(499, 250), (500, 127)] {
         let error = calibrate_far(&model, &text(tokens, 1), window, |_, _| ()).unwrap_err();
-        assert!(error.to_string().contains("two windows of at least 24 tokens"), "{error}");
+        assert!(error.to_string().contains("two windows of at least 128 tokens"), "{error}");
     }
 }

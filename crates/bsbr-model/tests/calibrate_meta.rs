@@ -15,7 +15,7 @@ fn meta(retrieval: Retrieval) -> BlockAttentionConfig {
         block_size: 4,
         local_chunks: 1,
         sink_tokens: 2,
-        top_k: 4,
+        meta_blocks: 4,
         exact_tokens: 0,
         selector: Selector::Meta,
         retrieval,
@@ -121,12 +121,13 @@ fn what_cannot_be_calibrated_is_refused_with_a_reason() {
         let config = MetaCalibrationConfig { window, windows };
         calibrate_meta(model, &tokens[..length], config, |_, _| ()).unwrap_err()
     };
-    let by_mean_key = model
+    let by_index = model
         .with_config(|config| {
-            config.attention = Some(BlockAttentionConfig { selector: Selector::MeanKey, ..meta(Retrieval::Blocks) });
+            let index = BlockAttentionConfig { selector: Selector::Index, chunk_size: 64, ..meta(Retrieval::Blocks) };
+            config.attention = Some(index);
         })
         .unwrap();
-    assert!(matches!(refused(&by_mean_key, 1024, 128, 8), ModelError::Config { setting: "selector", .. }));
+    assert!(matches!(refused(&by_index, 1024, 128, 8), ModelError::Config { setting: "selector", .. }));
     for (length, window, windows, words) in [
         (1024, 32, 8, "leaves no block to choose"),
         (1024, 0, 8, "leaves no block to choose"),

@@ -144,8 +144,8 @@ fn a_loaded_model_changes_its_attention_and_nothing_it_has_no_weights_for() {
     assert_eq!(refused(&|c| c.decoder.attention_scale = 1.0), "decoder");
     assert_eq!(refused(&|c| c.attention = attention(Selector::Meta)), "selector");
     assert_eq!(refused(&|c| c.original_layers = vec![2]), "original_layers");
-    let changed = model.with_config(|c| c.attention = attention(Selector::MeanKey)).unwrap();
-    assert_eq!(changed.config().attention, attention(Selector::MeanKey));
+    let changed = model.with_config(|c| c.attention = attention(Selector::Index)).unwrap();
+    assert_eq!(changed.config().attention, attention(Selector::Index));
     // Without any layer that uses it, the selector asks for nothing.
     let unused = |c: &mut ModelConfig| {
         c.attention = attention(Selector::Meta);
@@ -250,7 +250,7 @@ fn json_brings_every_configuration_back() {
         let windows = vec![Some(3), None];
         let decoder = DecoderConfig { positions, windows, attention_softcap: Some(30.0), ..gpt2_like() };
         let config = ModelConfig {
-            attention: Some(BlockAttentionConfig { top_k: 3, ..Default::default() }),
+            attention: Some(BlockAttentionConfig { max_keys: 3, ..Default::default() }),
             original_layers: vec![1],
             position_policy: PositionPolicy::Interpolate,
             stop_tokens: vec![0, 7],

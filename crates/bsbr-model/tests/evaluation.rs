@@ -6,18 +6,17 @@ use bsbr_attn::{BlockAttentionConfig, Retrieval};
 use bsbr_model::{Decoder, DecoderConfig, EvaluateConfig, ModelError, check_windows, compare_logits, evaluate};
 use common::{VOCABULARY, argmax, devices, gpt2_like, llama_like, logits, original, retrieving, rows, text};
 
-const WINDOW: usize = 150; // more than is scored at once
+const WINDOW: usize = 200; // more than is scored at once
 const SKIP: usize = 9;
-/// 38 of the 149 predictions.
-const LAST_QUARTER: usize = 111;
+/// 50 of the 199 predictions.
+const LAST_QUARTER: usize = 149;
 
 /// A model and two variants of it.
 fn models(decoder: DecoderConfig) -> (Decoder, Decoder, Decoder) {
     let kind = |retrieval| BlockAttentionConfig {
-        chunk_size: 8,
-        block_size: 4,
+        chunk_size: 64,
         local_chunks: 0,
-        top_k: 2,
+        max_keys: 2,
         retrieval,
         exact_tokens: 0,
         ..Default::default()
@@ -115,6 +114,13 @@ fn the_report_is_what_whole_forward_passes_give() {
                 }
                 assert_eq!((found.by_position.len(), next), (8, WINDOW - 1));
             }
+            let keys = [&report.original, &report.variants[0].perplexity, &report.variants[1].perplexity];
+            let [all, near_keys, far_keys] = keys.map(|found| found.keys_share);
+            assert!(all == 1.0 && near_keys < all && far_keys < near_keys, "{all} {near_keys} {far_keys}");
+            // Two keys beside the sinks for the tokens that choose, which are those of the last two chunks and a rest.
+            let chosen = 2.0 * (WINDOW - 64) as f64 / (WINDOW * (WINDOW + 1) / 2) as f64;
+            assert_close(near_keys - far_keys, chosen, "keys chosen");
+            assert!(report.variants[0].perplexity.capped_share > 0.9);
             for (found, (name, variant)) in report.variants.iter().zip(variants) {
                 assert_eq!(found.name, name);
                 for (from, found) in [(SKIP, &found.agreement), (LAST_QUARTER, &found.last_quarter)] {

@@ -48,16 +48,16 @@ fn greedy_is_the_same_through_every_kind_of_retrieval() {
     for device in devices() {
         for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
             let attention = BlockAttentionConfig {
-                chunk_size: 8,
+                chunk_size: 64,
                 block_size: 4,
                 local_chunks: 0,
-                top_k: 1,
+                max_keys: 5,
                 retrieval,
                 exact_tokens: 0,
                 ..Default::default()
             };
             let model = retrieving(llama_like(), attention, &device);
-            let prompt = text(21, 2);
+            let prompt = text(119, 2);
             assert_eq!(continued(&model, &prompt, &settings(30)).tokens, recomputed(&model, &prompt, 30));
         }
     }

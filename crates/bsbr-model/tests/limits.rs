@@ -8,8 +8,9 @@ use bsbr_model::{Decoder, DecoderConfig};
 use common::{alibi, devices, difference, gemma_like, logits, retrieving, text, without_positions};
 
 const TOLERANCE: f64 = 1e-4;
-const CHUNK: usize = 4;
-const LOCAL_CHUNKS: usize = 3;
+const CHUNK: usize = 64;
+const LOCAL_CHUNKS: usize = 1;
+const LENGTH: usize = 250;
 /// The longest window that every token finds in its local region: the first token of a chunk has the shortest.
 const INSIDE: usize = LOCAL_CHUNKS * CHUNK + 1;
 
@@ -17,12 +18,13 @@ const INSIDE: usize = LOCAL_CHUNKS * CHUNK + 1;
 fn attentions() -> impl Iterator<Item = BlockAttentionConfig> {
     let kinds = [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive];
     kinds.into_iter().flat_map(|retrieval| {
-        [Selector::MeanKey, Selector::Meta].map(|selector| BlockAttentionConfig {
+        [Selector::Index, Selector::Meta].map(|selector| BlockAttentionConfig {
             chunk_size: CHUNK,
             block_size: 2,
             local_chunks: LOCAL_CHUNKS,
             sink_tokens: 2,
-            top_k: 1,
+            meta_blocks: 1,
+            max_keys: 2,
             retrieval,
             selector,
             exact_tokens: 0,
@@ -45,7 +47,7 @@ fn both(model: &Decoder, tokens: &[u32], kept: &[usize]) -> [Vec<Vec<f32>>; 2] {
 
 #[test]
 fn a_layer_whose_window_lies_inside_the_exact_set_keeps_its_window() {
-    let tokens = text(70, 1);
+    let tokens = text(LENGTH, 1);
     for attention in attentions() {
         let inside = Some(INSIDE);
         for (windows, global) in [([inside, None], &[1][..]), ([None, inside], &[0]), ([Some(5), inside], &[])] {
@@ -61,7 +63,7 @@ fn a_layer_whose_window_lies_inside_the_exact_set_keeps_its_window() {
 
 #[test]
 fn one_token_more_and_a_windowed_layer_retrieves_as_well() {
-    let tokens = text(70, 1);
+    let tokens = text(LENGTH, 1);
     // What nothing is retrieved for shows what left the exact set.
     let attention = BlockAttentionConfig { sink_tokens: 0, ..attentions().next().unwrap() };
     for device in devices() {
@@ -73,7 +75,7 @@ fn one_token_more_and_a_windowed_layer_retrieves_as_well() {
 
 #[test]
 fn global_layers_become_bsbr_beside_windowed_ones() {
-    let tokens = text(70, 2);
+    let tokens = text(LENGTH, 2);
     for attention in attentions() {
         for device in devices() {
             let model = retrieving(windowed([Some(INSIDE), None]), attention.clone(), &device);
@@ -92,10 +94,11 @@ fn global_layers_become_bsbr_beside_windowed_ones() {
 #[test]
 fn nothing_outside_a_window_is_read_whatever_is_retrieved() {
     // The window of the last token, the first of its chunk, begins with a block: one that it cut would be chosen or not by
-    // the mean of all its keys.
-    let window = 25;
-    let tokens = text(69, 3);
+    // the mean of all its keys. The first tokens of a text decide in which steps an index counts, so every key passes there.
+    let window = 2 * CHUNK + 1;
+    let tokens = text(3 * CHUNK + 1, 3);
     for attention in attentions() {
+        let attention = BlockAttentionConfig { threshold: 0.0, max_keys: 1000, ..attention };
         for device in devices() {
             let one = DecoderConfig { layers: 1, windows: vec![Some(window)], ..gemma_like() };
             let model = retrieving(one, attention.clone(), &device);
@@ -111,7 +114,7 @@ fn nothing_outside_a_window_is_read_whatever_is_retrieved() {
 
 #[test]
 fn layers_with_alibi_and_layers_without_positions_become_bsbr() {
-    let tokens = text(70, 4);
+    let tokens = text(LENGTH, 4);
     for decoder in [alibi(), without_positions()] {
         for attention in attentions() {
             for device in devices() {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval};
 use bsbr_model::{
-    DEPTHS, Decoder, DecoderConfig, LongConfig, LongTask, ModelError, Prompt, PromptMaker, RecallScores, RecallTask,
-    TextTokenizer, TurnScores, check_long, controls, default_lengths, evaluate_long, recall,
+    DEPTHS, Decoder, DecoderConfig, LongConfig, LongTask, ModelError, Prompt, PromptMaker, Recall, RecallScores,
+    RecallTask, TextTokenizer, TurnScores, check_long, controls, default_lengths, evaluate_long, recall,
 };
 use common::{argmax, gpt2_like, llama_like, logits, original};
 
@@ -24,7 +24,7 @@ fn tokenizer() -> (TextTokenizer, Vec<u32>) {
 }
 
 fn attention() -> BlockAttentionConfig {
-    BlockAttentionConfig { chunk_size: 32, block_size: 8, top_k: 2, exact_tokens: 0, ..Default::default() }
+    BlockAttentionConfig { chunk_size: 64, local_chunks: 0, max_keys: 20, exact_tokens: 0, ..Default::default() }
 }
 
 /// A random model that reads the tokens of the tokenizer.
@@ -171,10 +171,11 @@ fn answers_are_judged_as_whole_forward_passes_judge_them() {
     // One whose digits the model would say itself, the first at least.
     let scores = logits(&model, &[prompts[0].context.as_slice(), &prompts[0].turns[0].question].concat());
     prompts[0].turns[0].answer[0] = argmax(scores.last().expect("a token"));
-    let (found, bytes) = recall(&model, &prompts).expect("answers");
+    let Recall { scores: found, cache_bytes: bytes, reads } = recall(&model, &prompts).expect("answers");
     let mut cache = model.new_cache(&[420]).expect("a cache");
     model.hidden(&[prompts[0].context.clone()], &mut cache).expect("read");
     assert!(bytes >= cache.bytes() && bytes < 2 * cache.bytes(), "{bytes} of {}", cache.bytes());
+    assert!(reads.keys < reads.all && reads.capped > 0 && reads.capped <= reads.choices, "{reads:?}");
 
     let mut found = found.into_iter();
     for prompt in &prompts {
@@ -215,7 +216,7 @@ fn scores_are_shares_of_digits_and_of_whole_answers() {
 fn where_everything_is_read_the_conversion_is_the_original() {
     let (tokenizer, text) = tokenizer();
     let model = model(gpt2_like());
-    let all = BlockAttentionConfig { top_k: 1000, ..attention() };
+    let all = BlockAttentionConfig { threshold: 0.0, max_keys: 1000, ..attention() };
     let config = LongConfig { lengths: vec![300, 420], windows: 2, samples: 1, tasks: LongTask::ALL.to_vec() };
     let mut steps = Vec::new();
     let report = evaluate_long(&model, &all, &tokenizer, &text, config.clone(), |done, of| steps.push((done, of)))
@@ -227,7 +228,9 @@ fn where_everything_is_read_the_conversion_is_the_original() {
         let names: Vec<&str> = length.variants.iter().map(|variant| variant.name.as_str()).collect();
         assert_eq!(names, ["original", "converted", "control: far = none", "control: none"]);
         let [original, converted, _, none] = &length.variants[..] else { panic!("four variants") };
-        assert_eq!((original.keys_share, converted.keys_share, converted.summaries_share), (1.0, 1.0, 0.0));
+        // Every key is found by the index, and each is read once.
+        assert_eq!((original.keys_share, converted.keys_share, original.summaries_share), (1.0, 1.0, 0.0));
+        assert!(converted.summaries_share > 0.0 && converted.capped_share == 0.0, "{converted:?}");
         assert!(none.keys_share < 0.5 && none.cache_share < 1.0, "{none:?}");
         let (found, expected) = (converted.perplexity.as_ref().unwrap(), original.perplexity.as_ref().unwrap());
         assert!(expected.agreement.is_none() && expected.agreement_last_quarter.is_none());
@@ -258,7 +261,14 @@ fn controls_that_would_repeat_another_are_left_out() {
     assert_eq!(names(Retrieval::Blocks, Far::None), ["original", "converted", "control: none"]);
     assert_eq!(names(Retrieval::State, Far::Mean), ["original", "converted", "control: none"]);
     assert_eq!(names(Retrieval::None, Far::Mean), ["original", "converted"]);
-    let bounded = BlockAttentionConfig { retrieval: Retrieval::State, max_chunks: Some(4), ..attention() };
+    let bounded = BlockAttentionConfig {
+        retrieval: Retrieval::State,
+        kept_tokens: 9,
+        max_chunks: Some(4),
+        calibrated_states: true,
+        head_gates: true,
+        ..attention()
+    };
     assert!(controls(&bounded).iter().flat_map(|(_, attention)| attention).all(|a| a.validate().is_ok()));
 }
 

@@ -85,7 +85,7 @@ fn chunks_ask_with_their_first_token_and_blocks_answer_with_their_last() {
             chunk_size: 8,
             block_size: 4,
             local_chunks: 0,
-            top_k: 2,
+            meta_blocks: 2,
             selector: Selector::Meta,
             retrieval,
             exact_tokens: 0,
@@ -100,11 +100,12 @@ fn chunks_ask_with_their_first_token_and_blocks_answer_with_their_last() {
             let error = difference(&found, &put_together(&model, &tokens, &attention));
             assert!(error <= 1e-4, "{retrieval:?}: differs by {error}");
 
-            let by_mean_key = model.with_config(|config| {
-                config.attention = Some(BlockAttentionConfig { selector: Selector::MeanKey, ..attention.clone() });
-            });
-            let effect = difference(&found, &common::logits(&by_mean_key.unwrap(), &tokens));
-            assert!(effect > 0.01, "{retrieval:?}: the selector changes nothing");
+            let mut other = model.clone();
+            for block in &mut other.blocks {
+                std::mem::swap(&mut block.attention.meta_query, &mut block.attention.meta_key);
+            }
+            let effect = difference(&found, &common::logits(&other, &tokens));
+            assert!(effect > 0.01, "{retrieval:?}: the projections change nothing");
         }
     }
 }

@@ -12,18 +12,20 @@ use common::{
 };
 
 const TOLERANCE: f64 = 1e-4;
-const CHUNK: usize = 4;
+const CHUNK: usize = 64;
 /// Tokens of the local region of the last token of a chunk.
 const LOCAL: usize = 2 * CHUNK;
-const TRAINED: usize = 19;
+const TRAINED: usize = 147;
+/// A text that is twice past the trained length.
+const LONG: usize = 380;
 
 fn attention() -> BlockAttentionConfig {
     BlockAttentionConfig {
         chunk_size: CHUNK,
         local_chunks: 1,
         sink_tokens: 3,
-        block_size: 2,
-        top_k: 2,
+        max_keys: 20,
+        meta_blocks: 2,
         exact_tokens: 0,
         ..Default::default()
     }
@@ -31,7 +33,7 @@ fn attention() -> BlockAttentionConfig {
 
 /// Every far key is read exactly.
 fn reading_everything() -> BlockAttentionConfig {
-    BlockAttentionConfig { top_k: 1000, ..attention() }
+    BlockAttentionConfig { threshold: 0.0, max_keys: 1000, ..attention() }
 }
 
 fn grouping(decoder: DecoderConfig, attention: BlockAttentionConfig) -> ModelConfig {
@@ -62,7 +64,7 @@ fn far_keys_are_read_at_grouped_positions() {
         let config = grouping(decoder, reading_everything());
         let mut reference = Naive::new(&config);
         reference.standing = grouped;
-        let tokens = text(50, 1);
+        let tokens = text(LONG, 1);
         let expected = reference.logits(&tokens);
         let effect = difference(&Naive::new(&config).logits(&tokens), &expected);
         assert!(effect > 10.0 * TOLERANCE, "the policy changes nothing in {:?}", config.decoder);
@@ -97,7 +99,7 @@ fn grouped_positions_turn_by_the_frequencies_of_the_model() {
         reference.standing = grouped;
         reference.rotation.1 = factor;
         reference.rotation.0.iter_mut().for_each(|frequency| *frequency /= divisor);
-        let tokens = text(50, 2);
+        let tokens = text(LONG, 2);
         for device in devices() {
             let error = difference(&logits(&load(config.clone(), &device), &tokens), &reference.logits(&tokens));
             assert!(error <= TOLERANCE, "differs by {error}: {:?}", config.decoder);
@@ -129,16 +131,18 @@ fn going_on() -> Vec<Decoder> {
     for device in devices() {
         for decoder in [llama_like(), multi_query(), gemma_like()] {
             for (retrieval, far) in
-                [(Retrieval::None, Far::None), (Retrieval::Blocks, Far::Mean), (Retrieval::Blocks, Far::State)]
+                [(Retrieval::None, Far::None), (Retrieval::Blocks, Far::Mean), (Retrieval::Blocks, Far::None)]
             {
                 let attention = BlockAttentionConfig { retrieval, far, ..attention() };
                 models.push(load(grouping(decoder.clone(), attention), &device));
             }
         }
-        let meta = BlockAttentionConfig { selector: bsbr_attn::Selector::Meta, ..attention() };
-        let decoder = DecoderConfig { max_positions: TRAINED, ..llama_like() };
-        let model = retrieving(decoder, meta, &device);
-        models.push(model.with_config(|config| config.position_policy = PositionPolicy::Grouped).unwrap());
+        for far in [Far::Mean, Far::State] {
+            let meta = BlockAttentionConfig { selector: bsbr_attn::Selector::Meta, far, ..attention() };
+            let decoder = DecoderConfig { max_positions: TRAINED, ..llama_like() };
+            let model = retrieving(decoder, meta, &device);
+            models.push(model.with_config(|config| config.position_policy = PositionPolicy::Grouped).unwrap());
+        }
         let decoder = DecoderConfig { max_positions: TRAINED, ..gpt2_like() };
         for attention in [None, Some(attention())] {
             let position_policy = PositionPolicy::Slide;
@@ -151,10 +155,10 @@ fn going_on() -> Vec<Decoder> {
 
 #[test]
 fn any_split_of_a_long_text_reads_the_same() {
-    let tokens = text(70, 4);
+    let tokens = text(LONG, 4);
     for model in going_on() {
         let expected = logits(&model, &tokens);
-        for length in [1, 7, 19, 20, 33] {
+        for length in [1, 7, 64, TRAINED, TRAINED + 1] {
             let error = difference(&in_pieces(&model, &tokens, length), &expected);
             assert!(error <= TOLERANCE, "pieces of {length} differ by {error}: {:?}", model.config());
         }
@@ -163,10 +167,10 @@ fn any_split_of_a_long_text_reads_the_same() {
 
 #[test]
 fn no_token_of_a_long_text_changes_what_stands_before_it() {
-    let tokens = text(60, 5);
+    let tokens = text(LONG, 5);
     for model in going_on() {
         let before = logits(&model, &tokens);
-        for t in [0, 17, 18, 19, 20, 27, 28, 29, 30, 47, 59] {
+        for t in [0, 127, 128, TRAINED - 1, TRAINED, TRAINED + 1, 166, 167, 191, 192, 319, LONG - 1] {
             let mut changed = tokens.clone();
             changed[t] = (changed[t] + 1) % 40;
             let after = logits(&model, &changed);
@@ -178,14 +182,14 @@ fn no_token_of_a_long_text_changes_what_stands_before_it() {
 
 #[test]
 fn long_texts_of_a_batch_read_what_they_read_alone() {
-    let texts = [text(60, 6), text(9, 7), text(33, 8)];
+    let texts = [text(LONG, 6), text(9, 7), text(170, 8)];
     for model in going_on() {
-        let mut cache = model.new_cache(&[60, 9, 33]).unwrap();
+        let mut cache = model.new_cache(&[LONG, 9, 170]).unwrap();
         let together = rows(model.logits(model.hidden(&texts, &mut cache).unwrap()));
         let alone: Vec<Vec<f32>> = texts.iter().flat_map(|text| logits(&model, text)).collect();
         let error = difference(&together, &alone);
         assert!(error <= TOLERANCE, "differs by {error}: {:?}", model.config());
-        assert_eq!((0..3).map(|text| cache.length(text)).collect::<Vec<_>>(), [60, 9, 33]);
+        assert_eq!((0..3).map(|text| cache.length(text)).collect::<Vec<_>>(), [LONG, 9, 170]);
     }
 }
 
@@ -242,7 +246,7 @@ fn a_policy_that_makes_no_sense_is_refused() {
         refused(grouping(llama_like(), attention), &["retrieval", "blocks or none"]);
     }
     let far = BlockAttentionConfig { local_chunks: 4, ..attention() };
-    refused(grouping(llama_like(), far), &["chunk_size", "20", "19"]);
+    refused(grouping(llama_like(), far), &["chunk_size", "320", "147"]);
     let kept = ModelConfig { original_layers: vec![1], ..grouping(llama_like(), attention()) };
     refused(kept.clone(), &["layer 1", "full attention"]);
     let windowed = DecoderConfig { windows: vec![None, Some(8)], max_positions: TRAINED, ..llama_like() };

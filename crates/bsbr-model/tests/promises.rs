@@ -2,14 +2,14 @@
 
 mod common;
 
-use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector, index::SECTION};
 use bsbr_model::{Decoder, DecoderCache, DecoderConfig, PREFILL_PIECE, prefill};
 use common::{VOCABULARY, devices, difference, families, llama_like, logits, retrieving, rows, settings, text};
 use proptest::prelude::*;
 
 const TOLERANCE: f64 = 1e-4;
 
-/// Settings of every kind.
+/// Settings of every kind. An index has blocks of its own and chunks of whole sections; the others have small ones.
 fn attentions() -> impl Strategy<Value = BlockAttentionConfig> {
     let sizes = (prop::sample::select(vec![(4, 2), (8, 4), (8, 2), (6, 3)]), 0usize..=2, 0usize..=5);
     let kind = (
@@ -20,14 +20,20 @@ fn attentions() -> impl Strategy<Value = BlockAttentionConfig> {
             Retrieval::State,
             Retrieval::Additive,
         ]),
-        prop::sample::select(vec![Selector::MeanKey, Selector::Meta]),
+        prop::sample::select(vec![Selector::Index, Selector::Meta]),
         prop::sample::select(vec![Far::None, Far::Mean, Far::State]),
         1usize..=3,
         prop::option::of(1usize..=3),
     );
-    (sizes, kind).prop_map(|(((chunk_size, block_size), local_chunks, sink_tokens), kind)| {
-        let (retrieval, selector, far, top_k, max_chunks) = kind;
-        BlockAttentionConfig {
+    let index = (
+        prop::sample::select(vec![0.0, 1.0 / 2048.0, 1.0 / 64.0]),
+        prop::sample::select(vec![7usize, 1024]),
+        prop::sample::select(vec![0usize, 8192]),
+    );
+    (sizes, kind, index).prop_map(|(((chunk_size, block_size), local_chunks, sink_tokens), kind, index)| {
+        let (retrieval, selector, far, meta_blocks, max_chunks) = kind;
+        let (threshold, max_keys, fine_tokens) = index;
+        let settings = BlockAttentionConfig {
             chunk_size,
             block_size,
             local_chunks,
@@ -35,12 +41,26 @@ fn attentions() -> impl Strategy<Value = BlockAttentionConfig> {
             retrieval,
             selector,
             far,
-            top_k,
+            meta_blocks,
             max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
             exact_tokens: 0,
+            threshold,
+            max_keys,
+            fine_tokens,
+            max_sections: 1,
             ..Default::default()
+        };
+        if !settings.uses_index() {
+            return settings;
         }
+        let far = if far == Far::State { Far::Mean } else { far };
+        BlockAttentionConfig { chunk_size: SECTION, block_size: 16, local_chunks: local_chunks % 2, far, ..settings }
     })
+}
+
+/// A length that is `length` tokens for small chunks, and as much more for larger ones.
+fn stretched(attention: &BlockAttentionConfig, length: usize) -> usize {
+    if attention.uses_index() { 5 * length } else { length }
 }
 
 fn decoders() -> impl Strategy<Value = DecoderConfig> {
@@ -90,10 +110,20 @@ proptest! {
     }
 
     #[test]
-    fn retrieving_every_block_gives_the_logits_of_the_original(
+    fn retrieving_every_key_gives_the_logits_of_the_original(
         decoder in decoders(), attention in attentions(), seed in any::<u64>(), length in 1usize..=50,
     ) {
-        let attention = BlockAttentionConfig { retrieval: Retrieval::Blocks, top_k: 50, max_chunks: None, ..attention };
+        let attention = BlockAttentionConfig {
+            retrieval: Retrieval::Blocks,
+            meta_blocks: 50,
+            threshold: 0.0,
+            max_keys: 1024,
+            max_sections: 50,
+            max_chunks: None,
+            ..attention
+        };
+        prop_assume!(attention.validate().is_ok());
+        let length = stretched(&attention, length);
         let tokens = text(length, seed);
         for device in devices() {
             let model = retrieving(decoder.clone(), attention.clone(), &device);
@@ -107,7 +137,7 @@ proptest! {
         decoder in decoders(), attention in attentions(), seed in any::<u64>(), length in 1usize..=45,
         lengths in prop::collection::vec(1usize..=20, 1..6),
     ) {
-        let tokens = text(length, seed);
+        let tokens = text(stretched(&attention, length), seed);
         for device in devices() {
             let model = retrieving(decoder.clone(), attention.clone(), &device);
             let at_once = logits(&model, &tokens);
@@ -125,6 +155,7 @@ proptest! {
         calls in prop::collection::vec(prop::array::uniform4(0usize..=9), 0..5),
         first in prop::array::uniform4(1usize..=30),
     ) {
+        let first = first.map(|length| stretched(&attention, length));
         let calls: Vec<[usize; 4]> =
             std::iter::once(first).chain(calls.into_iter().filter(|call| call.iter().sum::<usize>() > 0)).collect();
         let length = |text: usize| calls.iter().map(|call| call[text]).sum::<usize>();
@@ -158,6 +189,7 @@ proptest! {
         decoder in decoders(), attention in attentions(), seed in any::<u64>(), length in 1usize..=40,
         change in 1u32..VOCABULARY as u32,
     ) {
+        let length = stretched(&attention, length);
         let tokens = text(length, seed);
         let chunk = attention.chunk_size;
         let borders = (0..length).step_by(chunk).flat_map(|start| [start.saturating_sub(1), start]);
@@ -178,9 +210,14 @@ proptest! {
     fn a_bounded_state_has_constant_bytes(
         decoder in decoders(), attention in attentions(), limit in 1usize..=3, seed in any::<u64>(),
     ) {
-        let chunk = attention.chunk_size;
-        let bounded =
-            BlockAttentionConfig { retrieval: Retrieval::State, max_chunks: Some(limit), ..attention.clone() };
+        let bounded = BlockAttentionConfig {
+            retrieval: Retrieval::State,
+            max_chunks: Some(limit),
+            chunk_size: 8,
+            block_size: 4,
+            ..attention.clone()
+        };
+        let chunk = bounded.chunk_size;
         let unbounded = BlockAttentionConfig { max_chunks: None, ..bounded.clone() };
         let tokens = text(25 * chunk, seed);
         for device in devices() {
@@ -211,12 +248,14 @@ fn in_steps(model: &Decoder, tokens: &[u32], length: usize, cache: &mut DecoderC
 fn a_long_prompt_read_in_prefill_pieces_has_the_same_last_logits() {
     let tokens = text(PREFILL_PIECE + 77, 9);
     for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
-        for selector in [Selector::MeanKey, Selector::Meta] {
+        for selector in [Selector::Index, Selector::Meta] {
+            let chunk_size = if selector == Selector::Meta { 48 } else { 192 }; // a piece ends inside a chunk
             let attention = BlockAttentionConfig {
                 retrieval,
                 selector,
-                chunk_size: 48, // a piece ends inside a chunk and a block
-                top_k: 4,
+                chunk_size,
+                meta_blocks: 4,
+                max_keys: 50,
                 exact_tokens: 0,
                 ..Default::default()
             };
@@ -234,15 +273,9 @@ fn a_long_prompt_read_in_prefill_pieces_has_the_same_last_logits() {
 
 #[test]
 fn layers_can_keep_the_original_attention() {
-    let attention = BlockAttentionConfig {
-        chunk_size: 4,
-        block_size: 2,
-        local_chunks: 0,
-        top_k: 1,
-        exact_tokens: 0,
-        ..Default::default()
-    };
-    let tokens = text(40, 3);
+    let attention =
+        BlockAttentionConfig { chunk_size: 64, local_chunks: 0, max_keys: 1, exact_tokens: 0, ..Default::default() };
+    let tokens = text(250, 3);
     for device in devices() {
         let model = retrieving(llama_like(), attention.clone(), &device);
         let keeping = |layers: &[usize]| {

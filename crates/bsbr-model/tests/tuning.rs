@@ -42,7 +42,7 @@ fn meta() -> BlockAttentionConfig {
     BlockAttentionConfig {
         retrieval: Retrieval::Blocks,
         selector: Selector::Meta,
-        top_k: 1,
+        meta_blocks: 1,
         exact_tokens: 0,
         max_chunks: None,
         ..states()
@@ -89,7 +89,8 @@ fn decoder_ups(decoder: &Decoder) -> Vec<Vec<f32>> {
 #[test]
 fn the_loss_of_every_layer_falls_whatever_the_kind_of_retrieval() {
     let none = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..states() };
-    let blocks = BlockAttentionConfig { selector: Selector::MeanKey, ..meta() };
+    let blocks =
+        BlockAttentionConfig { selector: Selector::Index, chunk_size: 64, local_chunks: 0, max_keys: 3, ..meta() };
     let additive = BlockAttentionConfig { retrieval: Retrieval::Additive, max_chunks: None, ..states() };
     for attention in [states(), kept(), none, blocks, additive, meta()] {
         for loss in [LayerLoss::All, LayerLoss::Far] {

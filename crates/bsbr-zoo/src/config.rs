@@ -93,12 +93,12 @@ impl Default for DecoderConfig {
             hopfield_steps: 2,
             hopfield_beta: 1.0,
             hopfield_learned: true,
+            // The smallest chunks an index has, so that the short texts of small models have something behind them.
             bsbr: BlockAttentionConfig {
-                chunk_size: 16,
-                local_chunks: 1,
+                chunk_size: 64,
+                local_chunks: 0,
                 sink_tokens: 4,
-                block_size: 4,
-                top_k: 8,
+                max_keys: 32,
                 exact_tokens: 0,
                 ..Default::default()
             },
@@ -153,7 +153,7 @@ impl DecoderConfig {
         }
         self.bsbr.validate()?;
         if self.bsbr.needs_meta() {
-            return fail("bsbr.selector", "meta".into(), "mean-key: the decoder has no meta projections");
+            return fail("bsbr.selector", "meta".into(), "index: the decoder has no meta projections");
         }
         if self.bsbr.needs_state_basis() {
             return fail("bsbr.calibrated_states", "true".into(), "false: the decoder has no calibrated basis");

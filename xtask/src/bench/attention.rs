@@ -6,13 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, attend};
+use bsbr_attn::index::SECTION;
+use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Kernel, Retrieved, attend};
 use burn::tensor::{DType, Device, Tensor, module::attention, ops::AttentionModuleOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Arm, DECODE_TOKENS, Phase, Subject,
     data::{Data, random},
+    glued::ModelRows,
     sync,
 };
 
@@ -56,11 +58,11 @@ impl Shape {
             (Arm::TorchOriginal, Phase::Prefill) => 3 * tokens,
             // Scores before and after masking, weights, and gradients of two of these.
             (Arm::TorchOriginal | Arm::Burn, Phase::Training) => 5 * tokens,
-            // A copy of the keys and values a token reads, the scores of these, of the local region and of blocks.
+            // The scores and masks of the keys a token may choose from, of the local region and of blocks.
             (Arm::BsbrPlain, Phase::Training) => {
-                let chosen = attention.top_k * attention.block_size;
-                let local = (attention.local_chunks + 1) * attention.chunk_size;
-                2 * chosen * self.head_dim + 4 * (chosen + local + tokens / attention.statistics_block())
+                let candidates = tokens.min(attention.fine_tokens.saturating_add(SECTION * attention.max_sections));
+                let local = attention.local_chunks.saturating_add(1).saturating_mul(attention.chunk_size).min(tokens);
+                5 * (candidates + local + tokens / attention.statistics_block())
             }
             _ => 0,
         };
@@ -81,7 +83,12 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub(crate) fn new(shape: &Shape, tokens: usize, device: &Device) -> Self {
+    /// Of a model where there are `rows` of one, else random ones.
+    pub(crate) fn new(shape: &Shape, rows: Option<&ModelRows>, tokens: usize, device: &Device) -> Self {
+        if let Some(rows) = rows {
+            let next = (tokens..tokens + DECODE_TOKENS).map(|at| rows.inputs(shape, &(at..at + 1), device));
+            return Self { text: rows.inputs(shape, &(0..tokens), device), next: next.collect() };
+        }
         let make = |tokens: usize, seed: u64| {
             [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| [shape.batch, heads, tokens, shape.head_dim]).map(
                 {
@@ -133,6 +140,8 @@ pub(crate) struct AttentionSubject {
     inputs: Rc<Inputs>,
     device: Device,
     decoding: Option<AttentionCache>,
+    /// What the index retrieved of the text, once asked.
+    retrieved: Option<Retrieved>,
     /// Keys and values repeated to the query heads, where burn's attention needs that.
     repeated: Option<[Tensor<4>; 2]>,
 }
@@ -149,7 +158,16 @@ impl AttentionSubject {
             let repeat = |rows: &Tensor<4>| repeat_heads(rows.clone(), shape.heads);
             [repeat(&inputs.text[1]), repeat(&inputs.text[2])]
         });
-        Self { arm, shape, attention: attention.clone(), inputs, device: device.clone(), decoding: None, repeated }
+        Self {
+            arm,
+            shape,
+            attention: attention.clone(),
+            inputs,
+            device: device.clone(),
+            decoding: None,
+            retrieved: None,
+            repeated,
+        }
     }
 
     /// Attention of the whole text, `[batch, heads, tokens, head_dim]`, and the time it took.
@@ -245,6 +263,22 @@ impl Subject for AttentionSubject {
     fn kept_bytes(&self) -> Option<u64> {
         self.decoding.as_ref().map(|cache| cache.bytes() as u64)
     }
+
+    /// One more run, which nothing times: whole texts are measured without a cache, and a cache counts.
+    fn retrieved(&mut self) -> Result<Option<Retrieved>> {
+        if !self.arm.is_bsbr() || !self.attention.uses_index() {
+            return Ok(None);
+        }
+        if self.retrieved.is_none() {
+            let Some(mut cache) = new_cache(self.arm, &self.shape, &self.attention, &self.device)? else {
+                return Ok(None);
+            };
+            let [query, keys, values] = self.inputs.text.clone();
+            cache.prefill(query, keys, values, None)?;
+            self.retrieved = Some(cache.retrieved());
+        }
+        Ok(self.retrieved)
+    }
 }
 
 /// burn's causal attention, of as many heads of keys and values as of queries.
@@ -293,9 +327,14 @@ mod tests {
             data: Data::Iid,
             seed: 3,
         };
-        let attention =
-            BlockAttentionConfig { chunk_size: 16, block_size: 4, top_k: 2, exact_tokens: 0, ..Default::default() };
-        let inputs = Rc::new(Inputs::new(&shape, 100, &Device::flex()));
+        let attention = BlockAttentionConfig {
+            chunk_size: 64,
+            local_chunks: 0,
+            max_keys: 5,
+            exact_tokens: 0,
+            ..Default::default()
+        };
+        let inputs = Rc::new(Inputs::new(&shape, None, 200, &Device::flex()));
         let gradients = |arm| {
             let subject = AttentionSubject::new(arm, shape, &attention, Rc::clone(&inputs), &Device::flex());
             subject.training().unwrap().0.map(|tensor| tensor.try_into_vec_as::<f32>().unwrap())
@@ -307,7 +346,7 @@ mod tests {
                 assert!(largest < 1e-4, "{} and {}: {largest}", arm.name(), other.name());
             }
         }
-        // Blocks that were not chosen count by their means alone.
+        // Keys that were not chosen count by their means alone.
         assert_ne!(gradients(Arm::Bsbr), gradients(Arm::Dense));
     }
 }

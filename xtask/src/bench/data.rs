@@ -1,4 +1,5 @@
-//! Queries, keys and values to measure on: random, the same on every machine and in every run.
+//! Queries, keys and values to measure on: the same on every machine and in every run. Those of a model are made in
+//! [`super::glued`], random ones here.
 //!
 //! In a model, neighbouring tokens have similar queries and keys: they choose much the same blocks, and a block's mean
 //! says something about its keys. Independent random rows have neither property. [`Data::Walk`] imitates it with a
@@ -22,13 +23,15 @@ pub(crate) const CORRELATION: f32 = 0.9;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Data {
-    /// Each row resembles the one before it, as in a model.
+    /// Random rows, each like the one before it, so that neighbours choose alike as they do in a model
     Walk,
-    /// Each row is independent of all others.
+    /// Random rows that are independent of each other
     Iid,
+    /// Those of the model as it reads the text, repeated for length, the keys of each repetition times 0.9 to 1
+    Model,
 }
 
-/// `[batch, heads, tokens, head_dim]`, a function of the arguments alone; heads differ.
+/// Random `[batch, heads, tokens, head_dim]`, a function of the arguments alone; heads differ.
 pub(crate) fn random(shape: [usize; 4], data: Data, seed: u64, device: &Device, dtype: DType) -> Tensor<4> {
     let [batch, heads, tokens, width] = shape;
     let mut numbers = vec![0.0_f32; batch * heads * tokens * width];
@@ -55,9 +58,14 @@ fn fill(rows: &mut [f32], width: usize, data: Data, seed: u64) {
         let new = normal.next();
         rows[at] = match data {
             Data::Walk if at >= width => CORRELATION * rows[at - width] + news * new,
-            Data::Walk | Data::Iid => new,
+            Data::Walk | Data::Iid | Data::Model => new,
         };
     }
+}
+
+/// A number from 0 to 1 that belongs to a seed.
+pub(crate) fn uniform(seed: u64) -> f64 {
+    (Normal::new(seed).bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Standard normal numbers: SplitMix64 and the transform of Box and Muller.

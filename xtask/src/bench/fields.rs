@@ -3,15 +3,17 @@
 use std::{path::PathBuf, rc::Rc};
 
 use anyhow::{Context, Result};
-use bsbr_attn::BlockAttentionConfig;
+use bsbr_attn::{BlockAttentionConfig, Retrieved};
 use bsbr_model::Decoder;
 use burn::tensor::{DType, Device};
 use serde_json::json;
 
 use super::{
     Arm, DECODE_TOKENS, Part, Phase, Subject,
-    arithmetic::{TRAINING, operations},
+    arithmetic::{Operations, TRAINING, operations},
     attention::{AttentionSubject, Inputs, Shape, difference},
+    data::Data,
+    glued::ModelRows,
     memory::{Memory, Of, Probe, measure},
     model::{self, ModelSubject, Quality, lengths},
     pytorch::{PythonSubject, Shared},
@@ -39,8 +41,8 @@ pub(crate) trait Field {
     /// An arm at the length entered.
     fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>>;
 
-    /// Operations of a run with a whole text.
-    fn operations(&self, _arm: Arm, _phase: Phase, _tokens: usize) -> Option<f64> {
+    /// Operations of a run with a whole text, for which an index retrieved what it says, or what is usual.
+    fn operations(&self, _arm: Arm, _phase: Phase, _tokens: usize, _found: Option<Retrieved>) -> Option<Operations> {
         None
     }
 
@@ -76,6 +78,8 @@ pub(crate) struct AttentionField {
     pub(crate) flags: Vec<String>,
     /// Memory of the machine, where known.
     pub(crate) machine_memory: Option<u64>,
+    /// Of a model, where the data is one's.
+    pub(crate) rows: Option<Rc<ModelRows>>,
     pub(crate) entered: Option<(usize, Rc<Inputs>)>,
 }
 
@@ -144,7 +148,7 @@ impl Field for AttentionField {
 
     fn enter(&mut self, tokens: usize) -> Result<()> {
         self.entered = None;
-        self.entered = Some((tokens, Rc::new(Inputs::new(&self.shape, tokens, &self.device))));
+        self.entered = Some((tokens, Rc::new(Inputs::new(&self.shape, self.rows.as_deref(), tokens, &self.device))));
         Ok(())
     }
 
@@ -158,12 +162,18 @@ impl Field for AttentionField {
         }
     }
 
-    fn operations(&self, arm: Arm, phase: Phase, tokens: usize) -> Option<f64> {
+    fn operations(&self, arm: Arm, phase: Phase, tokens: usize, found: Option<Retrieved>) -> Option<Operations> {
         let attention = arm.is_bsbr().then_some(&self.attention);
+        let kv_heads = (self.shape.batch * self.shape.kv_heads) as f64;
         let heads = (self.shape.batch * self.shape.heads) as f64;
+        let retrieved = found.map(|found| found.keys as f64 / kv_heads);
         // The original's n x n form computes what it then masks: there is no fair count of what it needs.
+        let one = || operations(attention, self.shape.head_dim, 0..tokens, retrieved);
+        // Choosing has no gradient.
         let times = if phase == Phase::Training { TRAINING } else { 1.0 };
-        (arm != Arm::TorchOriginal).then(|| times * heads * operations(attention, self.shape.head_dim, 0, tokens))
+        (arm != Arm::TorchOriginal)
+            .then(one)
+            .map(|Operations { float, integer }| Operations { float: times * heads * float, integer: heads * integer })
     }
 
     fn memory(&self, arm: Arm, phase: Phase, tokens: usize) -> Result<Memory> {
@@ -172,7 +182,9 @@ impl Field for AttentionField {
                 PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?
             }
             _ => {
-                let (attention, of) = (self.attention.clone(), Of::Shape(self.shape));
+                // What the rows are hardly matters here, and a process of its own does not have a model's.
+                let data = if self.shape.data == Data::Model { Data::Walk } else { self.shape.data };
+                let (attention, of) = (self.attention.clone(), Of::Shape(Shape { data, ..self.shape }));
                 measure("bench", &Probe { arm, attention, phase, tokens, of }, &self.flags)?
             }
         };

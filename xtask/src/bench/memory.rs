@@ -89,7 +89,7 @@ pub(crate) fn answer(probe: &str, device: &Device) -> Result<Peak> {
     match &probe.of {
         Of::Shape(shape) => {
             let subject = |tokens: usize| {
-                let inputs = Rc::new(Inputs::new(shape, tokens, device));
+                let inputs = Rc::new(Inputs::new(shape, None, tokens, device));
                 AttentionSubject::new(probe.arm, *shape, &probe.attention, inputs, device)
             };
             subject(FIRST_TOKENS.min(probe.tokens)).run(probe.phase)?;

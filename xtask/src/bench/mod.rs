@@ -10,6 +10,7 @@ pub(crate) mod budget;
 pub(crate) mod data;
 pub(crate) mod fields;
 pub(crate) mod gemm;
+pub(crate) mod glued;
 pub(crate) mod machine;
 pub(crate) mod measure;
 pub(crate) mod memory;
@@ -26,6 +27,7 @@ pub(crate) mod table;
 use std::time::Duration;
 
 use anyhow::Result;
+use bsbr_attn::Retrieved;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +137,11 @@ pub(crate) trait Subject {
     /// Bytes it keeps of the text for decoding, where it knows.
     fn kept_bytes(&self) -> Option<u64> {
         None
+    }
+
+    /// What an index retrieves for the tokens of the whole text, where there is one.
+    fn retrieved(&mut self) -> Result<Option<Retrieved>> {
+        Ok(None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a run of the bench came to: the content of its JSON.
 
-use bsbr_attn::BlockAttentionConfig;
+use bsbr_attn::{BlockAttentionConfig, Retrieved};
 use serde::Serialize;
 
 use super::{
@@ -50,8 +50,10 @@ pub(crate) struct Settings {
     /// Seconds the whole was to take at most.
     pub(crate) seconds: f64,
     pub(crate) shape: Shape,
-    /// Correlation of neighbouring tokens in the data of attention alone.
+    /// Correlation of neighbouring tokens in the random data of attention alone; 0 for data of a model.
     pub(crate) correlation: f32,
+    /// What the data of attention alone is, in words.
+    pub(crate) data: String,
     pub(crate) attention: BlockAttentionConfig,
     pub(crate) model: Option<String>,
     pub(crate) text: Option<String>,
@@ -70,6 +72,22 @@ impl GemmRate {
     pub(crate) fn new(seconds: Vec<f64>) -> Option<Self> {
         let median = Summary::of(&seconds)?.median;
         Some(Self { size: gemm::SIZE, seconds, gflop_per_second: gemm::OPERATIONS / median / 1e9 })
+    }
+}
+
+/// What an index retrieved for the tokens that had a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Keys {
+    /// Keys for a token and KV head, the mean.
+    pub(crate) mean: f64,
+    /// Share of the choices that `max_keys` cut.
+    pub(crate) capped: f64,
+}
+
+impl From<Retrieved> for Keys {
+    fn from(found: Retrieved) -> Self {
+        let choices = found.tokens.max(1) as f64;
+        Self { mean: found.keys as f64 / choices, capped: found.capped as f64 / choices }
     }
 }
 
@@ -101,8 +119,12 @@ pub(crate) struct Row {
     pub(crate) samples: Vec<f64>,
     pub(crate) seconds: Option<Summary>,
     pub(crate) tokens_per_second: Option<f64>,
-    /// Arithmetic of a run with a whole text.
+    /// Floating-point arithmetic of a run with a whole text.
     pub(crate) operations: Option<f64>,
+    /// Integer arithmetic of an index, which is not part of that.
+    pub(crate) integer_operations: Option<f64>,
+    /// What the index retrieved.
+    pub(crate) retrieved: Option<Keys>,
     /// Arithmetic in a second, as a share of that of matrix products between the same samples.
     pub(crate) share_of_gemm: Option<f64>,
     pub(crate) memory: Option<Memory>,
@@ -125,6 +147,8 @@ impl Row {
             seconds: None,
             tokens_per_second: None,
             operations: None,
+            integer_operations: None,
+            retrieved: None,
             share_of_gemm: None,
             memory: None,
             kept_bytes: None,

@@ -136,10 +136,11 @@ fn first_runs(field: &mut dyn Field, plan: &Plan<'_>, tokens: usize, pasts: &mut
 /// Seconds that an arm should take for a run with a whole text.
 fn expected_run(field: &dyn Field, arm: Arm, phase: Phase, past: &History, tokens: usize) -> f64 {
     if let (Arm::Bsbr, Some((last, seconds))) = (arm, past.last())
-        && let (Some(then), Some(now)) = (field.operations(arm, phase, last), field.operations(arm, phase, tokens))
+        && let (Some(then), Some(now)) =
+            (field.operations(arm, phase, last, None), field.operations(arm, phase, tokens, None))
     {
         // Fused, it takes what its arithmetic takes, and one disturbed sample says nothing about growth.
-        return MARGIN * seconds * now / then;
+        return MARGIN * seconds * now.time() / then.time();
     }
     // Attention to everything grows with the square of the text; the rest of a model, and retrieval, do not.
     let whole = field.part() == Part::Attention && !arm.is_bsbr();
@@ -307,12 +308,16 @@ impl Length<'_> {
         }
         let gemm = self.gemm.filter(|_| phase.takes_text());
         let samples = interleaved(&mut contenders, phase, gemm)?;
-        for (contender, result) in contenders.iter().zip(samples.arms) {
+        for (contender, result) in contenders.iter_mut().zip(samples.arms) {
             let Some(row) = rows.iter_mut().find(|row| row.arm.name() == contender.name) else { continue };
             match result {
                 Ok(seconds) => {
                     if phase.takes_text() {
-                        row.operations = self.field.operations(row.arm, phase, self.tokens);
+                        let found = contender.subject.retrieved()?;
+                        row.retrieved = found.map(Into::into);
+                        let operations = self.field.operations(row.arm, phase, self.tokens, found);
+                        row.operations = operations.map(|operations| operations.float);
+                        row.integer_operations = operations.map(|operations| operations.integer);
                     } else {
                         row.kept_bytes = contender.subject.kept_bytes();
                     }

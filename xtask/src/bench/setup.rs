@@ -2,13 +2,15 @@
 
 use std::{
     path::Path,
+    rc::Rc,
     time::{Instant, SystemTime},
 };
 
 use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::ModelSource;
-use burn::tensor::Device;
+use bsbr_model::Decoder;
+use burn::tensor::{DType, Device};
 
 use super::{
     Arm, Part, Phase,
@@ -16,6 +18,7 @@ use super::{
     budget::{Budget, Rounds},
     data::{CORRELATION, Data},
     fields::{AttentionField, Field, ModelField, Pythons},
+    glued::ModelRows,
     machine,
     pytorch::{Opponent, Python},
     report::{GemmRate, Report, SCHEMA, Settings, fits},
@@ -33,6 +36,9 @@ const LENGTHS: [&str; 3] = ["512..131072", "512..8192", "512..2048"];
 
 /// Longest text for which the outputs of arms are compared.
 const LONGEST_COMPARED: usize = 2048;
+
+/// Longest text that a model reads for the data of attention alone: it does so with full attention, and nothing of it is timed.
+const LONGEST_READ: usize = 8192;
 
 /// Share of the time that the built-in model may take where attention alone is measured as well.
 const BUILTIN_SHARE: f64 = 0.25;
@@ -59,13 +65,18 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     }
     let model = args.hub.resolve(&args.model.clone().unwrap_or_else(builtin::dir))?;
     let dir = model.dir.clone();
-    let source = (args.model.is_some() || parts.contains(&Part::Model)).then(|| open(&model)).transpose()?;
+    let reads = args.model.is_some() || parts.contains(&Part::Model) || args.data == Some(Data::Model);
+    let source = reads.then(|| open(&model)).transpose()?;
     let own = source.as_ref().and_then(|source| source.model_config().attention.clone());
     let attention = args.attention.resolve(own.as_ref())?.or(own).unwrap_or_default();
     if attention.needs_meta() && parts.contains(&Part::Attention) {
         bail!("--selector meta needs the projections of a model: add --part model");
     }
-    let shape = shape(args, source.as_ref())?;
+    let data = args.data.unwrap_or(if args.model.is_some() { Data::Model } else { Data::Walk });
+    if args.layers.is_some() && data != Data::Model {
+        bail!("--layers chooses layers of a model: add --data model or --model");
+    }
+    let shape = shape(args, data, source.as_ref())?;
 
     let threads = rayon::current_num_threads();
     let (pythons, opponent) = match args.against {
@@ -82,10 +93,29 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     };
     let flags: Vec<String> =
         [args.device.flags(), vec!["--threads".into(), threads.to_string()]].into_iter().flatten().collect();
+    let description = source.as_ref().map(ModelSource::description).unwrap_or_default();
+    let of_model = data == Data::Model && parts.contains(&Part::Attention);
+    let loaded = match source.filter(|_| of_model || parts.contains(&Part::Model)) {
+        Some(source) => Some(Loaded::new(args, source, &dir, &attention, &device)?),
+        None => None,
+    };
+    let attention_lengths = if parts.contains(&Part::Attention) { lengths(0)? } else { Vec::new() };
+    let rows = match &loaded {
+        Some(loaded) if of_model => {
+            let longest = attention_lengths.iter().copied().max().unwrap_or_default();
+            Some(Rc::new(loaded.rows(args, shape, longest)?))
+        }
+        _ => None,
+    };
+    let described = match (&rows, data) {
+        (Some(rows), _) => described(rows, &description, args),
+        (None, Data::Iid) => "on independent random rows".to_owned(),
+        (None, _) => format!("on random rows, neighbours correlated by {CORRELATION}"),
+    };
     let settings = Settings {
         device: args.device.name(),
         threads,
-        attention_lengths: if parts.contains(&Part::Attention) { lengths(0)? } else { Vec::new() },
+        attention_lengths,
         model_lengths: if parts.contains(&Part::Model) {
             lengths(if args.model.is_some() { 1 } else { 2 })?
         } else {
@@ -99,9 +129,10 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
         runs: args.runs,
         seconds: args.seconds,
         shape,
-        correlation: if args.data == Data::Walk { CORRELATION } else { 0.0 },
+        correlation: if data == Data::Walk { CORRELATION } else { 0.0 },
+        data: described,
         attention: attention.clone(),
-        model: source.as_ref().filter(|_| parts.contains(&Part::Model)).map(ModelSource::description),
+        model: parts.contains(&Part::Model).then_some(description),
         text: parts.contains(&Part::Model).then(|| match &args.text {
             Some(path) => path.display().to_string(),
             None => "built-in".into(),
@@ -115,12 +146,12 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
         pythons: pythons.clone(),
         flags: flags.clone(),
         machine_memory: machine::machine().memory_bytes,
+        rows,
         entered: None,
     });
-    let model = match source.filter(|_| parts.contains(&Part::Model)) {
-        Some(source) => Some(model_field(args, (source, &dir), &attention, &device, pythons, flags)?),
-        None => None,
-    };
+    let model = loaded
+        .filter(|_| parts.contains(&Part::Model))
+        .map(|loaded| model_field(args, (loaded, &dir), &attention, pythons, flags));
     Ok(Bench { args, device, started, settings, opponent, attention: field, model })
 }
 
@@ -130,13 +161,30 @@ fn arms(args: &Args, opposing: &[Arm]) -> Vec<Arm> {
     own.chain(opposing.iter().copied().filter(|_| args.against.is_some())).collect()
 }
 
-fn shape(args: &Args, source: Option<&ModelSource>) -> Result<Shape> {
-    let model = source.filter(|_| args.model.is_some()).map(|source| source.model_config().decoder.clone());
+/// What the data of attention alone is.
+fn described(rows: &ModelRows, model: &str, args: &Args) -> String {
+    let layers: Vec<String> = rows.layers().iter().map(usize::to_string).collect();
+    let text = args.text.as_ref().map_or_else(|| "the built-in text".to_owned(), |path| path.display().to_string());
+    let tokens = output::grouped(rows.tokens() as u64);
+    format!("on queries, keys and values of {model}, layers {}, reading {tokens} tokens of {text}", layers.join(", "))
+}
+
+fn shape(args: &Args, data: Data, source: Option<&ModelSource>) -> Result<Shape> {
+    let of_model = args.model.is_some() || data == Data::Model;
+    let model = source.filter(|_| of_model).map(|source| source.model_config().decoder.clone());
     let heads = args.heads.or(model.as_ref().map(|model| model.heads)).unwrap_or(12);
     let models = model.as_ref().filter(|_| args.heads.is_none()).map(|model| model.kv_heads);
     let kv_heads = args.kv_heads.or(models).unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         bail!("--kv-heads is {kv_heads}, expected a divisor of the {heads} heads");
+    }
+    if let (Data::Model, Some(asked), Some(model)) = (data, args.head_dim, &model)
+        && asked != model.head_dim
+    {
+        bail!(
+            "--head-dim is {asked}, but the heads of the model are {} wide: leave it out, or take --data walk",
+            model.head_dim
+        );
     }
     Ok(Shape {
         batch: args.batch,
@@ -145,22 +193,56 @@ fn shape(args: &Args, source: Option<&ModelSource>) -> Result<Shape> {
         head_dim: args.head_dim.or(model.map(|model| model.head_dim)).unwrap_or(64),
         dtype: args.dtype.into(),
         stored: args.cache.stored(args.dtype.into()),
-        data: args.data,
+        data,
         seed: args.seed,
     })
 }
 
+/// A model with its text.
+struct Loaded {
+    decoder: Decoder,
+    text: Vec<u32>,
+    converted: bool,
+    kv_bytes_per_token: u64,
+}
+
+impl Loaded {
+    fn new(
+        args: &Args,
+        source: ModelSource,
+        dir: &Path,
+        attention: &BlockAttentionConfig,
+        device: &Device,
+    ) -> Result<Self> {
+        let tokenizer = tokenizer(&source, dir)?;
+        let text = read_tokens(&tokenizer, args.text.as_deref().unwrap_or(&builtin::heldout()))?;
+        let (converted, kv_bytes_per_token) = (source.is_converted(), source.cache_bytes_per_token() as u64);
+        let decoder = load(source.with_attention(Some(attention.clone()))?, device)?;
+        let decoder = decoder.with_cache_type(args.cache.cache_dtype.into());
+        Ok(Self { decoder, text, converted, kv_bytes_per_token })
+    }
+
+    /// What some layers read of as much of the text as they were trained for and `longest` asks for.
+    fn rows(&self, args: &Args, shape: Shape, longest: usize) -> Result<ModelRows> {
+        let model = &self.decoder.config().decoder;
+        let tokens = self.text.len().min(model.max_positions).min(longest.clamp(1, LONGEST_READ));
+        let layers = args.layers.clone().unwrap_or_else(|| {
+            let count = (shape.batch * shape.kv_heads).div_ceil(model.kv_heads).min(model.layers);
+            (0..count).map(|nth| nth * model.layers / count).collect()
+        });
+        ModelRows::of(&self.decoder.clone().with_cache_type(DType::F32), &self.text[..tokens], &layers)
+    }
+}
+
 fn model_field(
     args: &Args,
-    (source, dir): (ModelSource, &Path),
+    (loaded, dir): (Loaded, &Path),
     attention: &BlockAttentionConfig,
-    device: &Device,
     pythons: Option<Pythons>,
     flags: Vec<String>,
-) -> Result<ModelField> {
-    let tokenizer = tokenizer(&source, dir)?;
-    let text = read_tokens(&tokenizer, args.text.as_deref().unwrap_or(&builtin::heldout()))?;
-    let opposing: &[Arm] = if source.is_converted() {
+) -> ModelField {
+    let Loaded { decoder, text, converted, kv_bytes_per_token } = loaded;
+    let opposing: &[Arm] = if converted {
         if args.against.is_some() {
             output::note(&format!("{} is a converted model: transformers cannot run it", dir.display()));
         }
@@ -175,10 +257,7 @@ fn model_field(
     };
     let mut arms = arms(args, opposing);
     arms.retain(|&arm| arm != Arm::Burn);
-    let kv_bytes_per_token = source.cache_bytes_per_token() as u64;
-    let decoder = load(source.with_attention(Some(attention.clone()))?, device)?;
-    let decoder = decoder.with_cache_type(args.cache.cache_dtype.into());
-    Ok(ModelField {
+    ModelField {
         decoder,
         dir: dir.to_owned(),
         attention: attention.clone(),
@@ -191,7 +270,7 @@ fn model_field(
         pythons,
         flags,
         entered: 0,
-    })
+    }
 }
 
 impl Bench<'_> {

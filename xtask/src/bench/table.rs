@@ -71,12 +71,13 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
         Part::Attention => {
             let shape = &report.settings.shape;
             format!(
-                "Attention alone, batch {}, {} heads on {} KV heads of {}, {}",
+                "Attention alone, batch {}, {} heads on {} KV heads of {}, {}, {}",
                 shape.batch,
                 shape.heads,
                 shape.kv_heads,
                 shape.head_dim,
-                name(shape.dtype)
+                name(shape.dtype),
+                report.settings.data
             )
         }
         Part::Model => {
@@ -104,7 +105,7 @@ fn name(dtype: DType) -> String {
 /// A table, without the columns that nothing is known for.
 fn section(rows: &[&Row]) -> String {
     type Column = (&'static str, fn(&Row, &[&Row]) -> String);
-    let columns: [Column; 18] = [
+    let columns: [Column; 19] = [
         ("arm", |row, _| row.arm.name().to_owned()),
         ("tokens", |row, _| grouped(row.tokens as u64)),
         ("median", |row, _| row.seconds.map_or_else(|| "left out".into(), |s| duration(s.median))),
@@ -123,6 +124,7 @@ fn section(rows: &[&Row]) -> String {
             |row, rows| if row.phase == Phase::Training { against(row, rows, Arm::Burn) } else { String::new() },
         ),
         ("of gemm", |row, _| row.share_of_gemm.map_or_else(String::new, percent)),
+        ("keys chosen", |row, _| row.retrieved.map_or_else(String::new, |keys| format!("{:.1}", keys.mean))),
         ("extra memory", |row, _| row.memory.map_or_else(String::new, |memory| bytes(memory.extra_bytes))),
         ("of burn's", of_burns_memory),
         ("of K and V", |row, _| row.memory.map_or_else(String::new, |memory| percent(memory.share_of_kv()))),

@@ -106,9 +106,12 @@ pub(crate) struct Args {
     pub(crate) dtype: Dtype,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
-    /// Random rows: independent, or a walk along the text, so that neighbours choose alike as they do in a model
-    #[arg(long, value_enum, default_value_t = Data::Walk, help_heading = "Attention alone")]
-    pub(crate) data: Data,
+    /// Where queries, keys and values come from [default: model with --model, else walk]
+    #[arg(long, value_enum, help_heading = "Attention alone")]
+    pub(crate) data: Option<Data>,
+    /// Layers of the model whose heads are taken, with --data model [default: spread over all of them]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = "Attention alone")]
+    pub(crate) layers: Option<Vec<usize>>,
     /// Start of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attention alone")]
     pub(crate) seed: u64,

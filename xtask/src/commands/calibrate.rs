@@ -6,11 +6,13 @@ use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
 use bsbr_model::{
-    FarLayer, MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_far, calibrate_meta,
-    calibrate_states, has_far_shift,
+    FarLayer, IndexCalibration, IndexCalibrationConfig, IndexSettings, IndexTrial, MetaCalibrationConfig, MetaLayer,
+    StateCalibrationConfig, StateLayer, calibrate_far, calibrate_index, calibrate_meta, calibrate_states,
+    has_far_shift, has_index,
 };
 
 use crate::{
+    CheckFailed,
     args::check_output_dir,
     device::DeviceArgs,
     model::LocalModel,
@@ -43,6 +45,10 @@ pub(crate) struct Args {
     /// Tokens of a window [default: 2048, for the far part alone 8192, or what the model was trained on if that is less]
     #[arg(long, value_name = "N")]
     window: Option<usize>,
+    /// Search the index as well: the cheapest threshold, most keys and channels, then a threshold for each layer, that keep
+    /// the scores within a mean KL of X nats of the original's, as `eval` reports it; exit code 1 where held-out windows show that none does
+    #[arg(long, value_name = "X")]
+    target_kl: Option<f64>,
     /// Where to write the calibrated model; it replaces the model when absent
     #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
@@ -74,11 +80,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let (has_meta, has_states) = (any(BlockAttentionConfig::needs_meta), any(BlockAttentionConfig::needs_states));
     let has_far = any(has_far_shift);
-    if !has_meta && !has_states && !has_far {
+    if !has_meta && !has_states && !has_far && args.target_kl.is_none() {
         bail!(
             "{shown} has nothing to calibrate: under its settings every weight is one of the original model, and they are \
              meant to be used as they are. What can be calibrated are how much blocks count that are not retrieved (convert with \
              --far mean), meta projections (--selector meta) and the compression of states (--retrieval state)"
+        );
+    }
+    if args.target_kl.is_some() && !any(has_index) {
+        bail!(
+            "--target-kl searches settings of an index, and {shown} has none: convert with --retrieval blocks --selector index"
         );
     }
     let tokenizer = tokenizer(&source, &args.model)?;
@@ -101,9 +112,28 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let far = has_far
         .then(|| calibrate_far(&decoder, &tokens, window, |done, total| progress.set(done as u64, total as u64)))
         .transpose()?;
+    let configured = states.as_ref().map(|states| states.configured(&config));
+    let configured = far.as_ref().map(|far| far.configured(configured.as_ref().unwrap_or(&config))).or(configured);
+    let index = match args.target_kl {
+        Some(target_kl) => {
+            let settings = IndexCalibrationConfig { target_kl, window, windows };
+            let shifted = decoder.with_config(|own| {
+                if let Some(configured) = &configured {
+                    own.clone_from(configured);
+                }
+            })?;
+            Some(calibrate_index(&shifted, &tokens, settings, |done, total| progress.set(done as u64, total as u64))?)
+        }
+        None => None,
+    };
     drop(progress);
-    let fitted = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows)).unwrap_or(1);
+    if let Some(index) = index.as_ref().filter(|index| !index.met) {
+        return Err(CheckFailed(missed(index)).into());
+    }
+    let of_others = meta.as_ref().map(|meta| meta.windows).or(states.as_ref().map(|states| states.windows));
+    let fitted = index.as_ref().map(|index| index.windows).or(of_others).unwrap_or(1);
     let held_out = meta.as_ref().map_or(usize::from(has_far), |meta| meta.held_out);
+    let held_out = index.as_ref().map_or(held_out, |index| index.held_out);
     let seconds = started.elapsed().as_secs_f64();
     let recorded = RecordedCalibration {
         text_sha256: sha256(&args.text)?,
@@ -113,11 +143,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         meta: meta.as_ref().map_or_else(Vec::new, |meta| meta.layers.clone()),
         states: states.as_ref().map_or_else(Vec::new, |states| states.layers.clone()),
         far: far.as_ref().map_or_else(Vec::new, |far| far.layers.clone()),
+        index: index.clone(),
     };
     let mut weights = meta.as_ref().map_or_else(|| Ok(Vec::new()), |meta| meta.weights())?;
     weights.extend(states.iter().flat_map(|states| states.weights()));
-    let configured = states.as_ref().map(|states| states.configured(&config));
-    let configured = far.as_ref().map(|far| far.configured(configured.as_ref().unwrap_or(&config))).or(configured);
+    let configured =
+        index.as_ref().map(|index| index.configured(configured.as_ref().unwrap_or(&config))).or(configured);
     let calibrated = Calibrated { config: configured.as_ref(), weights: &weights, calibration: recorded.clone() };
     let output_dir = args.output_dir.unwrap_or_else(|| args.model.clone());
     let mut bar = Progress::new("writing");
@@ -141,6 +172,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             if !recorded.far.is_empty() {
                 tables.push(far_table(&recorded.far));
             }
+            if let Some(index) = &recorded.index {
+                tables.push(index_table(index));
+            }
             output::result(&format!("{head}\n{}", tables.join("\n")))
         }
         Format::Json => {
@@ -160,6 +194,55 @@ fn state_table(layers: &[StateLayer]) -> String {
     let mut rows: Vec<Vec<String>> = layers.iter().map(row).collect();
     rows.push(vec!["mean".to_owned(), percent(mean)]);
     output::table(&["layer", "of the states in a quarter of the directions"], &rows)
+}
+
+/// Why nothing is written.
+fn missed(index: &IndexCalibration) -> String {
+    format!(
+        "no settings of the index keep a KL of {} on held-out windows: the nearest have {:.5} there and {:.5} where they were \
+         searched ({}); nothing was written. Allow more, or give the index more to work with, as --exact-tokens and --local-chunks of \
+         `convert` do",
+        index.target_kl,
+        index.held_out_kl,
+        index.found.kl,
+        settings(index.found.settings)
+    )
+}
+
+fn settings(settings: IndexSettings) -> String {
+    format!(
+        "threshold {}, max_keys {}, index_channels {}",
+        settings.threshold, settings.max_keys, settings.index_channels
+    )
+}
+
+/// A line for each trial, and what was found.
+fn index_table(index: &IndexCalibration) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let row = |trial: &IndexTrial| {
+        let IndexSettings { threshold, max_keys, index_channels } = trial.settings;
+        vec![
+            format!("1/{:.0}", 1.0 / threshold),
+            max_keys.to_string(),
+            index_channels.to_string(),
+            format!("{:.5}", trial.kl),
+            percent(trial.keys_share),
+            percent(trial.cost),
+        ]
+    };
+    let rows: Vec<Vec<String>> = index.trials.iter().map(row).collect();
+    let own = index.threshold_factors.iter().filter(|factor| **factor != 1.0).count();
+    let layers = match own {
+        0 => "the same in every layer".to_owned(),
+        own => format!("{own} layers with a threshold of their own"),
+    };
+    format!(
+        "{}\nfound: {}, {layers}; KL {:.5} on held-out windows, within {}\n",
+        output::table(&["threshold", "most keys", "channels", "KL", "keys read", "cost"], &rows),
+        settings(index.found.settings),
+        index.held_out_kl,
+        index.target_kl
+    )
 }
 
 /// A line for each layer, and one for all.

@@ -24,7 +24,7 @@ pub(crate) fn families(report: &Report) -> String {
     let Some(first) = report.families.first() else { return String::new() };
     let state = format!("state at {} tokens", grouped(first.state_tokens as u64));
     let rows: Vec<Vec<String>> = report.families.iter().map(family).collect();
-    let names = ["family", "parameters", "of standard", &state, "keys read exactly", "reads"];
+    let names = ["family", "parameters", "of standard", &state, "keys read exactly, at most", "reads"];
     let originals: Vec<Vec<String>> = report.families.iter().filter_map(beside_original).collect();
     let beside = match originals.as_slice() {
         [] => String::new(),
@@ -73,8 +73,8 @@ fn reads(about: &About) -> String {
         Family::Bsbr => {
             let a = &config.bsbr;
             format!(
-                "own chunk of {} and {} before, {} sinks, {} blocks of {}",
-                a.chunk_size, a.local_chunks, a.sink_tokens, a.top_k, a.block_size
+                "own chunk of {} and {} before, {} sinks, at most {} keys by an index",
+                a.chunk_size, a.local_chunks, a.sink_tokens, a.max_keys
             )
         }
         Family::Linear | Family::Delta => {

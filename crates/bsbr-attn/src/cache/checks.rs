@@ -1,6 +1,6 @@
 //! Inputs that do not fit a cache.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{AttentionCache, CacheConfig, Meta};
 use crate::{AttentionError, BlockAttentionConfig};
@@ -16,7 +16,8 @@ impl AttentionCache {
     ) -> Result<(), AttentionError> {
         let CacheConfig { batch, heads, head_dim, .. } = self.config;
         check_shape("query", query, [batch, heads, keys.dims()[2], head_dim])?;
-        self.check_rows(keys, values, meta)
+        self.check_rows(keys, values, meta)?;
+        self.check_kind("query", query, false)
     }
 
     pub(super) fn check_rows(
@@ -36,6 +37,8 @@ impl AttentionCache {
         }
         check_shape("keys", keys, [batch, kv_heads, tokens, head_dim])?;
         check_shape("values", values, [batch, kv_heads, tokens, head_dim])?;
+        self.check_kind("keys", keys, true)?;
+        self.check_kind("values", values, true)?;
         if !self.has_basis && self.config.attention.as_ref().is_some_and(BlockAttentionConfig::needs_state_basis) {
             let problem = "calibrated_states needs a basis for the states, none was given: see with_state_basis";
             return Err(AttentionError::Input(problem.into()));
@@ -48,7 +51,8 @@ impl AttentionCache {
         match meta {
             Some(meta) if wanted => {
                 let check = |tensor, found: &Option<Tensor<4>>, count| match found {
-                    Some(found) => check_shape(tensor, found, [batch, heads, count, head_dim]),
+                    Some(found) => check_shape(tensor, found, [batch, heads, count, head_dim])
+                        .and_then(|()| self.check_kind(tensor, found, true)),
                     None if count == 0 => Ok(()),
                     None => Err(AttentionError::Input(format!("`{tensor}` is missing, expected {count} tokens"))),
                 };
@@ -61,6 +65,24 @@ impl AttentionCache {
             )),
             None => Err(AttentionError::Input("selector = meta needs meta queries and keys, none were given".into())),
         }
+    }
+}
+
+impl AttentionCache {
+    /// Type and device of an input; `or_narrower` where f16 and bf16 will do as well.
+    fn check_kind(&self, tensor: &'static str, found: &Tensor<4>, or_narrower: bool) -> Result<(), AttentionError> {
+        let dtype = self.config.dtype;
+        let narrower = or_narrower && matches!(found.dtype(), DType::F16 | DType::BF16);
+        if found.dtype() != dtype && !narrower {
+            let expected = if or_narrower { format!("{dtype:?}, F16 or BF16") } else { format!("{dtype:?}") };
+            return Err(AttentionError::Type { tensor, expected, found: format!("{:?}", found.dtype()) });
+        }
+        let (here, device) = (self.keys.device(), found.device());
+        if device != here {
+            let (expected, found) = (format!("{here:?}"), format!("{device:?}"));
+            return Err(AttentionError::Device { tensor, expected, found });
+        }
+        Ok(())
     }
 }
 

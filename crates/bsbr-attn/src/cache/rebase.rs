@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{AttentionCache, CacheConfig, Meta};
+use super::{AttentionCache, CacheConfig, IndexState, Meta};
 use crate::{
     AttentionError, BlockAttentionConfig, FarPositions,
     buffer::{RowBuffer, copied},
@@ -82,7 +82,8 @@ impl AttentionCache {
         if stage.group == 1 || before == Some(stage) {
             return;
         }
-        let CacheConfig { batch, kv_heads, head_dim, dtype, .. } = self.config;
+        let CacheConfig { batch, kv_heads, head_dim, .. } = self.config;
+        let dtype = self.config.computed();
         match &mut self.near {
             Some(near) => near.stage = stage,
             None => {
@@ -99,7 +100,10 @@ impl AttentionCache {
         if let Some((keys, values)) = self.sinks.take() {
             self.sinks = Some((copied(positions.turn_keys(keys, 0, before, stage)), values));
         }
-        self.coarse_means.clear();
+        match &mut self.index {
+            Some(IndexState::Plain(index)) => index.forget(),
+            None => {}
+        }
         if let Some(statistics) = &mut self.statistics {
             let mut meta_keys = statistics.clear();
             meta_keys.append(&mut self.pending_meta_keys);

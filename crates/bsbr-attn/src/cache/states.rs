@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use super::{AttentionCache, CacheConfig};
 use crate::{
     AttentionError, BlockAttentionConfig, Retrieval,
+    buffer::in_type,
     compress::Compression,
     statistics::{Kept, Sizes, Statistics},
 };
@@ -32,6 +33,7 @@ impl AttentionCache {
             let problem = if used { "a basis must be given before the first token" } else { "no state uses a basis" };
             return Err(AttentionError::Input(problem.into()));
         }
+        let basis = in_type(basis, self.config.computed());
         self.statistics = new_statistics(&self.config, Some(basis.clone()), &basis.device());
         self.has_basis = true;
         Ok(self)
@@ -53,21 +55,24 @@ impl AttentionCache {
             let problem = if used { "gates must be given before the first token" } else { "no head has a gate" };
             return Err(AttentionError::Input(problem.into()));
         }
-        self.gates = Some(gates);
+        self.gates = Some(in_type(gates, self.config.computed()));
         Ok(self)
     }
 }
 
 /// Empty statistics where the settings keep any, compressed along `basis` where there is one.
 pub(super) fn new_statistics(config: &CacheConfig, basis: Option<Tensor<3>>, device: &Device) -> Option<Statistics> {
-    let attention = config.attention.as_ref().filter(|attention| attention.retrieval != Retrieval::None)?;
-    let CacheConfig { batch, heads, kv_heads, head_dim, dtype, options, .. } = *config;
+    let attention = config
+        .attention
+        .as_ref()
+        .filter(|attention| attention.retrieval != Retrieval::None && !attention.uses_index())?;
+    let CacheConfig { batch, heads, kv_heads, head_dim, options, .. } = *config;
+    let dtype = config.computed();
     let compression = Compression::new(attention.compression_factor);
     let kept = Kept {
         state: attention.needs_states(),
         covariance: attention.needs_covariance(),
         meta_key: attention.needs_meta(),
-        radius: attention.needs_radii(),
         places: attention.kept_tokens > 0 && (options.window.is_some() || options.alibi.is_some()),
         // One more than are kept, until they are merged.
         room: attention.max_chunks.map_or(1, |limit| limit.saturating_add(1).min(MOST_ROOM)),

@@ -7,17 +7,14 @@ pub(crate) mod whole;
 
 use bsbr_kernels::{
     Heads, Stored,
-    attention::{
-        BlockInput, BlockOptions, Blocks, CausalOptions, Coarse, Near, RunMeans, Sinks, block_attention, block_means,
-        block_radii, causal_attention,
-    },
+    attention::{BlockInput, BlockOptions, CausalOptions, Near, Sinks, block_attention, causal_attention},
 };
 use burn::{
     backend::{BackendTypes, Flex},
     tensor::{DType, Device, Tensor, TensorData, bf16, f16},
 };
 
-use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, Selector};
+use crate::{AttentionOptions, BlockAttentionConfig, Retrieval};
 
 /// The memory of a tensor with rows of neighbouring numbers.
 pub(crate) struct Memory(<Flex as BackendTypes>::FloatTensorPrimitive);
@@ -79,30 +76,15 @@ fn tensor(numbers: Vec<f32>, shape: [usize; 4]) -> Tensor<4> {
 
 /// Whether the loops cover these settings.
 pub(crate) fn covers(attention: &BlockAttentionConfig) -> bool {
-    match attention.retrieval {
-        Retrieval::None => true,
-        Retrieval::Blocks => attention.selector == Selector::MeanKey && attention.far != Far::State,
-        Retrieval::State | Retrieval::Additive => false,
-    }
+    attention.retrieval == Retrieval::None
 }
 
 fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
-    let blocks = Blocks {
-        size: attention.block_size,
-        top_k: attention.top_k,
-        exact_tokens: attention.exact_tokens,
-        coarse: (attention.coarse().into_iter())
-            .map(|level| Coarse { size: level.size, beyond: level.beyond, opened: level.opened })
-            .collect(),
-        reach: if attention.needs_radii() { attention.reach as f32 } else { 0.0 },
-        far: attention.far != Far::None,
-        far_shift: attention.far_shift as f32,
-    };
     BlockOptions {
         chunk_size: attention.chunk_size,
         local_chunks: attention.local_chunks,
         sink_tokens: attention.sink_tokens,
-        blocks: (attention.retrieval == Retrieval::Blocks).then_some(blocks),
+        blocks: None,
     }
 }
 
@@ -131,15 +113,6 @@ pub(crate) fn full_causal(
     Some(tensor(output, shape))
 }
 
-/// What stands for runs of one size.
-pub(crate) struct Means {
-    /// Mean keys and mean values, `[batch, kv_heads, runs, head_dim]`.
-    pub(crate) keys: Tensor<4>,
-    pub(crate) values: Tensor<4>,
-    /// Radii of the keys, where the settings have a reach.
-    pub(crate) radii: Option<Tensor<4>>,
-}
-
 /// Everything the last queries of a sequence may read.
 pub(crate) struct Rows<'a> {
     /// Keys and values `[batch, kv_heads, rows, head_dim]` from position `first` up to the last query.
@@ -148,8 +121,6 @@ pub(crate) struct Rows<'a> {
     pub(crate) first: usize,
     /// Keys and values of the sinks where the rows do not reach back to them.
     pub(crate) sinks: Option<&'a (Tensor<4>, Tensor<4>)>,
-    /// What stands for blocks and longer runs before the local region of the last query, from the first token on.
-    pub(crate) means: Vec<Means>,
     /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
     /// to the last query.
     pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
@@ -169,17 +140,6 @@ pub(crate) fn blocks(
         Some((keys, values)) => Some((Memory::new(keys)?, Memory::new(values)?)),
         None => None,
     };
-    let memory = |means: &Means| {
-        let radii = means.radii.as_ref().map(Memory::new);
-        Some((Memory::new(&means.keys)?, Memory::new(&means.values)?, radii.flatten()))
-    };
-    let means = rows.means.iter().map(memory).collect::<Option<Vec<_>>>()?;
-    let means: Vec<RunMeans<'_>> = (means.iter())
-        .map(|(keys, values, radii)| {
-            let radii = radii.as_ref().map(Memory::heads);
-            RunMeans { keys: keys.heads(), values: values.heads(), radii }
-        })
-        .collect();
     let near = match &rows.near {
         Some((query, keys, first)) => Some((Memory::new(query)?, Memory::new(keys)?, *first)),
         None => None,
@@ -191,7 +151,7 @@ pub(crate) fn blocks(
         values: values.heads(),
         first: rows.first,
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads().into(), values: values.heads().into() }),
-        means: &means,
+        means: &[],
         near: near.as_ref().map(|(query, keys, first)| Near {
             query: query.heads(),
             keys: keys.heads(),
@@ -199,43 +159,4 @@ pub(crate) fn blocks(
         }),
     };
     Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
-}
-
-/// Mean rows of the blocks `blocks` of `block` rows, positions before `sinks` left out: `[batch, heads, blocks, width]`. The
-/// first row stands at position 0.
-pub(crate) fn means(rows: &Tensor<4>, block: usize, sinks: usize, blocks: std::ops::Range<usize>) -> Option<Tensor<4>> {
-    let [batch, heads, _, width] = rows.dims();
-    let rows = StoredMemory::new(rows)?;
-    let count = blocks.len();
-    Some(tensor(block_means(rows.heads(), 0, block, sinks, blocks), [batch, heads, count, width]))
-}
-
-/// Radii of the keys of the blocks `blocks` about their `means`; arguments and shape as [`means`].
-pub(crate) fn radii(
-    rows: &Tensor<4>,
-    means: &Tensor<4>,
-    block: usize,
-    sinks: usize,
-    blocks: std::ops::Range<usize>,
-) -> Option<Tensor<4>> {
-    let shape = means.dims();
-    let (rows, means) = (StoredMemory::new(rows)?, Memory::new(means)?);
-    Some(tensor(block_radii(rows.heads(), means.heads(), 0, block, sinks, blocks), shape))
-}
-
-/// Radii of the keys of the runs `runs` of `size` tokens about their `means`, from means and radii of all blocks:
-/// `[batch, heads, runs, width]`.
-pub(crate) fn run_radii(
-    means: &Tensor<4>,
-    of_blocks: &(Tensor<4>, Tensor<4>),
-    attention: &BlockAttentionConfig,
-    size: usize,
-    runs: std::ops::Range<usize>,
-) -> Option<Tensor<4>> {
-    let shape = means.dims();
-    let (means, block_means, radii) = (Memory::new(means)?, Memory::new(&of_blocks.0)?, Memory::new(&of_blocks.1)?);
-    let (block, sinks) = (attention.block_size, attention.sink_tokens);
-    let of_blocks = (block_means.heads(), radii.heads());
-    let radii = bsbr_kernels::attention::run_radii(means.heads(), of_blocks, block, size / block, sinks, runs);
-    Some(tensor(radii, shape))
 }

@@ -4,8 +4,8 @@
 use bsbr_kernels::{
     Heads,
     attention::{
-        BlockInput, CausalOptions, Forward, RunMeans, block_attention_backward, block_attention_into, block_means,
-        block_radii, causal_attention, causal_attention_backward, run_radii,
+        BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, causal_attention,
+        causal_attention_backward,
     },
 };
 use burn::{
@@ -23,7 +23,7 @@ use burn::{
 };
 
 use super::{Memory, block_options, causal_options};
-use crate::{AttentionOptions, BlockAttentionConfig, Retrieval};
+use crate::{AttentionOptions, BlockAttentionConfig};
 
 /// What to compute.
 #[derive(Debug, Clone)]
@@ -80,8 +80,7 @@ pub(crate) fn attend(
     Some(Tensor::from_dispatch(output))
 }
 
-/// Rows of queries that go through the kernel together. The means of blocks are made for as many heads at a time as that
-/// takes, and not kept.
+/// Rows of queries that go through the kernel together.
 const ROWS_TOGETHER: usize = 1 << 13;
 
 /// The output and the logarithms of the denominators.
@@ -89,7 +88,7 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
     let [batch, heads, tokens, width] = query.dims();
     let options = causal_options(&problem.options, heads);
-    let retrieving = problem.attention.as_ref().filter(|attention| !attention.reads_everything(tokens));
+    let retrieving = problem.attention.as_ref().filter(|attention| tokens > attention.local_tokens());
     let Some(attention) = retrieving else { return causal_attention(query, keys, values, &options) };
     let kv_heads = keys.dims()[1];
     let group = heads / kv_heads;
@@ -103,9 +102,7 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
             let slopes = options.slopes.as_ref().map(|slopes| slopes[some_queries.clone()].to_vec());
             let options = CausalOptions { slopes, ..options.clone() };
             let (keys, values) = (keys.some_heads(row, some.clone()), values.some_heads(row, some));
-            let means = mean_rows(keys, values, problem);
-            let means: Vec<RunMeans<'_>> = means.iter().map(|means| means.views(keys.dims())).collect();
-            let input = input(query.some_heads(row, some_queries.clone()), keys, values, &means);
+            let input = input(query.some_heads(row, some_queries.clone()), keys, values);
             let rows = (row * heads + some_queries.start) * tokens..(row * heads + some_queries.end) * tokens;
             let output = &mut output[rows.start * width..rows.end * width];
             block_attention_into(&input, &block_options(attention), &options, output, &mut log_mass[rows]);
@@ -114,51 +111,8 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     (output, log_mass)
 }
 
-/// The means of runs of one size and the radii of their keys, kept while views of them are used.
-struct MeanRows {
-    count: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    radii: Option<Vec<f32>>,
-}
-
-impl MeanRows {
-    fn views(&self, [batch, heads, _, width]: [usize; 4]) -> RunMeans<'_> {
-        let of = |rows| Heads::contiguous(rows, [batch, heads, self.count, width]);
-        RunMeans { keys: of(&self.keys), values: of(&self.values), radii: self.radii.as_ref().map(|radii| of(radii)) }
-    }
-}
-
-/// Blocks and the longer runs that a query of the text scores, where anything is retrieved.
-fn mean_rows(keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Vec<MeanRows> {
-    let retrieving = problem.attention.as_ref().filter(|attention| attention.retrieval == Retrieval::Blocks);
-    let Some(attention) = retrieving else { return Vec::new() };
-    let (dims, block, sinks) = (keys.dims(), attention.block_size, attention.sink_tokens);
-    let mut means: Vec<MeanRows> = Vec::new();
-    // What no token of the text is far enough from is not made.
-    let coarse = attention.coarse().into_iter().filter(|level| level.beyond < dims[2]);
-    let sizes = coarse.map(|level| level.size);
-    for size in std::iter::once(block).chain(sizes) {
-        let count = dims[2] / size;
-        let of = |rows| block_means(rows, 0, size, sinks, 0..count);
-        let mut level = MeanRows { count, keys: of(keys), values: of(values), radii: None };
-        if attention.needs_radii() {
-            let centres = level.views(dims).keys;
-            let of_blocks = means.first().map(|blocks| blocks.views(dims));
-            level.radii = match of_blocks {
-                None => Some(block_radii(keys, centres, 0, block, sinks, 0..count)),
-                Some(blocks) => blocks
-                    .radii
-                    .map(|radii| run_radii(centres, (blocks.keys, radii), block, size / block, sinks, 0..count)),
-            };
-        }
-        means.push(level);
-    }
-    means
-}
-
-fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>, means: &'a [RunMeans<'a>]) -> BlockInput<'a> {
-    BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, means, near: None }
+fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>) -> BlockInput<'a> {
+    BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, means: &[], near: None }
 }
 
 fn primitive(numbers: Vec<f32>, shape: &[usize]) -> FloatTensor<Flex> {
@@ -194,10 +148,7 @@ impl AttentionOps for Flex {
         let forward = Forward { output: output.heads(), log_mass, gradient: gradient.heads() };
         let options = causal_options(&problem.options, shape[1]);
         let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
-        let kv_dims = keys.dims();
-        let means = mean_rows(keys, values, &problem);
-        let means: Vec<RunMeans<'_>> = means.iter().map(|means| means.views(kv_dims)).collect();
-        let input = input(query, keys, values, &means);
+        let input = input(query, keys, values);
         let gradients = match &problem.attention {
             None => causal_attention_backward((query, keys, values), &forward, &options),
             Some(attention) => block_attention_backward(&input, &forward, &block_options(attention), &options),

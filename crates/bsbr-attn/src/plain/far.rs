@@ -76,22 +76,6 @@ fn hide_cut_blocks(tile: &Tile, logits: Tensor<5>, blocks: &[Range<usize>], opti
     )
 }
 
-/// Hides from each token the blocks that its window leaves behind; those it cuts can still be read exactly.
-pub(crate) fn hide_left_blocks(
-    tile: &Tile,
-    logits: Tensor<5>,
-    blocks: &[Range<usize>],
-    options: &AttentionOptions,
-) -> Tensor<5> {
-    if options.window.is_none() {
-        return logits;
-    }
-    masked(
-        logits,
-        tile.mask(blocks.len(), |token, block| blocks[block].end > options.first_visible(tile.start + token)),
-    )
-}
-
 /// `q^T S_j q` for each token and block, `[batch, kv_heads, group, tokens, blocks]`.
 fn quadratic_forms(tile: &Tile, covariance: &Tensor<4>) -> Tensor<5> {
     let [batch, kv_heads, group, tokens, width] = tile.query.dims();

@@ -11,9 +11,9 @@ mod far;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::softmax};
 
 pub(crate) use additive::retrieved_state;
-pub(crate) use choose::{choose_per_chunk, choose_per_token, reach, unchosen_mask};
+pub(crate) use choose::choose_per_chunk;
 pub(crate) use exact::{chosen_part, contiguous_part, masked_candidates_part};
-pub(crate) use far::{far_logits, far_part, hide_left_blocks, meta_scores, mixed_state, read_mixed_state, read_states};
+pub(crate) use far::{far_logits, far_part, meta_scores, mixed_state, read_mixed_state, read_states};
 
 use crate::AttentionOptions;
 
@@ -133,9 +133,9 @@ pub(crate) fn combine(parts: Vec<Part>, watched: Option<usize>) -> (Tensor<5>, O
     (output, watched_weights)
 }
 
-/// Log of the sum of the exponentials of every column of the parts, `[batch, kv_heads, group, tokens, 1]`.
-pub(crate) fn log_mass(parts: &[Part]) -> Tensor<5> {
-    let logits = Tensor::cat(parts.iter().map(|part| part.logits.clone()).collect(), 4);
+/// Log of the sum of the exponentials of every column, `[batch, kv_heads, group, tokens, 1]`.
+pub(crate) fn log_mass(logits: Vec<Tensor<5>>) -> Tensor<5> {
+    let logits = Tensor::cat(logits, 4);
     let highest = logits.clone().max_dim(4);
     (logits - highest.clone()).exp().sum_dim(4).log() + highest
 }

@@ -15,10 +15,6 @@ struct Memory {
 }
 
 impl Case {
-    fn first_visible(&self, t: usize) -> usize {
-        self.options.window.map_or(0, |window| (t + 1).saturating_sub(window))
-    }
-
     /// What a KV head remembers when chunk `chunk` begins.
     fn memory(&self, inputs: &Inputs, b: usize, kv: usize, chunk: usize) -> Memory {
         let config = &self.config;
@@ -36,7 +32,7 @@ impl Case {
             for t in next - watching..next {
                 let exact = |i: &usize| {
                     let kept = memory.kept.iter().any(|(position, _)| position == i);
-                    *i >= self.first_visible(t) && (*i >= start || *i < config.sink_tokens || kept)
+                    *i >= self.first_seen(t) && (*i >= start || *i < config.sink_tokens || kept)
                 };
                 let read: Vec<usize> = (0..=t).filter(exact).collect();
                 for h in kv * group..(kv + 1) * group {
@@ -56,7 +52,7 @@ impl Case {
             // Of tokens that score alike the more recent.
             let rank = |at: usize| {
                 let (position, score) = memory.kept[at];
-                let lost = position < self.first_visible(next);
+                let lost = position < self.first_seen(next);
                 score.max(1e-30).ln() + 1e-5 * at as f64 - if lost { 1e30 } else { 0.0 }
             };
             let mut order: Vec<usize> = (0..memory.kept.len()).collect();
@@ -89,12 +85,12 @@ impl Case {
         let memory = self.memory(inputs, b, kv, chunk);
         let near = |i: &usize| *i >= config.local_start(chunk) || *i < config.sink_tokens;
         let exact = (0..=t).filter(near).chain(memory.kept.iter().map(|&(position, _)| position));
-        let exact: Vec<usize> = exact.filter(|&i| i >= self.first_visible(t)).collect();
+        let exact: Vec<usize> = exact.filter(|&i| i >= self.first_seen(t)).collect();
         let mut logits: Vec<f64> = exact.iter().map(|&i| self.key_score(inputs, (b, h, t), i, None)).collect();
         let mut values: Vec<Vector> = exact.iter().map(|&i| inputs.values.row(b, kv, i)).collect();
 
         // Blocks that even the last token of the chunk sees whole.
-        let bound = self.first_visible((chunk + 1) * config.chunk_size - 1);
+        let bound = self.first_seen((chunk + 1) * config.chunk_size - 1);
         let blocks: Vec<&Vec<usize>> = memory.blocks.iter().filter(|block| block.iter().all(|&i| i >= bound)).collect();
         let (query, first) = (inputs.query.row(b, h, t), inputs.query.row(b, h, chunk * config.chunk_size));
         let (mut states, mut mixture) = (Vec::new(), Vec::new());

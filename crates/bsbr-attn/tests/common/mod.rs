@@ -1,6 +1,7 @@
 //! Random cases, devices, and the definitions written out token by token in f64: the independent reference.
 #![allow(dead_code)]
 
+pub(crate) mod index;
 mod kept;
 pub(crate) mod naive;
 
@@ -208,11 +209,15 @@ impl Case {
         self.cache_of(runner, Some(self.config.clone()))
     }
 
+    pub(crate) fn cache_config(&self) -> CacheConfig {
+        let Self { batch, heads, kv_heads, head_dim, options, stored, .. } = *self;
+        let (attention, dtype, kernel) = (Some(self.config.clone()), DType::F32, Kernel::Fastest);
+        CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel }
+    }
+
     fn cache_of(&self, runner: &Runner, attention: Option<BlockAttentionConfig>) -> AttentionCache {
-        let Self { batch, heads, kv_heads, head_dim, options, .. } = *self;
-        let (dtype, kernel) = (DType::F32, runner.kernel);
-        let stored = if runner.supports_dtype(self.stored) { self.stored } else { dtype };
-        let config = CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel };
+        let stored = if runner.supports_dtype(self.stored) { self.stored } else { DType::F32 };
+        let config = CacheConfig { attention, stored, kernel: runner.kernel, ..self.cache_config() };
         let far = self.far.clone().filter(|_| config.attention.is_some());
         let cache = AttentionCache::new(config, runner).unwrap();
         match far {
@@ -249,90 +254,140 @@ pub(crate) fn settings(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, rng_seed, failure_persistence: None, ..default }
 }
 
-/// Cases of every kind: chunk sizes that do not divide the length, lengths of 1 to 12 chunks, grouped heads, windows.
+/// Cases of every kind.
 pub(crate) fn cases() -> impl Strategy<Value = Case> {
-    let shape =
-        (1usize..=2, prop::sample::select(vec![(1, 1), (2, 1), (4, 2), (3, 3)]), prop::sample::select(vec![4, 8]));
-    let sizes = (prop::sample::select(vec![(4, 2), (6, 3), (8, 2), (8, 4), (12, 4)]), 0usize..=2, 0usize..=5);
-    let kind = (
-        prop::sample::select(vec![
-            Retrieval::None,
-            Retrieval::Blocks,
-            Retrieval::Blocks,
-            Retrieval::State,
-            Retrieval::Additive,
-        ]),
-        prop::sample::select(vec![Selector::MeanKey, Selector::Meta]),
-        prop::sample::select(vec![Far::None, Far::Mean, Far::State]),
-        1usize..=4,
-        prop::sample::select(vec![0.0, 0.8]),
-        prop::option::of(1usize..=4),
-    );
-    let model = (
-        prop::option::weighted(0.3, 3usize..=60),
-        prop::option::weighted(0.3, 2.0..6.0f64),
-        any::<u64>(),
-        1usize..=100,
-    );
-    (shape, sizes, kind, model).prop_map(|((batch, (heads, kv_heads), head_dim), sizes, kind, model)| {
-        let ((chunk_size, block_size), local_chunks, sink_tokens) = sizes;
-        let (retrieval, selector, far, top_k, covariance_weight, max_chunks) = kind;
-        let (window, softcap, seed, length) = model;
-        let keeps = retrieval == Retrieval::State && selector == Selector::MeanKey;
-        let kept_tokens = if keeps { [0, 1, 3, 7, 20, 40][(seed / 240 % 6) as usize] } else { 0 };
-        let max_chunks = if kept_tokens == 7 { Some(0) } else { max_chunks };
-        let config = BlockAttentionConfig {
-            chunk_size,
-            local_chunks,
-            sink_tokens,
-            retrieval,
-            block_size,
-            top_k,
-            exact_tokens: [0, 0, 0, 20][(seed / 5 % 4) as usize],
-            fine_tokens: [0, 4, 8, 1000][(seed / 20 % 4) as usize],
-            section_size: [0, 1, 7, 12, 16][(seed / 3840 % 5) as usize],
-            top_sections: [1, 2, 3][(seed / 80 % 3) as usize],
-            middle_tokens: [0, 0, 20, 1000][(seed / 19200 % 4) as usize],
-            page_size: [0, 1, 9, 16][(seed / 76800 % 4) as usize],
-            top_pages: [1, 2][(seed / 307200 % 2) as usize],
-            selector,
-            reach: [0.0, 0.75, 1.0][(seed / 240 % 3) as usize],
-            far,
-            far_shift: [0.0, 0.0, -1.5, 0.5][(seed / 960 % 4) as usize],
-            covariance_weight,
-            compression_factor: 1,
-            calibrated_states: false,
-            kept_tokens,
-            max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
-            additive_gate: 1.0,
-            head_gates: false,
-        };
-        let alibi = [None, None, None, Some(1.0), Some(0.3)][(seed % 5) as usize];
-        let options = AttentionOptions { softcap, window, alibi, ..AttentionOptions::new(head_dim) };
-        let clips = matches!(retrieval, Retrieval::None | Retrieval::Blocks) && alibi.is_none() && seed / 240 % 3 == 0;
-        let far = clips.then(|| FarPositions {
-            trained: (local_chunks + 1) * chunk_size + 2 + (seed / 720 % 13) as usize,
-            frequencies: (0..1 + (seed / 9360) as usize % (head_dim / 2)).map(|i| 0.7_f64.powi(3 * i as i32)).collect(),
-        });
-        // Keys that are turned to other positions are no longer among the numbers of the type.
-        let stored = match seed / 614_400 % 5 {
-            0 if far.is_none() => DType::F16,
-            1 if far.is_none() => DType::BF16,
-            _ => DType::F32,
-        };
-        Case {
-            batch,
-            heads,
-            kv_heads,
-            head_dim,
-            tokens: length.min(12 * chunk_size),
-            config,
-            options,
-            seed,
-            far,
-            stored,
-        }
+    prop_oneof![index_cases(), other_cases()]
+}
+
+/// What a model prescribes; windows up to `window` tokens.
+fn model_options(window: usize) -> impl Strategy<Value = AttentionOptions> {
+    let window = prop::option::weighted(0.3, 3usize..=window);
+    let alibi = prop::option::weighted(0.3, select(vec![1.0, 0.3]));
+    (window, prop::option::weighted(0.3, 2.0..6.0f64), alibi).prop_map(|(window, softcap, alibi)| AttentionOptions {
+        softcap,
+        window,
+        alibi,
+        ..AttentionOptions::new(1)
     })
+}
+
+fn select<T: Clone + std::fmt::Debug + 'static>(values: Vec<T>) -> impl Strategy<Value = T> {
+    prop::sample::select(values)
+}
+
+/// Batch, heads and KV heads.
+fn heads() -> impl Strategy<Value = (usize, usize, usize)> {
+    let heads = select(vec![(1, 1), (2, 1), (4, 2), (3, 3), (4, 1)]);
+    (1usize..=2, heads).prop_map(|(batch, (heads, kv_heads))| (batch, heads, kv_heads))
+}
+
+/// By how much the trained length is longer than the least, and how many frequencies there are less one.
+type Beyond = Option<(usize, usize)>;
+
+fn far_positions(far: Beyond, config: &BlockAttentionConfig, head_dim: usize) -> Option<FarPositions> {
+    far.filter(|_| head_dim >= 2).map(|(beyond, frequencies)| FarPositions {
+        trained: (config.local_chunks + 1) * config.chunk_size + 2 + beyond,
+        frequencies: (0..1 + frequencies % (head_dim / 2)).map(|i| 0.7_f64.powi(3 * i as i32)).collect(),
+    })
+}
+
+/// Cases whose keys are chosen by an index, the text up to about 450 tokens long.
+pub(crate) fn index_cases() -> impl Strategy<Value = Case> {
+    let sizes = (
+        select(vec![64, 64, 128]),
+        0usize..=2,
+        select(vec![0, 1, 4, 16, 21, 70]),
+        select(vec![0, 0, 150, 256]),
+        select(vec![0, 64, 100, 8192]),
+    );
+    let choice = (
+        select(vec![1.0 / 128.0, 1.0 / 2048.0, 1.0 / 16.0, 0.4, 0.0]),
+        select(vec![1024, 1, 5, 30]),
+        prop::option::weighted(0.6, 1usize..=8),
+        0usize..=3,
+        select(vec![Far::Mean, Far::Mean, Far::None]),
+        select(vec![0.0, 0.0, -1.5, 0.5]),
+    );
+    let far = prop::option::weighted(0.2, (0usize..=150, 0usize..=3));
+    let stored = select(vec![DType::F32, DType::F32, DType::F16, DType::BF16]);
+    let text = (1usize..=450, any::<u64>(), stored);
+    (heads(), select(vec![4, 8, 3]), sizes, choice, model_options(400), far, text).prop_map(
+        |((batch, heads, kv_heads), head_dim, sizes, choice, options, far, (tokens, seed, stored))| {
+            let (chunk_size, local_chunks, sink_tokens, exact_tokens, fine_tokens) = sizes;
+            let (threshold, max_keys, index_channels, max_sections, far_part, far_shift) = choice;
+            let config = BlockAttentionConfig {
+                chunk_size,
+                local_chunks,
+                sink_tokens,
+                exact_tokens,
+                threshold,
+                max_keys,
+                index_channels,
+                fine_tokens,
+                max_sections,
+                far: far_part,
+                far_shift,
+                ..Default::default()
+            };
+            let far = far.filter(|_| options.alibi.is_none());
+            // Keys that are turned to other positions are no longer among the numbers of the type.
+            let stored = if far.is_some() { DType::F32 } else { stored };
+            let far = far_positions(far, &config, head_dim);
+            let options = AttentionOptions { scale: AttentionOptions::new(head_dim).scale, ..options };
+            Case { batch, heads, kv_heads, head_dim, tokens, config, options, seed, far, stored }
+        },
+    )
+}
+
+/// Cases of every other kind: chunk sizes that do not divide the length, lengths of 1 to 12 chunks, grouped heads, windows.
+pub(crate) fn other_cases() -> impl Strategy<Value = Case> {
+    let sizes = (select(vec![(4, 2), (6, 3), (8, 2), (8, 4), (12, 4)]), 0usize..=2, 0usize..=5, select(vec![0, 0, 20]));
+    let kinds = vec![Retrieval::None, Retrieval::Blocks, Retrieval::Blocks, Retrieval::State, Retrieval::Additive];
+    let kind = (
+        select(kinds),
+        any::<bool>(),
+        select(vec![Far::None, Far::Mean, Far::State]),
+        1usize..=4,
+        select(vec![0.0, 0.8]),
+        prop::option::of(1usize..=4),
+        select(vec![0, 1, 3, 7, 20, 40]),
+        select(vec![0.0, 0.0, -1.5, 0.5]),
+    );
+    let far = prop::option::weighted(0.3, (0usize..=12, 0usize..=3));
+    let stored = select(vec![DType::F32, DType::F32, DType::F32, DType::F16, DType::BF16]);
+    let text = (1usize..=100, any::<u64>(), stored);
+    (heads(), select(vec![4, 8]), sizes, kind, model_options(60), far, text).prop_map(
+        |((batch, heads, kv_heads), head_dim, sizes, kind, options, far, (length, seed, stored))| {
+            let ((chunk_size, block_size), local_chunks, sink_tokens, exact_tokens) = sizes;
+            let (retrieval, meta, far_part, meta_blocks, covariance_weight, max_chunks, kept, far_shift) = kind;
+            let meta = meta || retrieval == Retrieval::Blocks;
+            let kept_tokens = if retrieval == Retrieval::State && !meta { kept } else { 0 };
+            let max_chunks = if kept_tokens == 7 { Some(0) } else { max_chunks };
+            let config = BlockAttentionConfig {
+                chunk_size,
+                block_size,
+                local_chunks,
+                sink_tokens,
+                exact_tokens,
+                retrieval,
+                selector: if meta { Selector::Meta } else { Selector::Index },
+                meta_blocks,
+                far: far_part,
+                far_shift,
+                covariance_weight,
+                kept_tokens,
+                max_chunks: max_chunks.filter(|_| retrieval == Retrieval::State),
+                ..Default::default()
+            };
+            let rotary = matches!(retrieval, Retrieval::None | Retrieval::Blocks) && options.alibi.is_none();
+            let far = far_positions(far.filter(|_| rotary), &config, head_dim);
+            // Keys that are turned to other positions are no longer among the numbers of the type.
+            let stored = if far.is_some() { DType::F32 } else { stored };
+            let options = AttentionOptions { scale: AttentionOptions::new(head_dim).scale, ..options };
+            let tokens = length.min(12 * chunk_size);
+            Case { batch, heads, kv_heads, head_dim, tokens, config, options, seed, far, stored }
+        },
+    )
 }
 
 /// Every number of a tensor.

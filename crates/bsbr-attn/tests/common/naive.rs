@@ -10,7 +10,7 @@ use super::{Case, Inputs};
 pub(super) type Vector = Vec<f64>;
 pub(super) type Matrix = Vec<Vec<f64>>;
 
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
@@ -109,38 +109,21 @@ impl Case {
         blocks
     }
 
-    /// How far the keys of a run of tokens lie from its mean key, in each channel; of several blocks, how far that can be by
-    /// the means and the radii of the blocks.
-    fn radius(&self, inputs: &Inputs, b: usize, kv: usize, run: &Block, far: Option<usize>) -> Vector {
-        let size = self.config.block_size;
-        let mut radius = vec![0.0f64; self.head_dim];
-        for block in run.positions.start / size..run.positions.end.div_ceil(size) {
-            let positions = (block * size).max(run.positions.start)..(block + 1) * size;
-            let keys: Vec<Vector> = positions.map(|i| self.key(inputs, (b, kv, i), far)).collect();
-            if keys.is_empty() {
-                continue;
-            }
-            let centre = mean(&keys, self.head_dim);
-            for x in 0..self.head_dim {
-                let within = keys.iter().map(|key| (key[x] - centre[x]).abs()).fold(0.0, f64::max);
-                radius[x] = radius[x].max(within + (centre[x] - run.mean_key[x]).abs());
-            }
+    /// The ALiBi slope of a head: a geometric sequence from the power of two below, the rest from the one above.
+    pub(super) fn slope(&self, h: usize) -> f64 {
+        let power = 1 << self.heads.ilog2();
+        if h < power {
+            0.5_f64.powf(8.0 / power as f64 * (h + 1) as f64)
+        } else {
+            0.5_f64.powf(4.0 / power as f64 * (2 * (h - power) + 1) as f64)
         }
-        radius
     }
 
     /// Score of a key that stands at `position` for the token at `t`.
     pub(super) fn score(&self, h: usize, t: usize, q: &[f64], (k, position): (&[f64], f64)) -> f64 {
         let score = self.options.scale * dot(q, k);
         let score = self.options.softcap.map_or(score, |cap| cap * (score / cap).tanh());
-        // The paper's slopes: a geometric sequence from the power of two below, the rest from the one above.
-        let power = 1 << self.heads.ilog2();
-        let slope = if h < power {
-            0.5_f64.powf(8.0 / power as f64 * (h + 1) as f64)
-        } else {
-            0.5_f64.powf(4.0 / power as f64 * (2 * (h - power) + 1) as f64)
-        };
-        score - self.options.alibi.unwrap_or(0.0) * slope * (t as f64 - position)
+        score - self.options.alibi.unwrap_or(0.0) * self.slope(h) * (t as f64 - position)
     }
 
     pub(super) fn key_score(
@@ -193,13 +176,9 @@ impl Case {
         let kv = h / group;
         let c = t / config.chunk_size;
         let local_start = config.local_start(c);
-        let first_visible = self.options.window.map_or(0, |w| (t + 1).saturating_sub(w));
+        let first_visible = self.first_seen(t);
         // Past the trained length everything before the local region stands elsewhere.
-        let far = self.far.as_ref().filter(|positions| t >= positions.trained).map(|positions| {
-            let local = (config.local_chunks + 1) * config.chunk_size;
-            // The smallest group that leaves every distance within the trained length.
-            (1..).find(|group| t <= local + group * (positions.trained - 1 - local)).unwrap()
-        });
+        let far = Some(self.group(t)).filter(|&group| group > 1);
         let q = self.query(inputs, (b, h, t), far);
         let exact: Vec<usize> = (first_visible..=t).filter(|&i| i >= local_start || i < config.sink_tokens).collect();
         let blocks: Vec<Block> =
@@ -220,96 +199,31 @@ impl Case {
             }
         };
         // Mixtures of a chunk hold the blocks its last token sees whole.
-        let chunk_visible = {
-            let last = (c + 1) * config.chunk_size - 1;
-            self.options.window.map_or(0, |w| (last + 1).saturating_sub(w))
-        };
+        let chunk_visible = self.first_seen((c + 1) * config.chunk_size - 1);
         match config.retrieval {
             Retrieval::None => {}
+            // With the meta selector: one choice for the chunk.
             Retrieval::Blocks => {
                 let weight = if config.far == Far::State { config.covariance_weight } else { 0.0 };
-                let chunk_first = c * config.chunk_size;
-                let chunk_first_visible = self.options.window.map_or(0, |w| (chunk_first + 1).saturating_sub(w));
-                let visible = |block: &Block| {
-                    let bound = if config.needs_meta() { chunk_first_visible } else { first_visible };
-                    block.positions.end > bound
-                };
-                // What lies far back is scored by longer runs, sections and then pages; each token opens the best of them.
-                let section = config.section_size.div_ceil(config.block_size).max(1) * config.block_size;
-                let page = config.page_size.div_ceil(section).max(1) * section;
-                let fine = config.fine_tokens.max(config.top_k * config.block_size);
+                let chunk_first_visible = self.first_seen(c * config.chunk_size);
                 let oldest = config.sink_tokens.max(chunk_first_visible);
-                let everything = (c + 1) * config.chunk_size <= config.exact_tokens
-                    || (local_start / config.block_size).saturating_sub(oldest / config.block_size) <= config.top_k;
-                let runs_in = |from: usize, to: usize, size: usize| -> Vec<Block> {
-                    let starts =
-                        (from / size..to / size).map(|at| (at * size).max(config.sink_tokens)..(at + 1) * size);
-                    let held = starts.filter(|positions| !positions.is_empty());
-                    held.map(|positions| self.naive_block(inputs, b, kv, positions, far)).collect()
-                };
-                // Kinds of longer runs in use: their size, how many are opened, where the text they stand for ends.
-                let mut longer: Vec<(usize, usize, usize)> = Vec::new();
-                for (size, beyond, opened) in
-                    [(section, fine, config.top_sections), (page, fine.max(config.middle_tokens), config.top_pages)]
-                {
-                    let end = local_start.saturating_sub(beyond) / size;
-                    let plain = everything || config.needs_meta() || config.far == Far::State;
-                    if plain || end.saturating_sub(oldest / size) <= opened {
-                        break;
-                    }
-                    longer.push((size, opened, end * size));
-                }
-                // The score of a block, or of a section, relative to the log-mass of what a head reads exactly.
-                let relative = |head: usize, run: &Block| {
-                    let q = self.query(inputs, (b, head, t), far);
-                    let near = exact.iter().map(|&i| {
-                        let far = far.filter(|_| i < local_start);
-                        self.key_score(inputs, (b, head, t), i, far).exp()
-                    });
-                    let radius = self.radius(inputs, b, kv, run, far);
-                    let reach: f64 = q.iter().zip(&radius).map(|(q, r)| q.abs() * r).sum();
-                    let reach = config.reach * self.options.scale * reach;
-                    self.log_mass((head, t), &q, run, weight) + reach - near.sum::<f64>().ln()
-                };
-                let best = |runs: &[&Block], count: usize| -> Vec<usize> {
-                    let score = |run: &Block| -> f64 {
-                        let heads = kv * group..(kv + 1) * group;
-                        if !config.needs_meta() {
-                            return heads.map(|h| relative(h, run)).fold(f64::MIN, f64::max);
-                        }
+                let everything = (c + 1) * config.chunk_size - chunk_first_visible <= config.exact_tokens
+                    || (local_start / config.block_size).saturating_sub(oldest / config.block_size)
+                        <= config.meta_blocks;
+                let chosen: Vec<usize> = if everything {
+                    (0..blocks.len()).collect()
+                } else {
+                    let score = |block: &Block| -> f64 {
                         // Of blocks that score alike the most recent.
-                        let number = (run.positions.end / config.block_size) as f64;
-                        heads.map(|h| self.options.scale * meta_score(h, run)).sum::<f64>() + 1e-4 * number
+                        let number = (block.positions.end / config.block_size) as f64;
+                        let heads = kv * group..(kv + 1) * group;
+                        heads.map(|h| self.options.scale * meta_score(h, block)).sum::<f64>() + 1e-4 * number
                     };
-                    let seen = runs.iter().enumerate().filter(|(_, run)| visible(run));
-                    let mut ranked: Vec<(f64, usize)> = seen.map(|(j, run)| (score(run), j)).collect();
+                    let seen = blocks.iter().enumerate().filter(|(_, block)| block.positions.end > chunk_first_visible);
+                    let mut ranked: Vec<(f64, usize)> = seen.map(|(j, block)| (score(block), j)).collect();
                     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-                    ranked.into_iter().take(count).map(|(_, j)| j).collect()
+                    ranked.into_iter().take(config.meta_blocks).map(|(_, j)| j).collect()
                 };
-                // Text that is left to shorter runs.
-                let mut left: Vec<(usize, usize)> = Vec::new();
-                let mut from = oldest;
-                for &(size, count, end) in longer.iter().rev() {
-                    left.push((from / size * size, end));
-                    from = end;
-                    let runs: Vec<Block> = left.iter().flat_map(|&(from, to)| runs_in(from, to, size)).collect();
-                    let opened = best(&runs.iter().collect::<Vec<_>>(), count);
-                    for (j, run) in runs.iter().enumerate() {
-                        let whole = run.positions.start >= first_visible;
-                        if config.far == Far::Mean && whole && !opened.contains(&j) {
-                            logits.push(self.log_mass((h, t), &q, run, weight) + config.far_shift);
-                            values.push(run.mean_value.clone());
-                        }
-                    }
-                    left = opened.iter().map(|&j| (runs[j].positions.end - size, runs[j].positions.end)).collect();
-                }
-                let candidate = |block: &Block| {
-                    let end = block.positions.end;
-                    longer.is_empty() || end > from || left.iter().any(|&(start, stop)| start < end && end <= stop)
-                };
-                let blocks: Vec<Block> = blocks.into_iter().filter(candidate).collect();
-                let count = if everything { usize::MAX } else { config.top_k };
-                let chosen = best(&blocks.iter().collect::<Vec<_>>(), count);
                 let mut state_reads: Vec<(usize, usize)> = Vec::new();
                 for (j, block) in blocks.iter().enumerate() {
                     if chosen.contains(&j) {

@@ -1,10 +1,10 @@
 //! Bounded when asked: the bytes of a cache do not depend on the length of the text.
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Retrieval, Selector};
+use bsbr_attn::{AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Retrieval, Selector};
 use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
-use crate::common::{Case, cases, devices, settings};
+use crate::common::{Case, Rows, devices, other_cases, settings};
 
 const CHUNKS: usize = 60;
 
@@ -28,9 +28,9 @@ proptest! {
     #![proptest_config(settings(12))]
 
     #[test]
-    fn a_bounded_state_and_no_retrieval_have_constant_bytes(case in cases(), limit in 1usize..=4) {
+    fn a_bounded_state_and_no_retrieval_have_constant_bytes(case in other_cases(), limit in 1usize..=4) {
         let chunk = case.config.chunk_size;
-        let kept = BlockAttentionConfig { selector: Selector::MeanKey, kept_tokens: 10, ..case.config.clone() };
+        let kept = BlockAttentionConfig { selector: Selector::Index, kept_tokens: 10, ..case.config.clone() };
         let base = BlockAttentionConfig { kept_tokens: 0, ..case.config.clone() };
         let state = |max_chunks, base| BlockAttentionConfig { retrieval: Retrieval::State, max_chunks, ..base };
         for config in [
@@ -52,9 +52,11 @@ proptest! {
     }
 
     #[test]
-    fn other_kinds_grow_with_the_text_and_no_faster(case in cases()) {
+    fn other_kinds_grow_with_the_text_and_no_faster(case in other_cases()) {
         for retrieval in [Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
-            let config = BlockAttentionConfig { retrieval, kept_tokens: 0, max_chunks: None, ..case.config.clone() };
+            let selector = Selector::Meta;
+            let base = BlockAttentionConfig { retrieval, selector, ..case.config.clone() };
+            let config = BlockAttentionConfig { kept_tokens: 0, max_chunks: None, ..base };
             let case = long(case.clone(), config);
             for device in devices() {
                 let bytes = bytes(&case, &device);
@@ -64,6 +66,58 @@ proptest! {
                 prop_assert!((2.0..=8.0).contains(&growth), "{retrieval:?} grows by {growth}");
             }
         }
+    }
+}
+
+/// A text of one KV head of 64 channels with the default settings, but chunks of 64.
+fn index_case(tokens: usize) -> Case {
+    Case {
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 64,
+        tokens,
+        config: BlockAttentionConfig { chunk_size: 64, ..Default::default() },
+        options: AttentionOptions::new(64),
+        seed: 3,
+        far: None,
+        stored: DType::F32,
+    }
+}
+
+#[test]
+fn room_that_is_asked_for_is_made_at_once_and_no_more_of_it() {
+    let case = index_case(2048 + 64);
+    let inputs = case.inputs();
+    for device in devices() {
+        let mut cache = case.cache(&device);
+        cache.reserve(case.tokens);
+        case.feed(&mut cache, &inputs, 0..1100, &device);
+        let bytes = cache.bytes();
+        for start in (1100..case.tokens).step_by(92) {
+            case.feed(&mut cache, &inputs, start..start + 92, &device);
+            assert_eq!(cache.bytes(), bytes, "{start}");
+        }
+        assert_eq!(cache.len(), case.tokens);
+        // Keys and values, and an index of at most as many numbers as the keys.
+        assert!(bytes <= case.tokens * 64 * 4 * 3, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn room_beyond_4096_tokens_grows_by_a_quarter() {
+    let case = index_case(6200);
+    let inputs = case.inputs();
+    for device in devices() {
+        let config = CacheConfig { attention: None, ..case.cache(&device).config().clone() };
+        let mut cache = AttentionCache::new(config, &device).unwrap();
+        let of = |rows: &Rows, from: usize, count: usize| rows.tensor(&device).narrow(2, from, count);
+        let mut feed = |from: usize, count: usize| {
+            cache.append(of(&inputs.keys, from, count), of(&inputs.values, from, count), None).unwrap();
+            cache.bytes() / (2 * 64 * 4)
+        };
+        let room = [feed(0, 3000), feed(3000, 1), feed(3001, 2999), feed(6000, 1), feed(6001, 199)];
+        assert_eq!(room, [3000, 6000, 6000, 7500, 7500]);
     }
 }
 

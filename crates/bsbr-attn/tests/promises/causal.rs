@@ -2,9 +2,9 @@
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig};
 use burn::tensor::{DType, Tensor};
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 
-use crate::common::{Case, Inputs, Rows, Runner, bits, cases, devices, settings};
+use crate::common::{Case, Inputs, Rows, Runner, bits, devices, index_cases, other_cases, settings};
 
 /// Everything that is known of token `t`, in every row of the batch, replaced by larger numbers.
 fn perturbed(inputs: &Inputs, t: usize) -> Inputs {
@@ -45,10 +45,28 @@ proptest! {
     #![proptest_config(settings(96))]
 
     #[test]
-    fn no_token_changes_what_an_earlier_one_reads(case in cases()) {
+    fn no_token_changes_what_an_earlier_one_reads(case in other_cases()) {
         for device in devices() {
             // Every token, and so every border of a chunk and of a block.
             assert_causal(&case, |inputs| case.attend(inputs, &device), 0..case.tokens)?;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(settings(32))]
+
+    #[test]
+    fn no_token_changes_what_an_earlier_one_reads_through_an_index(
+        case in index_cases(), others in prop::collection::vec(any::<Index>(), 4),
+    ) {
+        // Borders of chunks (the index is founded at one of them), of a block and a section, and any token.
+        let chunk = case.config.chunk_size;
+        let borders = (1..case.tokens.div_ceil(chunk)).flat_map(|at| [at * chunk - 1, at * chunk]);
+        let changes = borders.chain([15, 16]).chain(others.iter().map(|at| at.index(case.tokens)));
+        let changes: Vec<usize> = changes.filter(|&at| at < case.tokens).collect();
+        for device in devices() {
+            assert_causal(&case, |inputs| case.attend(inputs, &device), changes.iter().copied())?;
         }
     }
 }

@@ -3,10 +3,13 @@
 
 use std::ops::Range;
 
-use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, attend};
+use bsbr_attn::{
+    AttentionOptions, BlockAttentionConfig, Far, attend,
+    index::{BLOCK, SECTION},
+};
 use proptest::{prelude::*, sample::Index};
 
-use crate::common::{Rows, cases, devices, difference, settings};
+use crate::common::{Rows, devices, difference, index::agree, index_cases, other_cases, settings};
 
 /// Exchanges the tokens of two blocks.
 fn swap(rows: &mut Rows, a: usize, b: usize, block: usize) {
@@ -26,14 +29,12 @@ proptest! {
 
     #[test]
     fn without_positions_the_order_of_far_blocks_does_not_matter(
-        mut case in cases(), a in any::<Index>(), b in any::<Index>(),
+        mut case in other_cases(), a in any::<Index>(), b in any::<Index>(),
     ) {
         (case.options.window, case.options.alibi, case.config.max_chunks) = (None, None, None);
         case.far = None;
         // Which tokens are kept depends on what was kept before them.
         case.config.kept_tokens = 0;
-        // Where far blocks are scored by chunks it matters which of them stand together.
-        case.config.fine_tokens = case.tokens;
         let block = case.config.statistics_block();
         let chunk = (case.tokens - 1) / case.config.chunk_size;
         // Blocks that the last chunk may read and that hold no sink.
@@ -57,8 +58,39 @@ proptest! {
     }
 }
 
-const BLOCK: usize = 4;
-const TOKENS: usize = 96;
+proptest! {
+    #![proptest_config(settings(64))]
+
+    #[test]
+    fn without_positions_the_order_of_sections_behind_those_that_found_the_index_does_not_matter(
+        mut case in index_cases(), a in any::<Index>(), b in any::<Index>(),
+    ) {
+        (case.options.window, case.options.alibi, case.far) = (None, None, None);
+        case.config.exact_tokens = 0;
+        // With far sections it matters which of them are far.
+        case.config.fine_tokens = 8192;
+        let founding = (case.config.local_chunks + 1) * case.config.chunk_size;
+        case.tokens = founding + 256 + case.config.local_chunks * case.config.chunk_size + case.tokens % 50;
+        let chunk = (case.tokens - 1) / case.config.chunk_size;
+        let far = founding / SECTION..case.config.local_start(chunk) / SECTION;
+        prop_assume!(far.len() > 1);
+        // Of keys that score alike the later one is read, so which of them that is depends on the order.
+        case.config.max_keys = 1024;
+        let [a, b] = [a, b].map(|index| far.start + index.index(far.len()));
+        let inputs = case.inputs();
+        let mut swapped = inputs.clone();
+        for rows in [&mut swapped.keys, &mut swapped.values] {
+            swap(rows, a, b, SECTION);
+        }
+        let last = chunk * case.config.chunk_size;
+        for device in devices() {
+            let read = |inputs| case.attend(inputs, &device).narrow(2, last, case.tokens - last);
+            agree(&case, &inputs, (read(&swapped), read(&inputs)), last, 1e-5)?;
+        }
+    }
+}
+
+const TOKENS: usize = 320;
 const HEADS: usize = 4;
 
 /// What the last token reads of the tokens `marked`, in each head, when the score of theirs is `score` and of all others
@@ -71,12 +103,11 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
     let mark = |token: usize| if marked.contains(&token) { 1.0 } else { 0.0 };
     let (query, keys, values) = (case_rows(&|_| 1.0), case_rows(&|token| score * mark(token)), case_rows(&mark));
     let config = BlockAttentionConfig {
-        chunk_size: 8,
-        block_size: BLOCK,
+        chunk_size: 64,
         local_chunks: 1,
         sink_tokens: 0,
-        retrieval: Retrieval::Blocks,
-        top_k: 1,
+        threshold: 0.0,
+        max_keys: BLOCK,
         far: Far::None,
         exact_tokens: 0,
         ..Default::default()
@@ -91,24 +122,24 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
     shares.last().expect("a device")
 }
 
-/// The same by hand: a softmax over the last 16 tokens and those of one block.
+/// The same by hand: a softmax over the last 128 tokens and those of one block.
 fn expected_share(marked: Range<usize>, read: Range<usize>, score: f64, slope: f64) -> f64 {
     let weight = |token: usize| {
         let score = if marked.contains(&token) { score } else { 0.0 };
         (score - slope * (TOKENS - 1 - token) as f64).exp()
     };
-    let all: f64 = (TOKENS - 16..TOKENS).chain(read.clone()).map(weight).sum();
+    let all: f64 = (TOKENS - 128..TOKENS).chain(read.clone()).map(weight).sum();
     read.filter(|token| marked.contains(token)).map(weight).sum::<f64>() / all
 }
 
 #[test]
-fn under_alibi_a_block_is_chosen_for_what_it_holds_less_its_distance() {
+fn under_alibi_keys_are_chosen_for_what_they_hold_less_their_distance() {
     let slopes = AttentionOptions::alibi_slopes(HEADS);
-    let far = TOKENS / BLOCK - 4;
+    let far = (TOKENS - 128) / BLOCK;
     let nearest = (far - 1) * BLOCK..far * BLOCK;
     for block in 0..far {
         let marked = block * BLOCK..(block + 1) * BLOCK;
-        for score in [30.0, 3.0] {
+        for score in [30.0, 3.3] {
             for (found, &slope) in share_of(marked.clone(), score as f32).into_iter().zip(&slopes) {
                 // It beats the nearest other block when its score makes up for the way to it.
                 let way = slope * (nearest.start - marked.start) as f64;

@@ -24,19 +24,23 @@ proptest! {
     }
 
     #[test]
-    fn retrieving_every_block_is_full_attention(mut case in cases()) {
+    fn retrieving_everything_is_full_attention(mut case in cases()) {
         case.far = None;
         let last_chunk = (case.tokens - 1) / case.config.chunk_size;
         case.config.retrieval = Retrieval::Blocks;
         (case.config.max_chunks, case.config.kept_tokens) = (None, 0);
-        case.config.top_k = (case.config.local_start(last_chunk) / case.config.block_size).max(1);
+        if case.config.chunk_size < 64 {
+            case.config.selector = Selector::Meta;
+            case.config.meta_blocks = (case.config.local_start(last_chunk) / case.config.block_size).max(1);
+        }
+        (case.config.threshold, case.config.max_keys, case.config.max_sections) = (0.0, 1024, 1024);
         assert_full(&case)?;
     }
 
     #[test]
     fn keeping_every_token_is_full_attention(mut case in cases()) {
         case.far = None;
-        (case.config.retrieval, case.config.selector) = (Retrieval::State, Selector::MeanKey);
+        (case.config.retrieval, case.config.selector) = (Retrieval::State, Selector::Index);
         case.config.kept_tokens = case.tokens;
         assert_full(&case)?;
     }

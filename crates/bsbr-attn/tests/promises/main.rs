@@ -7,5 +7,6 @@ mod bounded;
 mod causal;
 mod content;
 mod exact;
+mod narrow;
 mod one_function;
 mod padding;

@@ -6,13 +6,15 @@ use bsbr_attn::{AttentionCache, BlockAttentionConfig, Retrieval};
 use burn::tensor::Tensor;
 use proptest::prelude::*;
 
-use crate::common::{Case, Inputs, Rows, Runner, cases, devices, difference, settings};
+use crate::common::{
+    Case, Inputs, Rows, Runner, devices, difference, index::agree, index_cases, other_cases, settings,
+};
 
 const TOLERANCE: f64 = 1e-4;
 
-/// Cases of every kind, compressed states among them.
+/// Cases of every kind but the index, compressed states among them.
 fn all_cases() -> impl Strategy<Value = Case> {
-    (cases(), prop::sample::select(vec![1, 1, 2])).prop_map(|(mut case, factor)| {
+    (other_cases(), prop::sample::select(vec![1, 1, 2])).prop_map(|(mut case, factor)| {
         case.config.compression_factor = factor;
         case
     })
@@ -109,6 +111,88 @@ proptest! {
             prop_assert_eq!(starts, piece.clone().filter(|t| t % chunk_size == 0).collect::<Vec<_>>());
             prop_assert_eq!(ends, piece.clone().filter(|t| t % block == block - 1).collect::<Vec<_>>());
             case.feed(&mut cache, &inputs, piece, device);
+        }
+    }
+}
+
+/// Pieces of an index case: shorter and longer than its blocks and chunks.
+fn lengths() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(prop_oneof![1usize..=20, 1usize..=200], 1..8)
+}
+
+/// Every way through a text has the same integers, but scores are rounded otherwise; so may a choice be that is a matter of that.
+#[test]
+fn any_split_of_a_text_chooses_the_same_keys() {
+    let flipped = std::cell::Cell::new((0, 0));
+    proptest!(settings(96), |(case in index_cases(), lengths in lengths())| {
+        let inputs = case.inputs();
+        for device in devices() {
+            let at_once = case.attend(&inputs, &device);
+            let split = in_pieces(&case, &inputs, &pieces(case.tokens, &lengths), &device);
+            let more = agree(&case, &inputs, (split, at_once), 0, TOLERANCE)?;
+            let rows = case.batch * case.heads * case.tokens;
+            flipped.set((flipped.get().0 + more, flipped.get().1 + rows));
+        }
+    });
+    let (flipped, rows) = flipped.get();
+    eprintln!("{flipped} of {rows} rows chose otherwise by rounding");
+    assert!(flipped * 2000 <= rows, "{flipped} of {rows} rows chose otherwise by rounding");
+}
+
+proptest! {
+    #![proptest_config(settings(16))]
+
+    #[test]
+    fn token_by_token_chooses_the_same_keys(case in index_cases()) {
+        let inputs = case.inputs();
+        for device in devices() {
+            let decoded = in_pieces(&case, &inputs, &pieces(case.tokens, &[1]), &device);
+            agree(&case, &inputs, (decoded, case.attend(&inputs, &device)), 0, TOLERANCE)?;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(settings(64))]
+
+    #[test]
+    fn what_is_retrieved_is_counted_alike_in_any_split(case in index_cases(), lengths in lengths()) {
+        let inputs = case.inputs();
+        for device in devices() {
+            let counted = |pieces: &[Range<usize>]| {
+                let mut cache = case.cache(&device);
+                for piece in pieces {
+                    case.feed(&mut cache, &inputs, piece.clone(), &device);
+                }
+                cache.retrieved()
+            };
+            let whole = std::slice::from_ref(&(0..case.tokens)).to_vec();
+            let (at_once, split) = (counted(&whole), counted(&pieces(case.tokens, &lengths)));
+            prop_assert_eq!(at_once.tokens, split.tokens);
+            // A key in ten thousand may lie on the threshold.
+            prop_assert!(at_once.keys.abs_diff(split.keys) * 10_000 <= at_once.keys.max(10_000));
+            prop_assert!(at_once.capped.abs_diff(split.capped) <= 1);
+        }
+    }
+
+    #[test]
+    fn tokens_appended_behind_those_that_found_the_index_are_read_like_any_others(
+        case in index_cases(), lengths in lengths(), appended in any::<prop::sample::Index>(),
+    ) {
+        let inputs = case.inputs();
+        let founding = (case.config.exact_tokens / case.config.chunk_size).max(case.config.local_chunks + 1)
+            * case.config.chunk_size;
+        prop_assume!(case.tokens > founding + 1);
+        let last = founding + 1 + appended.index(case.tokens - founding - 1);
+        for device in devices() {
+            let mut cache = case.cache(&device);
+            case.feed(&mut cache, &inputs, 0..founding, &device);
+            append(&case, &mut cache, &inputs, founding..last, &device);
+            let rest: Vec<Range<usize>> =
+                pieces(case.tokens - last, &lengths).iter().map(|piece| last + piece.start..last + piece.end).collect();
+            let outputs = rest.iter().map(|piece| case.feed(&mut cache, &inputs, piece.clone(), &device)).collect();
+            let expected = case.attend(&inputs, &device).narrow(2, last, case.tokens - last);
+            agree(&case, &inputs, (Tensor::cat(outputs, 2), expected), last, TOLERANCE)?;
         }
     }
 }

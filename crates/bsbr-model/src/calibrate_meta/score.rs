@@ -52,7 +52,7 @@ impl Score {
                 .collect();
             let shares: Vec<&[f64]> = shares.iter().map(|head| &head[candidates.clone()]).collect();
             if heads.attention.retrieval == Retrieval::Blocks {
-                if candidates.len() > heads.attention.top_k {
+                if candidates.len() > heads.attention.meta_blocks {
                     self.chosen(heads, &logits, &shares);
                 }
             } else if candidates.len() > 1 {
@@ -73,7 +73,7 @@ impl Score {
             let scores: Vec<f64> = (0..blocks).map(score).collect();
             let mut order: Vec<usize> = (0..blocks).collect();
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-            self.caught += order.iter().take(heads.attention.top_k).map(|&block| sum(block)).sum::<f64>();
+            self.caught += order.iter().take(heads.attention.meta_blocks).map(|&block| sum(block)).sum::<f64>();
             self.all += (0..blocks).map(sum).sum::<f64>();
         }
     }

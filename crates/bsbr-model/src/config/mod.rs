@@ -31,6 +31,9 @@ pub struct ModelConfig {
     /// What calibration adds to `far_shift`, for each layer; none where it did not run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub far_shifts: Vec<f64>,
+    /// What calibration multiplies `threshold` by, for each layer; none where it did not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threshold_factors: Vec<f64>,
     /// What happens past the last learned position.
     #[serde(default)]
     pub position_policy: PositionPolicy,
@@ -57,6 +60,7 @@ impl ModelConfig {
             attention: None,
             original_layers: Vec::new(),
             far_shifts: Vec::new(),
+            threshold_factors: Vec::new(),
             position_policy: PositionPolicy::default(),
             adapters: None,
             stop_tokens: Vec::new(),
@@ -85,13 +89,20 @@ impl ModelConfig {
             let problem = format!("names layer {layer}, the model has layers 0 to {}", self.decoder.layers - 1);
             return Err(ModelError::Config { setting: "original_layers", problem });
         }
-        if !self.far_shifts.is_empty() && self.far_shifts.len() != self.decoder.layers {
-            let (found, expected) = (self.far_shifts.len(), self.decoder.layers);
-            let problem = format!("has {found} numbers, the model has {expected} layers: calibrate the model again");
-            return Err(ModelError::Config { setting: "far_shifts", problem });
+        for (setting, numbers) in [("far_shifts", &self.far_shifts), ("threshold_factors", &self.threshold_factors)] {
+            if !numbers.is_empty() && numbers.len() != self.decoder.layers {
+                let (found, expected) = (numbers.len(), self.decoder.layers);
+                let problem =
+                    format!("has {found} numbers, the model has {expected} layers: calibrate the model again");
+                return Err(ModelError::Config { setting, problem });
+            }
+        }
+        if let Some(factor) = self.threshold_factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+            let problem = format!("holds {factor}, expected numbers above 0: calibrate the model again");
+            return Err(ModelError::Config { setting: "threshold_factors", problem });
         }
         for layer in 0..self.decoder.layers {
-            if let Some(attention) = self.shifted_attention(layer) {
+            if let Some(attention) = self.calibrated_attention(layer) {
                 attention.validate()?;
             }
         }
@@ -142,10 +153,12 @@ impl ModelConfig {
     }
 
     /// [`ModelConfig::layer_attention`] with what calibration found for that layer.
-    pub fn shifted_attention(&self, layer: usize) -> Option<BlockAttentionConfig> {
+    pub fn calibrated_attention(&self, layer: usize) -> Option<BlockAttentionConfig> {
         let attention = self.layer_attention(layer)?.clone();
         let shift = self.far_shifts.get(layer).copied().unwrap_or(0.0);
-        Some(BlockAttentionConfig { far_shift: attention.far_shift + shift, ..attention })
+        let factor = self.threshold_factors.get(layer).copied().unwrap_or(1.0);
+        let (far_shift, threshold) = (attention.far_shift + shift, attention.threshold * factor);
+        Some(BlockAttentionConfig { far_shift, threshold, ..attention })
     }
 
     /// The length past which layer `layer` reads far tokens at other positions than their own; `None` where it never does.

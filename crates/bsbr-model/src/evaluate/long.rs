@@ -1,7 +1,7 @@
 //! An evaluation over long texts that shows what an average hides: the end of the window, numbers hidden far back, and
 //! beside each figure the original, nothing but the neighbourhood, and the same without the far term.
 
-use bsbr_attn::{BlockAttentionConfig, Far, KeysRead, Retrieval};
+use bsbr_attn::{BlockAttentionConfig, Far, Retrieval};
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::{
     report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket},
     windows::{check_windows, evaluate},
 };
-use crate::{Decoder, ModelError, TextTokenizer};
+use crate::{Decoder, ModelError, Reads, TextTokenizer};
 
 /// The longest window taken unasked: what is longer takes its time.
 const LONGEST_DEFAULT: usize = 8192;
@@ -91,10 +91,13 @@ pub struct LengthReport {
 pub struct LongVariant {
     /// Its name.
     pub name: String,
-    /// Keys read exactly, as a share of those the original reads: the mean over tokens and layers.
+    /// Keys read exactly, as a share of those the original reads: the mean over tokens and layers, measured on the windows, or
+    /// on the prompts where there are none.
     pub keys_share: f64,
-    /// Statistics of blocks and chunks read or scored, as a share of the same number.
+    /// Statistics of blocks, sections and chunks read or scored, as a share of the same number.
     pub summaries_share: f64,
+    /// Share of the choices of keys, one for each token and KV head, that `max_keys` cut.
+    pub capped_share: f64,
     /// Bytes of the cache at the end, as the cache counts them.
     pub cache_bytes: usize,
     /// The same as a share of the original's.
@@ -141,8 +144,7 @@ pub fn controls(attention: &BlockAttentionConfig) -> Vec<(&'static str, Option<B
         all.push(("control: far = none", Some(BlockAttentionConfig { far: Far::None, ..attention.clone() })));
     }
     if attention.retrieval != Retrieval::None {
-        let none = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
-        all.push(("control: none", Some(none)));
+        all.push(("control: none", Some(attention.without_retrieval())));
     }
     all
 }
@@ -214,26 +216,29 @@ pub fn evaluate_long(
         }
         let mut found: Vec<LongVariant> = Vec::with_capacity(variants.len());
         for (at, (name, model)) in variants.iter().enumerate() {
-            let (mut turns, mut bytes) = (Vec::<TurnScores>::new(), 0);
+            let (mut turns, mut bytes, mut reads) = (Vec::<TurnScores>::new(), 0, Reads::default());
             for sample in prompts {
-                let (scores, held) = recall(model, sample)?;
-                turns.extend(scores);
-                bytes = held.max(bytes);
+                let answered = recall(model, sample)?;
+                turns.extend(answered.scores);
+                bytes = answered.cache_bytes.max(bytes);
+                reads += answered.reads;
                 done += 1;
                 each(done, steps);
             }
-            let (perplexity, held) = report.as_ref().map(|report| perplexity(report, at)).unzip();
-            let cache_bytes = held.unwrap_or(bytes);
+            let windows = report.as_ref().map(|report| of_variant(report, at));
+            let cache_bytes = windows.map_or(bytes, |windows| windows.cache_bytes);
             let full = found.first().map_or(cache_bytes, |original| original.cache_bytes);
-            let (read, whole) = (keys_read(model, length), keys_read(&variants[0].1, length));
-            let share = |part: u64| part as f64 / whole.exact as f64;
+            let of_prompts = [reads.keys_share(), reads.summaries_share(), reads.capped_share()];
+            let [keys_share, summaries_share, capped_share] = windows
+                .map_or(of_prompts, |windows| [windows.keys_share, windows.summaries_share, windows.capped_share]);
             found.push(LongVariant {
                 name: (*name).to_owned(),
-                keys_share: share(read.exact),
-                summaries_share: share(read.summaries),
+                keys_share,
+                summaries_share,
+                capped_share,
                 cache_bytes,
                 cache_share: cache_bytes as f64 / full as f64,
-                perplexity,
+                perplexity: report.as_ref().map(|report| perplexity(report, at)),
                 recall: config.tasks.iter().filter_map(|task| RecallScores::of(task.recall()?, &turns)).collect(),
             });
         }
@@ -262,28 +267,21 @@ fn make_prompts(
     (0..config.samples).map(of_sample).collect()
 }
 
-/// Perplexity and agreement of variant `at`, the original being the first, and the bytes of its cache.
-fn perplexity(report: &EvaluationReport, at: usize) -> (LongPerplexity, usize) {
+/// What was measured of variant `at`, the original being the first.
+fn of_variant(report: &EvaluationReport, at: usize) -> &Perplexity {
+    at.checked_sub(1).map_or(&report.original, |at| &report.variants[at].perplexity)
+}
+
+/// Perplexity and agreement of variant `at`.
+fn perplexity(report: &EvaluationReport, at: usize) -> LongPerplexity {
     let variant = at.checked_sub(1).map(|at| &report.variants[at]);
-    let Perplexity { all, later, last_quarter, by_position, cache_bytes, .. } =
-        variant.map_or(&report.original, |variant| &variant.perplexity);
-    let found = LongPerplexity {
+    let Perplexity { all, later, last_quarter, by_position, .. } = of_variant(report, at);
+    LongPerplexity {
         all: *all,
         later: *later,
         last_quarter: *last_quarter,
         by_position: by_position.clone(),
         agreement: variant.map(|variant| variant.agreement.clone()),
         agreement_last_quarter: variant.map(|variant| variant.last_quarter.clone()),
-    };
-    (found, *cache_bytes)
-}
-
-/// What the tokens of a text of `length` tokens read in all layers.
-fn keys_read(decoder: &Decoder, length: usize) -> KeysRead {
-    let config = decoder.config();
-    let mut sum = KeysRead::default();
-    for layer in 0..config.decoder.layers {
-        sum += KeysRead::of_text(config.layer_attention(layer), config.decoder.window(layer), length);
     }
-    sum
 }

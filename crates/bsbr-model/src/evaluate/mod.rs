@@ -1,6 +1,7 @@
 //! What a change of attention costs: perplexity by position, agreement with the original token by token, and what the model
 //! still finds in a long text.
 
+mod divergence;
 mod logits;
 #[cfg(feature = "text")]
 mod long;
@@ -12,6 +13,7 @@ mod report;
 mod rows;
 mod windows;
 
+pub(crate) use divergence::{Divergence, Reference};
 pub use logits::{LogitDifference, compare_logits};
 #[cfg(feature = "text")]
 pub use long::{
@@ -21,6 +23,6 @@ pub use long::{
 #[cfg(feature = "text")]
 pub use prompts::{DEPTHS, Prompt, PromptMaker, RecallTask, Turn};
 #[cfg(feature = "text")]
-pub use recall::{DepthScores, RecallScores, TurnScores, recall};
+pub use recall::{DepthScores, Recall, RecallScores, TurnScores, recall};
 pub use report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket, VariantReport};
 pub use windows::{check_windows, evaluate};

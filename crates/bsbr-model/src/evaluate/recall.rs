@@ -6,7 +6,7 @@ use super::{
     prompts::{DEPTHS, Prompt, RecallTask},
     rows::{Row, numbers},
 };
-use crate::{Decoder, DecoderCache, ModelError, prefill};
+use crate::{Decoder, DecoderCache, ModelError, Reads, prefill};
 
 /// How a model answered one question. The answer is forced on it token by token, so that each digit is judged behind the
 /// right ones; where all are right, they are also what greedy decoding gives.
@@ -52,17 +52,28 @@ pub struct DepthScores {
     pub exact: f64,
 }
 
-/// Reads each prompt, and answers its questions one after another; the scores of all turns, and the most bytes a cache held
-/// at the end of a context. Prompts that begin like the one before share what was read of it.
+/// How a model answered some prompts, and what that took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recall {
+    /// All turns of all prompts.
+    pub scores: Vec<TurnScores>,
+    /// The most bytes a cache held at the end of a context.
+    pub cache_bytes: usize,
+    /// What the tokens of the contexts read.
+    pub reads: Reads,
+}
+
+/// Reads each prompt, and answers its questions one after another. Prompts that begin like the one before share what was
+/// read of it.
 ///
 /// # Errors
 ///
 /// What [`Decoder::hidden`] refuses.
-pub fn recall(decoder: &Decoder, prompts: &[Prompt]) -> Result<(Vec<TurnScores>, usize), ModelError> {
+pub fn recall(decoder: &Decoder, prompts: &[Prompt]) -> Result<Recall, ModelError> {
     let longest = prompts.iter().map(Prompt::len).max().unwrap_or_default();
     // What was read of the prompt before: its cache, and how many tokens.
     let mut shared: Option<(DecoderCache, usize)> = None;
-    let (mut scores, mut bytes) = (Vec::new(), 0);
+    let mut found = Recall { scores: Vec::new(), cache_bytes: 0, reads: Reads::default() };
     for (at, prompt) in prompts.iter().enumerate() {
         let context = &prompt.context;
         let common = prompts.get(at + 1).map_or(0, |next| common_prefix(context, &next.context));
@@ -82,7 +93,8 @@ pub fn recall(decoder: &Decoder, prompts: &[Prompt]) -> Result<(Vec<TurnScores>,
         if read < context.len() {
             prefill(decoder, &context[read..], &mut cache)?;
         }
-        bytes = bytes.max(cache.bytes());
+        found.cache_bytes = found.cache_bytes.max(cache.bytes());
+        found.reads += cache.reads();
         for turn in &prompt.turns {
             let mut state = prefill(decoder, &turn.question, &mut cache)?;
             let mut turn_scores =
@@ -97,10 +109,10 @@ pub fn recall(decoder: &Decoder, prompts: &[Prompt]) -> Result<(Vec<TurnScores>,
                     state = decoder.hidden(&[vec![digit]], &mut cache)?;
                 }
             }
-            scores.push(turn_scores);
+            found.scores.push(turn_scores);
         }
     }
-    Ok((scores, bytes))
+    Ok(found)
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {

@@ -29,6 +29,12 @@ pub struct Perplexity {
     pub seconds: f64,
     /// Bytes of the cache after a window, as the cache counts them.
     pub cache_bytes: usize,
+    /// Keys read exactly, as a share of those the original reads: the mean over tokens and layers, as measured.
+    pub keys_share: f64,
+    /// Statistics of blocks, sections and chunks read or scored, as a share of the same number.
+    pub summaries_share: f64,
+    /// Share of the choices of keys, one for each token and KV head, that `max_keys` cut.
+    pub capped_share: f64,
 }
 
 /// Perplexity of the tokens at some positions of the windows.

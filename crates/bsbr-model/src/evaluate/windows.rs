@@ -12,10 +12,10 @@ use super::{
     report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket, VariantReport},
     rows::{Closeness, Row, cosine, numbers},
 };
-use crate::{Decoder, ModelError, PREFILL_PIECE};
+use crate::{Decoder, DecoderCache, ModelError, PREFILL_PIECE, Reads};
 
 /// Positions whose scores are held at once, for each model.
-const SLAB: usize = 128;
+pub(super) const SLAB: usize = 128;
 
 /// Parts a window is divided into for perplexity by position.
 const POSITION_BUCKETS: usize = 8;
@@ -46,6 +46,7 @@ struct Tally {
     nll: Vec<f64>,
     elapsed: Duration,
     cache_bytes: usize,
+    reads: Reads,
 }
 
 /// Sums over compared positions.
@@ -65,7 +66,7 @@ struct Comparisons {
 }
 
 /// Scores of some tokens, `[tokens, vocab_size]`, what they say, and the states `[tokens, hidden_size]` they come from.
-struct Slab {
+pub(super) struct Slab {
     scores: Vec<f32>,
     rows: Vec<Row>,
     states: Vec<f32>,
@@ -91,18 +92,19 @@ pub fn evaluate(
     }
     let windows = (tokens.len() / window).min(config.windows);
     let last_quarter = last_quarter(window);
-    let tally = Tally { nll: vec![0.0; window - 1], elapsed: Duration::ZERO, cache_bytes: 0 };
+    let tally = Tally { nll: vec![0.0; window - 1], elapsed: Duration::ZERO, cache_bytes: 0, reads: Reads::default() };
     let mut tallies = vec![tally; variants.len() + 1];
     let mut comparisons = vec![Comparisons::default(); variants.len()];
     for (done, text) in tokens.chunks_exact(window).take(windows).enumerate() {
         let mut hidden = Vec::with_capacity(tallies.len());
         for (decoder, tally) in decoders(original, variants).zip(&mut tallies) {
             let start = Instant::now();
-            let (states, cache_bytes) = read(decoder, text)?;
+            let (states, cache) = read(decoder, text)?;
             hidden.push(states);
             decoder.device().sync().map_err(|error| ModelError::Input(format!("the device failed: {error:?}")))?;
             tally.elapsed += start.elapsed();
-            tally.cache_bytes = tally.cache_bytes.max(cache_bytes);
+            tally.cache_bytes = tally.cache_bytes.max(cache.bytes());
+            tally.reads += cache.reads();
         }
         for at in (0..window - 1).step_by(SLAB) {
             let count = SLAB.min(window - 1 - at);
@@ -155,15 +157,20 @@ fn last_quarter(window: usize) -> usize {
     predicted - predicted.div_ceil(4)
 }
 
-/// Final hidden states of a whole text, `[tokens, hidden_size]`, read in pieces; bytes of the cache behind it.
-fn read(decoder: &Decoder, text: &[u32]) -> Result<(Tensor<2>, usize), ModelError> {
+/// Final hidden states of a whole text, `[tokens, hidden_size]`, read in pieces, and the cache behind it.
+pub(super) fn read(decoder: &Decoder, text: &[u32]) -> Result<(Tensor<2>, DecoderCache), ModelError> {
     let mut cache = decoder.new_cache(&[text.len()])?;
     let pieces: Result<Vec<_>, _> =
         text.chunks(PREFILL_PIECE).map(|piece| decoder.hidden(&[piece.to_vec()], &mut cache)).collect();
-    Ok((Tensor::cat(pieces?, 0), cache.bytes()))
+    Ok((Tensor::cat(pieces?, 0), cache))
 }
 
 impl Slab {
+    /// What `decoder` says behind `count` states.
+    pub(super) fn of(decoder: &Decoder, states: Tensor<2>, count: usize) -> Result<Self, ModelError> {
+        Ok(Self::new(numbers(decoder.logits(states.clone()))?, numbers(states)?, count))
+    }
+
     fn new(scores: Vec<f32>, states: Vec<f32>, count: usize) -> Self {
         let rows = scores.par_chunks_exact(scores.len() / count).map(Row::new).collect();
         Self { scores, rows, states }
@@ -186,7 +193,7 @@ impl Slab {
     }
 
     /// Closeness and cosine of some rows of `variant`. Sums are left to the caller: their order must not depend on threads.
-    fn compare(&self, variant: &Self, rows: Range<usize>) -> Vec<(Closeness, f64)> {
+    pub(super) fn compare(&self, variant: &Self, rows: Range<usize>) -> Vec<(Closeness, f64)> {
         let compare = |row: usize| {
             let scores = (self.scores(row), variant.scores(row));
             let closeness = self.rows[row].compare(scores.0, &variant.rows[row], scores.1);
@@ -217,6 +224,9 @@ impl Tally {
             by_position: by_position.collect(),
             seconds: self.elapsed.as_secs_f64(),
             cache_bytes: self.cache_bytes,
+            keys_share: self.reads.keys_share(),
+            summaries_share: self.reads.summaries_share(),
+            capped_share: self.reads.capped_share(),
         }
     }
 }

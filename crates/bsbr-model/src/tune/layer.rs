@@ -130,12 +130,7 @@ impl LayerObjective {
                 if first == student.tokens {
                     (found - wanted).square().sum() * 0.0
                 } else {
-                    let none = BlockAttentionConfig {
-                        retrieval: Retrieval::None,
-                        max_chunks: None,
-                        kept_tokens: 0,
-                        ..attention.clone()
-                    };
+                    let none = attention.without_retrieval();
                     let (query, keys, values) = (trace.query.clone(), trace.keys.clone(), trace.values.clone());
                     let near = attend(query, keys, values, None, Some(&none), student.options(layer))?;
                     let far = |x: Tensor<2>| x.narrow(0, first, student.tokens - first);

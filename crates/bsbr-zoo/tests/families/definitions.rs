@@ -16,7 +16,7 @@ fn defined() -> impl Strategy<Value = Case> {
         if none {
             case.config.bsbr.retrieval = Retrieval::None;
         } else {
-            case.config.bsbr.top_k = 100;
+            (case.config.bsbr.threshold, case.config.bsbr.max_keys) = (0.0, 1000);
         }
         case
     })
@@ -49,7 +49,11 @@ fn a_text_of_one_token_is_no_harder() {
             vocabulary: 3,
             width: 32,
             chunk_size: 64,
-            bsbr: bsbr_attn::BlockAttentionConfig { top_k: 100, ..bsbr_zoo::DecoderConfig::default().bsbr },
+            bsbr: bsbr_attn::BlockAttentionConfig {
+                threshold: 0.0,
+                max_keys: 1000,
+                ..bsbr_zoo::DecoderConfig::default().bsbr
+            },
             ..Default::default()
         };
         let case = Case { config, seed: 5, batch: 1, tokens: 200 };

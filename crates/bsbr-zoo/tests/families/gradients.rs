@@ -33,7 +33,7 @@ fn assert_gradients(family: Family) {
         ..Default::default()
     };
     config.bsbr.retrieval = Retrieval::None;
-    config.bsbr.chunk_size = 4;
+    (config.bsbr.chunk_size, config.bsbr.block_size) = (4, 4);
     config.bsbr.sink_tokens = 2;
     let case = Case { config, seed: 3, batch: 1, tokens: 11 };
     let device = Device::flex().autodiff();

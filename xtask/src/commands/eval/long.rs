@@ -84,11 +84,11 @@ fn lines(report: &LengthReport, cells: impl Fn(&LongVariant) -> Vec<String>) -> 
 
 fn reading(report: &LengthReport) -> String {
     let cells = |variant: &LongVariant| {
-        let shares = [variant.keys_share, variant.summaries_share].map(percent);
+        let shares = [variant.keys_share, variant.summaries_share, variant.capped_share].map(percent);
         let cache = [bytes(variant.cache_bytes as u64), percent(variant.cache_share)];
         [shares, cache].concat()
     };
-    table(&["attention", "keys read", "summaries", "cache", "of the original's"], &lines(report, cells))
+    table(&["attention", "keys read", "summaries", "choices cut", "cache", "of the original's"], &lines(report, cells))
 }
 
 fn perplexities(report: &LengthReport) -> String {
