@@ -2,13 +2,17 @@
 //! in pieces or token by token, goes through [`AttentionCache::prefill`].
 
 mod checks;
+mod index_state;
 mod kept;
+#[cfg(feature = "flex")]
+mod prefill;
 mod rebase;
 mod states;
 mod walk;
 
 use burn::tensor::{DType, Device, Tensor};
 pub(crate) use checks::check_shape;
+use index_state::IndexState;
 use rebase::{Near, split};
 
 #[cfg(feature = "flex")]
@@ -17,7 +21,7 @@ use crate::{
     AttentionError, AttentionOptions, BlockAttentionConfig, FarPositions, Kernel, Retrieval,
     buffer::{RowBuffer, copied, in_type},
     full::full_causal,
-    index::{Counter, PlainIndex, Retrieved},
+    index::{Counter, Retrieved},
     kept::KeptTokens,
     statistics::{Sizes, Statistics},
     tile::{NearInput, TileInput, attend_tile},
@@ -93,34 +97,6 @@ impl Meta {
     }
 }
 
-/// The index of the keys of a cache, in the form of what reads it.
-#[derive(Debug, Clone)]
-enum IndexState {
-    /// In plain tensors.
-    Plain(PlainIndex),
-}
-
-impl IndexState {
-    fn plain(&self) -> Option<&PlainIndex> {
-        match self {
-            Self::Plain(index) => Some(index),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Plain(index) => index.bytes(),
-        }
-    }
-
-    /// How many tokens must come with their queries before others can come without.
-    fn founding_tokens(&self) -> usize {
-        match self {
-            Self::Plain(index) => index.founding_tokens(),
-        }
-    }
-}
-
 /// Keys, values and block statistics of one layer for a batch of sequences of equal length.
 ///
 /// What is kept depends on the kind: everything for full attention and `blocks`, there with the index of all keys; sinks and the local region for `none`;
@@ -179,7 +155,7 @@ impl AttentionCache {
         let kept = kept.map(|attention| KeptTokens::new(sizes, attention.kept_tokens, attention.watchers(), device));
         let statistics = states::new_statistics(&config, None, device);
         let index = attention.filter(|attention| attention.can_choose(&config.options));
-        let index = index.map(|attention| IndexState::Plain(PlainIndex::new(sizes, attention, device)));
+        let index = index.map(|attention| IndexState::new(&config, attention, sizes, device));
         let (keys, values) = (rows(), rows());
         Ok(Self {
             config,
@@ -247,9 +223,7 @@ impl AttentionCache {
         self.values.reserve(kept);
         if let (Some(index), Some(attention)) = (&mut self.index, &self.config.attention) {
             let indexed = attention.local_start(tokens.saturating_sub(1) / attention.chunk_size);
-            match index {
-                IndexState::Plain(index) => index.reserve(indexed),
-            }
+            index.reserve(indexed);
         }
     }
 
@@ -322,13 +296,16 @@ impl AttentionCache {
             self.push(keys, values);
             return self.read_all(query);
         };
-        match &mut self.index {
-            Some(IndexState::Plain(index)) => index.see(&query, self.length),
-            None => {}
+        if let Some(index) = &mut self.index {
+            index.see(&query, self.length);
         }
         self.enter_stage(&attention);
         let near = self.near.is_some().then(|| (query.clone(), keys.clone()));
         let (query, keys) = (self.far_queries(query), self.far_keys(keys));
+        #[cfg(feature = "flex")]
+        if self.reads_fused(&query, &attention) {
+            return self.prefill_fused(query, keys, values, near, &attention);
+        }
         let mut outputs = Vec::new();
         let near_keys = near.as_ref().map(|(_, keys)| keys.clone());
         self.walk(&attention, (keys, near_keys), values, meta, |cache, piece| {
@@ -346,16 +323,17 @@ impl AttentionCache {
                 kept.watch(&query, place..place + piece.len(), attention.chunk_size);
             }
             #[cfg(feature = "flex")]
-            if cache.config.kernel == Kernel::Fastest && fused::covers(&attention) {
+            if cache.config.kernel == Kernel::Fastest && attention.retrieval == Retrieval::None {
                 let rows = fused::Rows {
                     keys: cache.keys.stored(),
                     values: cache.values.stored(),
                     first: cache.start,
                     sinks: cache.sinks.as_ref(),
                     near: near.as_ref().map(|near| (near.query.clone(), near.keys.all(), near.first)),
+                    index: None,
                 };
                 let query = query.clone().narrow(2, piece.start, piece.len());
-                if let Some(output) = fused::blocks(query, rows, &attention, &cache.config.options) {
+                if let Some((output, _)) = fused::blocks(query, rows, &attention, &cache.config.options) {
                     outputs.push(output);
                     return;
                 }
@@ -381,6 +359,17 @@ impl AttentionCache {
             }
         });
         Tensor::cat(outputs, 2)
+    }
+
+    /// Whether one call of the fused kernel reads what settings with an index say.
+    #[cfg(feature = "flex")]
+    fn reads_fused(&self, query: &Tensor<4>, attention: &BlockAttentionConfig) -> bool {
+        let index = self.index.as_ref().is_none_or(|index| index.fused().is_some());
+        attention.uses_index()
+            && self.config.kernel == Kernel::Fastest
+            && index
+            && fused::Memory::new(query).is_some()
+            && fused::StoredMemory::new(&self.keys.stored()).is_some()
     }
 
     /// Takes the next tokens in without reading anything: for text whose outputs nobody needs in this layer.

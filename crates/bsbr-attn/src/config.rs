@@ -78,7 +78,7 @@ pub struct BlockAttentionConfig {
     /// The estimated probability `tau` from which on a key is read exactly, with the `index` selector; 0 reads every key up
     /// to `max_keys`.
     pub threshold: f64,
-    /// Most keys a token retrieves, per KV head: of more, those furthest above the threshold.
+    /// Most keys a token retrieves, per KV head: where more pass, its threshold is doubled until they do not.
     pub max_keys: usize,
     /// Channels of which the index keeps what a key has beyond the mean of its block; `None` is half of the head's, at
     /// least 32.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{AttentionCache, CacheConfig, IndexState, Meta};
+use super::{AttentionCache, CacheConfig, Meta};
 use crate::{
     AttentionError, BlockAttentionConfig, FarPositions,
     buffer::{RowBuffer, copied},
@@ -100,9 +100,8 @@ impl AttentionCache {
         if let Some((keys, values)) = self.sinks.take() {
             self.sinks = Some((copied(positions.turn_keys(keys, 0, before, stage)), values));
         }
-        match &mut self.index {
-            Some(IndexState::Plain(index)) => index.forget(),
-            None => {}
+        if let Some(index) = &mut self.index {
+            index.forget();
         }
         if let Some(statistics) = &mut self.statistics {
             let mut meta_keys = statistics.clear();

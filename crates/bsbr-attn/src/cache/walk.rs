@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{AttentionCache, IndexState, Meta};
+use super::{AttentionCache, Meta};
 use crate::{
     BlockAttentionConfig, Retrieval,
     buffer::{RowBuffer, copied},
@@ -60,9 +60,8 @@ impl AttentionCache {
         let block = attention.statistics_block();
         let sinks = attention.sink_tokens;
         self.forget_near(local_start);
-        match &mut self.index {
-            Some(IndexState::Plain(index)) => index.extend(&self.keys, &self.values, local_start),
-            None => {}
+        if let Some(index) = &mut self.index {
+            index.extend(&self.keys, &self.values, local_start);
         }
         if self.kept.is_some() {
             self.choose_kept(attention, local_start);

@@ -3,18 +3,24 @@
 //! They compute what [`crate::plain`] computes, without its intermediate tensors. Anything they do not cover (another
 //! device, another type, a tensor that gradients are asked of, meta projections, states) is left to the plain form.
 
+mod index;
 pub(crate) mod whole;
 
 use bsbr_kernels::{
     Heads, Stored,
-    attention::{BlockInput, BlockOptions, CausalOptions, Near, Sinks, block_attention, causal_attention},
+    attention::{
+        self, BlockInput, BlockOptions, CausalOptions, Near, Sinks, block_attention, causal_attention, IndexOptions,
+    },
+    index::KeyIndex,
 };
 use burn::{
     backend::{BackendTypes, Flex},
     tensor::{DType, Device, Tensor, TensorData, bf16, f16},
 };
 
-use crate::{AttentionOptions, BlockAttentionConfig, Retrieval};
+pub(crate) use index::FusedIndex;
+
+use crate::{AttentionOptions, BlockAttentionConfig, Far, Retrieval, index::Retrieved};
 
 /// The memory of a tensor with rows of neighbouring numbers.
 pub(crate) struct Memory(<Flex as BackendTypes>::FloatTensorPrimitive);
@@ -76,15 +82,27 @@ fn tensor(numbers: Vec<f32>, shape: [usize; 4]) -> Tensor<4> {
 
 /// Whether the loops cover these settings.
 pub(crate) fn covers(attention: &BlockAttentionConfig) -> bool {
-    attention.retrieval == Retrieval::None
+    attention.retrieval == Retrieval::None || attention.uses_index()
 }
 
+/// Below this logarithm of a probability no key counts for anything: a threshold of 0.
+const LOWEST_LOG_THRESHOLD: f64 = -100.0;
+
 fn block_options(attention: &BlockAttentionConfig) -> BlockOptions {
+    let index = IndexOptions {
+        exact_tokens: attention.exact_tokens,
+        log_threshold: attention.threshold.ln().max(LOWEST_LOG_THRESHOLD) as f32,
+        max_keys: attention.max_keys,
+        fine_tokens: attention.fine_tokens,
+        max_sections: attention.max_sections,
+        far: attention.far != Far::None,
+        far_shift: attention.far_shift as f32,
+    };
     BlockOptions {
         chunk_size: attention.chunk_size,
         local_chunks: attention.local_chunks,
         sink_tokens: attention.sink_tokens,
-        blocks: None,
+        index: attention.uses_index().then_some(index),
     }
 }
 
@@ -124,6 +142,8 @@ pub(crate) struct Rows<'a> {
     /// Queries and keys of the local region where it stands at other positions than the rest: the keys from this position up
     /// to the last query.
     pub(crate) near: Option<(Tensor<4>, Tensor<4>, usize)>,
+    /// The index of the keys, where any are chosen by one.
+    pub(crate) index: Option<&'a KeyIndex>,
 }
 
 /// What each query reads, as [`crate::tile::attend_tile`] does for one tile; here they may be of any number of chunks.
@@ -132,7 +152,7 @@ pub(crate) fn blocks(
     rows: Rows<'_>,
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
-) -> Option<Tensor<4>> {
+) -> Option<(Tensor<4>, Retrieved)> {
     let shape = query.dims();
     let query = Memory::new(&query)?;
     let (keys, values) = (StoredMemory::new(&rows.keys)?, StoredMemory::new(&rows.values)?);
@@ -151,12 +171,14 @@ pub(crate) fn blocks(
         values: values.heads(),
         first: rows.first,
         sinks: sinks.as_ref().map(|(keys, values)| Sinks { keys: keys.heads().into(), values: values.heads().into() }),
-        means: &[],
+        index: rows.index,
         near: near.as_ref().map(|(query, keys, first)| Near {
             query: query.heads(),
             keys: keys.heads(),
             first: *first,
         }),
     };
-    Some(tensor(block_attention(&input, &settings, &causal_options(options, shape[1])).0, shape))
+    let (output, _, retrieved) = block_attention(&input, &settings, &causal_options(options, shape[1]));
+    let attention::Retrieved { tokens, keys, capped } = retrieved;
+    Some((tensor(output, shape), Retrieved { tokens, keys, capped }))
 }

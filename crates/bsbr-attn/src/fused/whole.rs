@@ -3,6 +3,7 @@
 
 use bsbr_kernels::{
     Heads,
+    index::{KeyIndex, SECTION},
     attention::{
         BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, causal_attention,
         causal_attention_backward,
@@ -88,8 +89,13 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
     let [batch, heads, tokens, width] = query.dims();
     let options = causal_options(&problem.options, heads);
-    let retrieving = problem.attention.as_ref().filter(|attention| tokens > attention.local_tokens());
-    let Some(attention) = retrieving else { return causal_attention(query, keys, values, &options) };
+    let reads_less = |attention: &&BlockAttentionConfig| match tokens.saturating_sub(1) / attention.chunk_size {
+        last if attention.uses_index() => attention.candidates(last, &problem.options).is_some(),
+        _ => tokens > attention.local_tokens(),
+    };
+    let Some(attention) = problem.attention.as_ref().filter(reads_less) else {
+        return causal_attention(query, keys, values, &options);
+    };
     let kv_heads = keys.dims()[1];
     let group = heads / kv_heads;
     let step = (ROWS_TOGETHER / (group * tokens).max(1)).clamp(1, kv_heads);
@@ -102,7 +108,9 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
             let slopes = options.slopes.as_ref().map(|slopes| slopes[some_queries.clone()].to_vec());
             let options = CausalOptions { slopes, ..options.clone() };
             let (keys, values) = (keys.some_heads(row, some.clone()), values.some_heads(row, some));
-            let input = input(query.some_heads(row, some_queries.clone()), keys, values);
+            let query = query.some_heads(row, some_queries.clone());
+            let index = index_of(query, keys, values, problem);
+            let input = input(query, keys, values, index.as_ref());
             let rows = (row * heads + some_queries.start) * tokens..(row * heads + some_queries.end) * tokens;
             let output = &mut output[rows.start * width..rows.end * width];
             block_attention_into(&input, &block_options(attention), &options, output, &mut log_mass[rows]);
@@ -111,8 +119,26 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
     (output, log_mass)
 }
 
-fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>) -> BlockInput<'a> {
-    BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, means: &[], near: None }
+/// The index of a whole text, where any of its tokens chooses by one.
+fn index_of(query: Heads<'_>, keys: Heads<'_>, values: Heads<'_>, problem: &Problem) -> Option<KeyIndex> {
+    let attention = problem.attention.as_ref().filter(|attention| attention.uses_index())?;
+    let [batch, kv_heads, tokens, width] = keys.dims();
+    attention.candidates(tokens.saturating_sub(1) / attention.chunk_size, &problem.options)?;
+    let channels = attention.residual_channels(width);
+    let mut index = KeyIndex::new([batch, kv_heads, width], channels, attention.sink_tokens);
+    index.watch(query, 0..attention.index_founding());
+    index.found(keys, attention.index_founding());
+    index.extend(keys, values, attention.local_start((tokens - 1) / attention.chunk_size) / SECTION);
+    Some(index)
+}
+
+fn input<'a>(
+    query: Heads<'a>,
+    keys: Heads<'a>,
+    values: Heads<'a>,
+    index: Option<&'a KeyIndex>,
+) -> BlockInput<'a> {
+    BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, index, near: None }
 }
 
 fn primitive(numbers: Vec<f32>, shape: &[usize]) -> FloatTensor<Flex> {
@@ -148,7 +174,8 @@ impl AttentionOps for Flex {
         let forward = Forward { output: output.heads(), log_mass, gradient: gradient.heads() };
         let options = causal_options(&problem.options, shape[1]);
         let [query, keys, values] = [0, 1, 2].map(|at| memory[at].heads());
-        let input = input(query, keys, values);
+        let index = index_of(query, keys, values, &problem);
+        let input = input(query, keys, values, index.as_ref());
         let gradients = match &problem.attention {
             None => causal_attention_backward((query, keys, values), &forward, &options),
             Some(attention) => block_attention_backward(&input, &forward, &block_options(attention), &options),

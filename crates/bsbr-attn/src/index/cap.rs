@@ -12,9 +12,17 @@ pub(super) struct Passed {
     pub(super) capped: u64,
 }
 
-/// The columns of `[batch, kv_heads, tokens, columns]` above `limit`, at most `most` in a row: those furthest above it, of equals
-/// the later.
-pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize) -> Passed {
+/// What a row leaves out where too much passes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Cap {
+    /// All but the furthest above the limit, of equals the later.
+    Best,
+    /// What does not pass a threshold that is doubled until no more do than may.
+    Doubled,
+}
+
+/// The columns of `[batch, kv_heads, tokens, columns]` above `limit`, a logarithm, at most `most` in a row.
+pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize, cap: Cap) -> Passed {
     let shape = excess.dims();
     let columns = shape[3];
     let mask = excess.clone().greater_elem(limit).float().cast(DType::F32);
@@ -32,7 +40,10 @@ pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize) -> Passed {
     let mut capped = 0;
     let rows = passes.chunks_exact_mut(columns).zip(excess.chunks_exact(columns)).zip(counts);
     for ((passes, excess), _) in rows.filter(|(_, count)| *count as usize > most) {
-        keep_best(passes, excess, most);
+        match cap {
+            Cap::Best => keep_best(passes, excess, most),
+            Cap::Doubled => double(passes, excess, limit as f32, most),
+        }
         capped += 1;
     }
     Passed { mask: mask_of(passes, shape, &device), capped }
@@ -47,4 +58,19 @@ fn keep_best(passes: &mut [f32], excess: &[f32], most: usize) {
     let mut passing: Vec<usize> = (0..passes.len()).filter(|&at| passes[at] > 0.0).collect();
     passing.sort_unstable_by(|&a, &b| excess[b].total_cmp(&excess[a]).then(b.cmp(&a)));
     passing[most..].iter().for_each(|&at| passes[at] = 0.0);
+}
+
+/// Doublings of a threshold after which scores are no numbers to compare.
+const MOST_DOUBLINGS: usize = 1000;
+
+/// Leaves what passes a limit that is raised by `ln 2` until no more than `most` do.
+fn double(passes: &mut [f32], excess: &[f32], limit: f32, most: usize) {
+    for doublings in 1..=MOST_DOUBLINGS {
+        let raised = limit + doublings as f32 * std::f32::consts::LN_2;
+        let passing = |excess: &f32| *excess > raised;
+        if excess.iter().filter(|excess| passing(excess)).count() <= most || doublings == MOST_DOUBLINGS {
+            passes.iter_mut().zip(excess).for_each(|(pass, excess)| *pass = if passing(excess) { 1.0 } else { 0.0 });
+            return;
+        }
+    }
 }

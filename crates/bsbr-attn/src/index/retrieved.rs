@@ -47,6 +47,14 @@ impl Counter {
         });
     }
 
+    /// Counts what was counted on the host.
+    #[cfg(feature = "flex")]
+    pub(crate) fn count(&mut self, retrieved: Retrieved) {
+        self.counted.tokens += retrieved.tokens;
+        self.counted.keys += retrieved.keys;
+        self.counted.capped += retrieved.capped;
+    }
+
     pub(crate) fn counts(&self) -> Retrieved {
         let keys = self.waiting.clone().map_or(0, |keys| keys.into_scalar::<i64>());
         Retrieved { keys: self.counted.keys + keys as u64, ..self.counted }
