@@ -48,3 +48,27 @@ fn keep_best(passes: &mut [f32], excess: &[f32], most: usize) {
     passing.sort_unstable_by(|&a, &b| excess[b].total_cmp(&excess[a]).then(b.cmp(&a)));
     passing[most..].iter().for_each(|&at| passes[at] = 0.0);
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    fn passed(excess: [f32; 6], most: usize) -> (Vec<f32>, u64) {
+        // The second row passes nothing.
+        let rows = [excess, [-1e30; 6]].concat();
+        let passed = passing(mask_of(rows, [1, 1, 2, 6], &Device::flex()), -0.5, most);
+        let mut mask = host(passed.mask);
+        assert_eq!(mask.split_off(6), [0.0; 6]);
+        (mask, passed.capped)
+    }
+
+    #[test]
+    fn the_highest_pass_and_of_equals_the_later() {
+        let excess = [0.0, 2.0, 0.0, -0.5, 0.0, -1e30];
+        assert_eq!(passed(excess, 6), (vec![1.0, 1.0, 1.0, 0.0, 1.0, 0.0], 0));
+        assert_eq!(passed(excess, 4), (vec![1.0, 1.0, 1.0, 0.0, 1.0, 0.0], 0));
+        assert_eq!(passed(excess, 3), (vec![0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 1));
+        assert_eq!(passed(excess, 1), (vec![0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 1));
+        assert_eq!(passed(excess, 0), (vec![0.0; 6], 1));
+    }
+}
