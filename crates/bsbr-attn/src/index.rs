@@ -47,7 +47,8 @@
 //!   `max_sections` of them: the highest, of equals the later. (Fewer sections than that are not looked at: their blocks count
 //!   as nearby.)
 //! - Of the keys of blocks nearby and of opened sections, those with `cap(est_i) > tot + ln threshold` for any head of the group,
-//!   at most `max_keys`: the highest above `tot`, of equals the later. Every head of the group reads all of them.
+//!   at most `max_keys`: where more pass, the threshold of the token is doubled until they do not. Every head of the group reads
+//!   all of them.
 //! - One softmax over what is read exactly anyway, the keys that pass (by their true scores), and with `far = mean` each block
 //!   with the weight `(n_b - passed) exp(cap(base_b) + far_shift)` and each section that is not open with
 //!   `n_S exp(cap(base_S) + far_shift)`, both with the mean value of the section.

@@ -4,6 +4,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::founding::host;
 
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
 /// Columns of each row that pass.
 pub(super) struct Passed {
     /// 1 where one does, 0 elsewhere, of the shape of what was looked at.
@@ -12,9 +15,17 @@ pub(super) struct Passed {
     pub(super) capped: u64,
 }
 
-/// The columns of `[batch, kv_heads, tokens, columns]` above `limit`, at most `most` in a row: those furthest above it, of equals
-/// the later.
-pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize) -> Passed {
+/// What a row leaves out where too much passes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Cap {
+    /// All but the furthest above the limit, of equals the later.
+    Best,
+    /// What does not pass a threshold that is doubled until no more do than may.
+    Doubled,
+}
+
+/// The columns of `[batch, kv_heads, tokens, columns]` above `limit`, a logarithm, at most `most` in a row.
+pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize, cap: Cap) -> Passed {
     let shape = excess.dims();
     let columns = shape[3];
     let mask = excess.clone().greater_elem(limit).float().cast(DType::F32);
@@ -32,7 +43,10 @@ pub(super) fn passing(excess: Tensor<4>, limit: f64, most: usize) -> Passed {
     let mut capped = 0;
     let rows = passes.chunks_exact_mut(columns).zip(excess.chunks_exact(columns)).zip(counts);
     for ((passes, excess), _) in rows.filter(|(_, count)| *count as usize > most) {
-        keep_best(passes, excess, most);
+        match cap {
+            Cap::Best => keep_best(passes, excess, most),
+            Cap::Doubled => double(passes, excess, limit as f32, most),
+        }
         capped += 1;
     }
     Passed { mask: mask_of(passes, shape, &device), capped }
@@ -49,26 +63,17 @@ fn keep_best(passes: &mut [f32], excess: &[f32], most: usize) {
     passing[most..].iter().for_each(|&at| passes[at] = 0.0);
 }
 
-#[cfg(all(test, feature = "flex"))]
-mod tests {
-    use super::*;
+/// Doublings of a threshold after which scores are no numbers to compare.
+const MOST_DOUBLINGS: usize = 1000;
 
-    fn passed(excess: [f32; 6], most: usize) -> (Vec<f32>, u64) {
-        // The second row passes nothing.
-        let rows = [excess, [-1e30; 6]].concat();
-        let passed = passing(mask_of(rows, [1, 1, 2, 6], &Device::flex()), -0.5, most);
-        let mut mask = host(passed.mask);
-        assert_eq!(mask.split_off(6), [0.0; 6]);
-        (mask, passed.capped)
-    }
-
-    #[test]
-    fn the_highest_pass_and_of_equals_the_later() {
-        let excess = [0.0, 2.0, 0.0, -0.5, 0.0, -1e30];
-        assert_eq!(passed(excess, 6), (vec![1.0, 1.0, 1.0, 0.0, 1.0, 0.0], 0));
-        assert_eq!(passed(excess, 4), (vec![1.0, 1.0, 1.0, 0.0, 1.0, 0.0], 0));
-        assert_eq!(passed(excess, 3), (vec![0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 1));
-        assert_eq!(passed(excess, 1), (vec![0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 1));
-        assert_eq!(passed(excess, 0), (vec![0.0; 6], 1));
+/// Leaves what passes a limit that is raised by `ln 2` until no more than `most` do.
+fn double(passes: &mut [f32], excess: &[f32], limit: f32, most: usize) {
+    for doublings in 1..=MOST_DOUBLINGS {
+        let raised = limit + doublings as f32 * std::f32::consts::LN_2;
+        let passing = |excess: &f32| *excess > raised;
+        if excess.iter().filter(|excess| passing(excess)).count() <= most || doublings == MOST_DOUBLINGS {
+            passes.iter_mut().zip(excess).for_each(|(pass, excess)| *pass = if passing(excess) { 1.0 } else { 0.0 });
+            return;
+        }
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::{
     BLOCK, BLOCKS, Candidates, Chosen, PlainIndex, SECTION,
-    cap::{Passed, passing},
+    cap::{Cap, Passed, passing},
     plain::View,
     scores::Queries,
     statistics::{Integers, held},
@@ -20,8 +20,8 @@ use crate::{
     plain::{MASKED, Part, Tile, Values, biased, combine, contiguous_part, float_tensor, log_mass},
 };
 
-/// Above every score that is masked, below every other.
-const LOWEST: f64 = -1e29;
+/// The logarithm of a threshold of 0: what lies lower has no weight.
+const LOWEST: f64 = -100.0;
 
 /// What a tile reads, `[batch, kv_heads, group, tokens, head_dim]`: `exact`, which it reads anyway, and what it chooses of
 /// `candidates`. `keys` and `values` hold every token from the first on.
@@ -156,7 +156,7 @@ impl Choice<'_> {
         log_mass(logits)
     }
 
-    /// The logarithm of the threshold, above every masked score.
+    /// The logarithm of the threshold.
     fn limit(&self) -> f64 {
         self.attention.threshold.ln().max(LOWEST)
     }
@@ -182,7 +182,7 @@ impl Choice<'_> {
         let bounds = self.queries.bounds(&far.base, &self.first(&self.view.radii));
         let bounds = self.by_head(bounds, (&far.runs, SECTION, 1));
         let excess = self.hide_unseen((bounds - total.clone()).max_dim(2), far.runs.start, SECTION);
-        passing(without_heads(excess), self.limit(), self.attention.max_sections).mask
+        passing(without_heads(excess), self.limit(), self.attention.max_sections, Cap::Best).mask
     }
 
     /// Which keys of the candidates pass, `[batch, kv_heads, tokens, keys]`.
@@ -194,7 +194,7 @@ impl Choice<'_> {
         if let Some(open) = open {
             excess = excess + (self.by_section(open, SECTION, blocks.runs.len() * BLOCK) - 1.0) * -MASKED;
         }
-        passing(excess, self.limit(), self.attention.max_keys)
+        passing(excess, self.limit(), self.attention.max_keys, Cap::Doubled)
     }
 
     /// What holds of the far sections, for each of their `each` columns; 1 for the columns behind, of `columns` in all.

@@ -281,6 +281,20 @@ struct Contest {
     margin: f64,
 }
 
+/// Those above `limit`, which is raised by `ln 2` as long as there are more than `most`.
+fn doubled(columns: &[(usize, f64)], limit: f64, most: usize) -> Contest {
+    let mut margin = f64::INFINITY;
+    for doublings in 0.. {
+        let raised = f64::from(limit as f32 + doublings as f32 * std::f32::consts::LN_2);
+        margin = columns.iter().map(|(_, excess)| (excess - raised).abs()).fold(margin, f64::min);
+        let chosen: Vec<usize> = columns.iter().filter(|(_, excess)| *excess > raised).map(|&(i, _)| i).collect();
+        if chosen.len() <= most {
+            return Contest { chosen, margin };
+        }
+    }
+    unreachable!("no score is above every limit")
+}
+
 /// `columns` are numbers of columns and their excess.
 fn contest(columns: &[(usize, f64)], limit: f64, most: usize) -> Contest {
     let mut margin = columns.iter().map(|(_, excess)| (excess - limit).abs()).fold(f64::INFINITY, f64::min);
@@ -384,7 +398,8 @@ impl Token<'_> {
         let best = |score: &dyn Fn(&Query) -> f64| {
             queries.iter().zip(&totals).map(|(query, total)| score(query) - total).fold(f64::NEG_INFINITY, f64::max)
         };
-        let limit = config.threshold.ln();
+        // Nothing counts that is less likely.
+        let limit = config.threshold.ln().max(-100.0);
 
         let bounds: Vec<(usize, f64)> = (first..far_end)
             .filter(|&s| self.index.sections[s].count > 0 && (s + 1) * SECTION > seen)
@@ -404,7 +419,7 @@ impl Token<'_> {
                 estimates.push((i, best(&of)));
             }
         }
-        let passed = contest(&estimates, limit, config.max_keys);
+        let passed = doubled(&estimates, limit, config.max_keys);
         let closed = (first..far_end).filter(|s| !opened.chosen.contains(s)).collect();
         Choice { exact, passed: passed.chosen, blocks, closed, margin: opened.margin.min(passed.margin) }
     }
