@@ -174,7 +174,7 @@ impl BlockAttentionConfig {
         }
         if self.retrieval == Retrieval::Blocks {
             let none = [("max_keys", self.max_keys), ("meta_blocks", self.meta_blocks)];
-            for (setting, _) in none.into_iter().filter(|(_, value)| *value == 0) {
+            if let Some((setting, _)) = none.into_iter().find(|(_, value)| *value == 0) {
                 let expected = "at least 1 with retrieval = blocks (retrieval = none reads no block)";
                 return fail(setting, "0".into(), expected);
             }

@@ -4,6 +4,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::founding::host;
 
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
 /// Columns of each row that pass.
 pub(super) struct Passed {
     /// 1 where one does, 0 elsewhere, of the shape of what was looked at.

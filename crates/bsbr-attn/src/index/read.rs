@@ -20,8 +20,8 @@ use crate::{
     plain::{MASKED, Part, Tile, Values, biased, combine, contiguous_part, float_tensor, log_mass},
 };
 
-/// Above every score that is masked, below every other.
-const LOWEST: f64 = -1e29;
+/// The logarithm of a threshold of 0: what lies lower has no weight.
+const LOWEST: f64 = -100.0;
 
 /// What a tile reads, `[batch, kv_heads, group, tokens, head_dim]`: `exact`, which it reads anyway, and what it chooses of
 /// `candidates`. `keys` and `values` hold every token from the first on.
@@ -156,7 +156,7 @@ impl Choice<'_> {
         log_mass(logits)
     }
 
-    /// The logarithm of the threshold, above every masked score.
+    /// The logarithm of the threshold.
     fn limit(&self) -> f64 {
         self.attention.threshold.ln().max(LOWEST)
     }

@@ -74,8 +74,6 @@ proptest! {
         let chunk = (case.tokens - 1) / case.config.chunk_size;
         let far = founding / SECTION..case.config.local_start(chunk) / SECTION;
         prop_assume!(far.len() > 1);
-        // Of keys that score alike the later one is read, so which of them that is depends on the order.
-        case.config.max_keys = 1024;
         let [a, b] = [a, b].map(|index| far.start + index.index(far.len()));
         let inputs = case.inputs();
         let mut swapped = inputs.clone();
@@ -93,6 +91,9 @@ proptest! {
 const TOKENS: usize = 320;
 const HEADS: usize = 4;
 
+/// Above it a key is read.
+const THRESHOLD: f64 = 1.0 / 512.0;
+
 /// What the last token reads of the tokens `marked`, in each head, when the score of theirs is `score` and of all others
 /// 0, less the distance.
 fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
@@ -106,8 +107,7 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
         chunk_size: 64,
         local_chunks: 1,
         sink_tokens: 0,
-        threshold: 0.0,
-        max_keys: BLOCK,
+        threshold: THRESHOLD,
         far: Far::None,
         exact_tokens: 0,
         ..Default::default()
@@ -122,31 +122,35 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
     shares.last().expect("a device")
 }
 
-/// The same by hand: a softmax over the last 128 tokens and those of one block.
-fn expected_share(marked: Range<usize>, read: Range<usize>, score: f64, slope: f64) -> f64 {
-    let weight = |token: usize| {
+/// The same by hand: a softmax over the last 128 tokens and those of the blocks that pass, each by the distance to its middle.
+fn expected_share(marked: Range<usize>, score: f64, slope: f64) -> f64 {
+    let far = TOKENS - 128;
+    let weight = |token: usize, at: f64| {
         let score = if marked.contains(&token) { score } else { 0.0 };
-        (score - slope * (TOKENS - 1 - token) as f64).exp()
+        (score - slope * ((TOKENS - 1) as f64 - at)).exp()
     };
-    let all: f64 = (TOKENS - 128..TOKENS).chain(read.clone()).map(weight).sum();
-    read.filter(|token| marked.contains(token)).map(weight).sum::<f64>() / all
+    let near: f64 = (far..TOKENS).map(|token| weight(token, token as f64)).sum();
+    let of_block = |block: usize| weight(block * BLOCK, (block * BLOCK) as f64 + 7.5);
+    let all = near + (0..far / BLOCK).map(|block| BLOCK as f64 * of_block(block)).sum::<f64>();
+    let passes = |token: &usize| of_block(token / BLOCK) > THRESHOLD * all;
+    let read = near + (0..far).filter(passes).map(|token| weight(token, token as f64)).sum::<f64>();
+    marked.clone().filter(passes).map(|token| weight(token, token as f64)).sum::<f64>() / read
 }
 
 #[test]
 fn under_alibi_keys_are_chosen_for_what_they_hold_less_their_distance() {
     let slopes = AttentionOptions::alibi_slopes(HEADS);
-    let far = (TOKENS - 128) / BLOCK;
-    let nearest = (far - 1) * BLOCK..far * BLOCK;
-    for block in 0..far {
+    let (mut read, mut left) = (0, 0);
+    for block in 0..(TOKENS - 128) / BLOCK {
         let marked = block * BLOCK..(block + 1) * BLOCK;
-        for score in [30.0, 3.3] {
+        for score in [30.0, 9.0, 3.0] {
             for (found, &slope) in share_of(marked.clone(), score as f32).into_iter().zip(&slopes) {
-                // It beats the nearest other block when its score makes up for the way to it.
-                let way = slope * (nearest.start - marked.start) as f64;
-                let read = if score >= way { marked.clone() } else { nearest.clone() };
-                let expected = expected_share(marked.clone(), read, score, slope);
-                assert!((found - expected).abs() < 1e-5, "block {block}, {score}, slope {slope}: {found}, {expected}");
+                let expected = expected_share(marked.clone(), score, slope);
+                let right = (found - expected).abs() < 1e-5;
+                assert!(right, "block {block}, {score}, slope {slope}: {found} instead of {expected}");
+                *(if expected > 0.0 { &mut read } else { &mut left }) += 1;
             }
         }
     }
+    assert!(read > 20 && left > 20, "{read} read, {left} left");
 }

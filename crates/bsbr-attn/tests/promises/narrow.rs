@@ -100,7 +100,7 @@ proptest! {
             for rows in [&mut changed.query, &mut changed.keys, &mut changed.values] {
                 let [batch, heads, ..] = rows.shape;
                 for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-                    rows.row_mut(b, h, t).iter_mut().for_each(|x| *x = -2.0 * *x);
+                    rows.row_mut(b, h, t).iter_mut().for_each(|x| *x *= -2.0);
                 }
             }
             if t > 0 {
