@@ -369,7 +369,7 @@ impl AttentionCache {
             && self.config.kernel == Kernel::Fastest
             && index
             && fused::Memory::new(query).is_some()
-            && fused::StoredMemory::new(&self.keys.stored()).is_some()
+            && matches!(self.config.stored, DType::F32 | DType::F16 | DType::BF16)
     }
 
     /// Takes the next tokens in without reading anything: for text whose outputs nobody needs in this layer.
