@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector};
+use bsbr_convert::{ConvertError, OutputKind, prepare_output};
 use burn::tensor::DType;
 use serde::{Deserialize, de::IntoDeserializer};
+
+use crate::output;
 
 /// A type of numbers.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -166,10 +169,15 @@ pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, ser
     T::deserialize(name.into_deserializer())
 }
 
-/// Checks that `dir` can be written, before anything that takes long: it is absent, empty or to be replaced.
-pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
-    if !force && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display());
+/// Checks that `dir` can be written, before anything that takes long: it is absent, empty or an earlier result to be
+/// replaced. Tells what an interrupted run left there.
+pub(crate) fn check_output_dir(dir: &Path, kind: OutputKind, force: bool) -> Result<()> {
+    match prepare_output(dir, kind, force) {
+        Ok(found) => found.iter().for_each(|line| output::note(line)),
+        Err(ConvertError::OutputExists { dir }) => {
+            bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display())
+        }
+        Err(error) => return Err(error.into()),
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod loss_curve;
 mod model;
 mod output;
 mod running;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -71,7 +72,10 @@ impl std::fmt::Display for CheckFailed {
 impl std::error::Error for CheckFailed {}
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    signals::clean_up_when_asked_to_end();
+    let matches = with_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Calibrate(args) => commands::calibrate::run(args),
         Command::Export(args) => commands::export::run(args),
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            signals::wait_if_ending();
             output::note(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }

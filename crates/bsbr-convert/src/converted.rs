@@ -9,6 +9,8 @@ use safetensors::Dtype;
 use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::files::WEIGHTS;
+use crate::output::refuse_unfinished;
+use crate::placeholder::check_file;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};
@@ -24,6 +26,7 @@ pub(crate) struct ConvertedModel {
 
 impl ConvertedModel {
     pub(crate) fn open(dir: &Path) -> Result<Self, ConvertError> {
+        refuse_unfinished(dir)?;
         let record_path = dir.join(RECORD);
         if !record_path.is_file() {
             return Err(ConvertError::NotConverted { dir: dir.to_owned() });

@@ -307,13 +307,33 @@ pub enum ConvertError {
         /// The directory.
         dir: PathBuf,
     },
-    /// The output directory is not one of ours to replace.
-    #[error("{} is not replaced even when forced: {why}", dir.display())]
+    /// The output is not a directory, or not one of ours to replace.
+    #[error("{} cannot be written, even when forced: {why}", dir.display())]
     OutputForeign {
         /// The directory.
         dir: PathBuf,
         /// What protects it.
-        why: &'static str,
+        why: String,
+    },
+    /// Another process is writing the output.
+    #[error(
+        "{} is being written by another process: wait for it, or choose another directory (if none runs, delete {})",
+        dir.display(), partial.display()
+    )]
+    OutputBusy {
+        /// The output.
+        dir: PathBuf,
+        /// What the other one writes.
+        partial: PathBuf,
+    },
+    /// A directory whose files are not all in their places.
+    #[error(
+        "{} is not complete: a run that wrote it was interrupted while it put its files there; run it again with this output \
+         directory, which finishes that first", dir.display()
+    )]
+    OutputUnfinished {
+        /// The directory.
+        dir: PathBuf,
     },
     /// A converted model where an original is needed.
     #[error("{} is a converted model already: convert the original checkpoint, or export this one first", dir.display())]

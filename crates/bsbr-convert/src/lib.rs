@@ -116,6 +116,8 @@ pub use json::ConfigFile;
 pub use lint::lint;
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
 pub use planning::{PlannedCheckpoint, plan_checkpoint};
+pub use output::{OutputKind, ScratchDir, discard_unfinished, prepare_output};
+pub use placeholder::{Placeholder, check_file, is_lfs_pointer};
 pub use problem::{FormatProblem, PlanProblem, TorchProblem};
 pub use record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
 pub use rewrite::{Rewrite, rewrite};

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
+use bsbr_convert::{Calibrated, OutputKind, RecordedCalibration, write_calibrated};
 use bsbr_model::{
     FarLayer, MetaCalibrationConfig, MetaLayer, StateCalibrationConfig, StateLayer, calibrate_far, calibrate_meta,
     calibrate_states, has_far_shift,
@@ -58,7 +58,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(output_dir) = &args.output_dir {
-        check_output_dir(output_dir, args.force)?;
+        check_output_dir(output_dir, OutputKind::Model, args.force)?;
     }
     let source = open(&LocalModel::at(&args.model))?;
     let shown = args.model.display();
@@ -67,6 +67,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "{shown} is not a converted model: convert it first, with settings that have something to calibrate, for example \
              `convert --model {shown} --selector meta --output-dir DIR`"
         );
+    }
+    if args.output_dir.is_none() {
+        check_output_dir(&args.model, OutputKind::Model, true)?;
     }
     let config = source.model_config().clone();
     let any = |needs: fn(&BlockAttentionConfig) -> bool| {

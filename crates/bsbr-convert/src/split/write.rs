@@ -13,7 +13,7 @@ use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, ConvertOptions, Progress, SOURCE_CONFIG, SOURCE_INDEX, convert};
 use crate::converted::ConvertedModel;
 use crate::files::WEIGHTS;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::record::IGNORED_PREFIX;
 use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text};
 
@@ -53,8 +53,7 @@ pub fn write_split(
     (options, files): (&ConvertOptions, &[(&str, &[u8])]),
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<SplitReport, ConvertError> {
-    check_output(output, options.force, |names| names.iter().any(|name| name == RECORD))?;
-    let staging = Staging::new(output)?;
+    let staging = Staging::begin(output, options.force, Replaceable::model())?;
     let whole = staging.path().join("base");
     let is_converted = base.join(RECORD).is_file();
     let dir = if is_converted {
