@@ -18,7 +18,7 @@ mod signals;
 use std::process::ExitCode;
 
 use bsbr_convert::ConvertError;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -97,6 +97,14 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Every flag takes a number below zero as a value, so that its own check can say what is wrong with it.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|inner| inner.get_name().to_owned()).collect();
+    let relaxed = |arg: clap::Arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) };
+    let command = command.mut_args(relaxed);
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, with_negative_numbers))
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -112,6 +112,9 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConversionReport, ConvertError> {
     let planned = plan_checkpoint(input)?;
+    for name in COMPANIONS {
+        check_file(&input.join(name))?;
+    }
     let config = converted_config(&planned, options)?;
     let staging = Staging::begin(output, options.force, Replaceable::model())?;
     let path = staging.path().join(WEIGHTS);

@@ -74,6 +74,7 @@ impl ConvertedModel {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConvertError> {
+    check_file(path)?;
     let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(ConvertError::json(path))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bsbr_model::ModelError;
 
 use crate::gguf::GgufProblem;
+use crate::placeholder::Placeholder;
 use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
@@ -30,7 +31,6 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        #[source]
         problem: Box<FormatProblem>,
     },
     /// A GGUF file is damaged, hostile, or of a kind that is not read.
@@ -130,6 +130,18 @@ pub enum ConvertError {
         /// What is missing.
         why: &'static str,
     },
+    /// One setting under two names, with different values.
+    #[error("{}: {first} and {second} contradict each other: {advice}", path.display())]
+    Contradiction {
+        /// The configuration file.
+        path: PathBuf,
+        /// The one that would be read, with its value.
+        first: String,
+        /// The other.
+        second: String,
+        /// What to do.
+        advice: String,
+    },
     /// Not a model directory.
     #[error(
         "{} holds no `config.json` and no GGUF file: name the directory of a Hugging Face checkpoint or of a converted \
@@ -169,6 +181,30 @@ pub enum ConvertError {
         single: &'static str,
         /// A file the index names.
         shard: String,
+    },
+    /// A file that stands for another one.
+    #[error("{} {problem}", path.display())]
+    Placeholder {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        problem: Placeholder,
+    },
+    /// Names of a model inside another object.
+    #[error(
+        "{}: the names of the tensors have `{wrapper}` in them (`{example}`), which {left_by} puts there: save the state \
+         dict of the model itself, or rename them in Python: `{{k.replace('{wrapper}', ''): v for k, v in \
+         state_dict.items()}}`", dir.display()
+    )]
+    Wrapped {
+        /// The directory.
+        dir: PathBuf,
+        /// What is too much in the names.
+        wrapper: &'static str,
+        /// What put it there.
+        left_by: &'static str,
+        /// One of the names.
+        example: String,
     },
     /// An adapter instead of a model.
     #[error(
