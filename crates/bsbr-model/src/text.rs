@@ -1,6 +1,11 @@
 //! Text in, text out: Hugging Face tokenizers.
 
+mod companions;
+mod stream;
+
 use std::path::Path;
+
+pub use stream::TextStream;
 
 use tokenizers::Tokenizer;
 
@@ -13,7 +18,10 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`, and from the files beside it the tokens that it does not name itself: `tokenizer_config.json`,
+    /// or for older directories `special_tokens_map.json` and `added_tokens.json`.
+    ///
+    /// A truncation or a padding, which training leaves there, is not applied.
     ///
     /// # Errors
     ///
@@ -27,17 +35,22 @@ impl TextTokenizer {
                     .into(),
             ));
         }
-        Ok(Self { inner: Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))? })
+        let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+        let mut tokenizer = Self::from_bytes(&bytes, &path.display().to_string())?;
+        companions::read(path)?.add_to(&mut tokenizer.inner)?;
+        Ok(tokenizer)
     }
 
-    /// The tokenizer of the `tokenizer.json` whose content is `bytes`; `name` is for messages.
+    /// The tokenizer of the `tokenizer.json` whose content is `bytes`, by itself; `name` is for messages.
     ///
     /// # Errors
     ///
     /// [`ModelError::Tokenizer`] with the name.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
-        let inner = Tokenizer::from_bytes(bytes);
-        Ok(Self { inner: inner.map_err(|error| ModelError::Tokenizer(format!("{name}: {error}")))? })
+        let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
+        let mut inner = Tokenizer::from_bytes(bytes).map_err(problem)?;
+        inner.with_truncation(None).map_err(problem)?.with_padding(None);
+        Ok(Self { inner })
     }
 
     /// Tokens of a text, with whatever the tokenizer's own post-processor adds around it.
@@ -89,62 +102,6 @@ impl TextTokenizer {
 
     /// Turns tokens into text as they come.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, tokens: Vec::new(), shown: 0, shown_text: String::new() }
-    }
-}
-
-/// Text of a growing run of tokens, handed out as soon as its characters are complete.
-///
-/// Decoders may treat the first token of a text in a way of their own, and some let a token depend on the one before
-/// it. So new tokens are decoded behind those shown last, and what is new in the text is the difference.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a TextTokenizer,
-    /// The tokens shown last, then those that are not shown yet.
-    tokens: Vec<u32>,
-    /// How many of `tokens` were shown.
-    shown: usize,
-    /// Text of these alone.
-    shown_text: String,
-}
-
-impl TextStream<'_> {
-    /// The text that `token` completes, possibly none: a character can take several tokens. One that is still incomplete
-    /// at the end is never shown.
-    ///
-    /// # Errors
-    ///
-    /// [`ModelError::Tokenizer`].
-    pub fn push(&mut self, token: u32) -> Result<String, ModelError> {
-        self.tokens.push(token);
-        let text = self.tokenizer.decode(&self.tokens)?;
-        if text.len() <= self.shown_text.len() || text.ends_with('\u{fffd}') {
-            return Ok(String::new());
-        }
-        // All of `shown_text`, unless broken bytes behind it changed how its own bytes are read.
-        let same = text.chars().zip(self.shown_text.chars()).take_while(|(a, b)| a == b);
-        let same: usize = same.map(|(character, _)| character.len_utf8()).sum();
-        let new = text[same..].to_owned();
-        self.tokens.drain(..self.shown);
-        self.shown = self.tokens.len();
-        self.shown_text = self.tokenizer.decode(&self.tokens)?;
-        Ok(new)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_keeps_a_few_tokens_however_long_the_text() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
-        let tokenizer = TextTokenizer::open(&path).unwrap();
-        let line = tokenizer.encode("A line of words with a 🦀 in it.").unwrap();
-        let mut stream = tokenizer.stream();
-        for &token in line.iter().cycle().take(5_000) {
-            stream.push(token).unwrap();
-            assert!(stream.tokens.len() <= 8, "{} tokens", stream.tokens.len());
-        }
+        TextStream::new(self)
     }
 }
