@@ -84,6 +84,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
              --far mean), meta projections (--selector meta) and the compression of states (--retrieval state)"
         );
     }
+    if args.text.as_os_str() == "-" {
+        bail!("--text -: the model keeps the SHA-256 of the text it was calibrated on, so name a file");
+    }
     let tokenizer = tokenizer(&source, &args.model)?;
     let tokens = read_tokens(&tokenizer, &args.text)?;
     let longest = if has_meta || has_states { LONGEST_WINDOW } else { LONGEST_FAR_WINDOW };
