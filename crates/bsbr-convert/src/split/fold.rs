@@ -8,8 +8,8 @@ use bsbr_splitlinear::{SavedSplit, Share, StoredFactors};
 use safetensors::Dtype;
 use serde_json::Value;
 
+use super::numbers::write_numbers;
 use super::paths::recorded_plan;
-use super::write::write_numbers;
 use crate::ConvertError;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::converted::ConvertedModel;
@@ -146,7 +146,8 @@ fn write_dense(
     let mut writer = TensorFileWriter::create(path, &header_text(&declarations), false)?;
     let mut done = 0;
     for tensor in &declarations {
-        write_numbers(&mut writer, &dense_weight(model, split, &tensor.name)?)?;
+        let numbers = dense_weight(model, split, &tensor.name)?;
+        write_numbers(&mut writer, (&tensor.name, tensor.dtype), &numbers)?;
         done += tensor.bytes() as u64;
         progress(Progress { stage: "folding", item: &tensor.name, done, total });
     }

@@ -35,6 +35,9 @@ pub(super) struct Args {
     /// Where to write the compressed model
     #[arg(short, long, value_name = "DIR")]
     output_dir: PathBuf,
+    /// Number format of the factors, and of the other weights of a checkpoint: keep, f32, f16, bf16
+    #[arg(long, value_name = "FORMAT", value_parser = crate::args::by_name::<DtypePolicy>, default_value = "keep")]
+    dtype: DtypePolicy,
     /// Replace an earlier model
     #[arg(long)]
     force: bool,
@@ -109,6 +112,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         source_name: name.or_else(|| origin.as_ref().map(|origin| origin.repository.clone())),
         hub: origin,
         attention: None,
+        dtype: args.dtype,
         force: args.force,
         ..Default::default()
     };
