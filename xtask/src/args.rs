@@ -172,8 +172,8 @@ pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, ser
 /// Checks that `dir` can be written, before anything that takes long: it is absent, empty or an earlier result to be
 /// replaced. Tells what an interrupted run left there.
 pub(crate) fn check_output_dir(dir: &Path, kind: OutputKind, force: bool) -> Result<()> {
-    match prepare_output(dir, kind, force) {
-        Ok(found) => found.iter().for_each(|line| output::note(line)),
+    match prepare_output(dir, kind, force, &mut output::note) {
+        Ok(()) => {}
         Err(ConvertError::OutputExists { dir }) => {
             bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display())
         }

@@ -69,6 +69,13 @@ impl Case {
     }
 }
 
+/// What is told of an output that is to be replaced.
+fn prepared(output: &Path) -> Result<Vec<String>, ConvertError> {
+    let mut told = Vec::new();
+    prepare_output(output, OutputKind::Model, true, &mut |line| told.push(line.to_owned()))?;
+    Ok(told)
+}
+
 fn write_all<'a>(dir: &Path, files: impl IntoIterator<Item = (&'a String, &'a Vec<u8>)>) {
     fs::create_dir_all(dir).expect("room");
     for (name, content) in files {
@@ -130,7 +137,7 @@ fn an_output_is_written_by_one_at_a_time() {
         let other = || {
             let error =
                 convert(&case.model, &case.output, &ConvertOptions { force: true, ..Default::default() }, &mut |_| {});
-            let early = prepare_output(&case.output, OutputKind::Model, true);
+            let early = prepared(&case.output);
             met = Some((error.map(drop), early));
         };
         case.convert_meanwhile(true, other).expect("the first one ends");
@@ -151,7 +158,7 @@ fn only_files_of_a_conversion_are_replaced() {
         let before = snapshot(&case.output);
         for error in [
             case.convert_meanwhile(true, || {}).expect_err("a file of somebody else"),
-            prepare_output(&case.output, OutputKind::Model, true).expect_err("a file of somebody else"),
+            prepared(&case.output).expect_err("a file of somebody else"),
         ] {
             assert!(error.to_string().contains(&format!("`{stranger}`")), "{error}");
         }
@@ -203,7 +210,7 @@ fn whatever_was_interrupted_while_files_moved_is_finished() {
         }
         let error = ModelSource::open(&case.output).expect_err("it is not whole");
         assert!(matches!(error, ConvertError::OutputUnfinished { .. }), "step {step}: {error}");
-        let found = prepare_output(&case.output, OutputKind::Model, true).expect("it can be finished");
+        let found = prepared(&case.output).expect("it can be finished");
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains(&case.output.canonicalize().expect("there").display().to_string()), "{found:?}");
         assert!(snapshot(&case.output) == new, "step {step}");
@@ -219,7 +226,7 @@ fn what_was_interrupted_before_it_was_complete_is_deleted_and_named() {
     for partial in [case.within("partial"), case.beside("partial"), case.beside("scratch")] {
         write_all(&partial, new.iter().take(2));
         write_all(&partial.join("base"), &new);
-        let found = prepare_output(&case.output, OutputKind::Model, true).expect("it can be deleted");
+        let found = prepared(&case.output).expect("it can be deleted");
         let name = partial.file_name().expect("a name").to_string_lossy().into_owned();
         assert!(matches!(&found[..], [line] if line.contains(&name)), "{found:?}");
         assert!(snapshot(&case.output) == old);
@@ -237,13 +244,13 @@ fn what_was_interrupted_between_two_renames_is_put_back() {
     let [old, new] = case.models();
     write_all(&case.beside("old"), &old);
     write_all(&case.beside("partial"), &new);
-    let found = prepare_output(&case.output, OutputKind::Model, true).expect("it can be put back");
+    let found = prepared(&case.output).expect("it can be put back");
     assert!(found.iter().any(|line| line.contains("put back")), "{found:?}");
     assert!(snapshot(&case.output) == old);
     assert_eq!(case.names(), ["out"]);
     // After both of them the old one is what has to go.
     write_all(&case.beside("old"), &new);
-    prepare_output(&case.output, OutputKind::Model, true).expect("it can be deleted");
+    prepared(&case.output).expect("it can be deleted");
     assert!(snapshot(&case.output) == old);
     assert_eq!(case.names(), ["out"]);
 }

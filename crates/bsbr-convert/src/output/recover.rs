@@ -10,18 +10,22 @@ use super::lock::{Hold, hold};
 use super::place::{WITHIN, aside, delete, finish, partial, rename_new, scratch};
 
 /// Checks that `output` may be written as what `kind` says: absent, empty, or, with `force`, an earlier result and nothing
-/// else. Returns what an interrupted run left there and what became of it, as lines to show.
+/// else. `tell` hears what an interrupted run left there and what became of it, in lines to show.
 ///
 /// Everything that writes a directory looks again, at the moment in which it is published.
 ///
 /// # Errors
 ///
 /// [`ConvertError::OutputExists`], [`ConvertError::OutputForeign`], [`ConvertError::OutputBusy`], and [`ConvertError::Io`].
-pub fn prepare_output(output: &Path, kind: OutputKind, force: bool) -> Result<Vec<String>, ConvertError> {
+pub fn prepare_output(
+    output: &Path,
+    kind: OutputKind,
+    force: bool,
+    tell: &mut dyn FnMut(&str),
+) -> Result<(), ConvertError> {
     let output = resolve(output)?;
-    let found = recover(&output)?;
-    check(&output, force, &Replaceable::of(kind))?;
-    Ok(found)
+    recover(&output)?.iter().for_each(|line| tell(line));
+    check(&output, force, &Replaceable::of(kind)).map(drop)
 }
 
 /// Finishes, puts back or deletes what interrupted runs left of `output`, resolved.
