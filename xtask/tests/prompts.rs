@@ -26,7 +26,7 @@ fn continued(place: &Place, arguments: &[&str], input: &[u8]) -> String {
 #[test]
 fn a_prompt_may_begin_with_a_hyphen() {
     let place = Place::empty();
-    for prompt in ["- item", "-n", "--help", "-1", "--prompt=x"] {
+    for prompt in ["- item", "-n", "--help", "-1", "--prompt=x", "name/of.file"] {
         fs::write(place.path("prompt.txt"), prompt).expect("room");
         let expected = continued(&place, &["--prompt-file", "prompt.txt"], b"");
         assert_eq!(continued(&place, &["-p", prompt], b""), expected, "{prompt}");

@@ -212,6 +212,16 @@ fn tokenizers_give_the_ids_of_transformers_and_of_sentencepiece() {
         assert!(compared >= texts.len() - 1, "{kind}");
         let text = "Hello world, naïve café 日本語 12";
         assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text, "{kind}");
+        // Converted, it lies beside a file that names its special tokens, and stays what it is.
+        let output = tempfile::tempdir().expect("a temporary directory");
+        convert_plain(&file, &output.path().join("out")).expect("a sound file");
+        let converted = TextTokenizer::open(&output.path().join("out/tokenizer.json")).unwrap();
+        let named = ["<s>a</s><unk>b<pad>", "<|endoftext|>a<|im_start|>"];
+        for text in texts.iter().chain(&named) {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(converted.encode(text).unwrap(), ids, "{kind}: {text:?}");
+            assert_eq!(converted.decode(&ids).unwrap(), tokenizer.decode(&ids).unwrap(), "{kind}: {text:?}");
+        }
     }
 }
 

@@ -185,11 +185,6 @@ fn two_names_of_one_setting_that_disagree_are_both_named() {
             json!({"rope_theta": 5e4}),
             ["`rope_parameters.full_attention.rope_theta` = 1000000", "`rope_theta` = 50000"],
         ),
-        (
-            "gemma3_text",
-            json!({"sliding_window_pattern": 3, "_sliding_window_pattern": 6}),
-            ["`sliding_window_pattern` = 3", "`_sliding_window_pattern` = 6"],
-        ),
         ("gemma", json!({"hidden_act": "gelu", "hidden_activation": "gelu"}), ["`hidden_act`", "`hidden_activation`"]),
         ("gpt2", json!({"hidden_size": 64}), ["`n_embd` = 48", "`hidden_size` = 64"]),
         ("gpt2", json!({"num_hidden_layers": 3}), ["`n_layer` = 2", "`num_hidden_layers` = 3"]),

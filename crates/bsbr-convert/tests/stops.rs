@@ -28,7 +28,7 @@ fn the_generation_config_decides_alone_where_there_is_one() {
     assert_eq!(generation(json!({"eos_token_id": 9})), [9]);
     for nothing in [json!({}), json!({"eos_token_id": null}), json!({"eos_token_id": -1}), json!({"eos_token_id": []})]
     {
-        assert_eq!(generation(nothing), [], "the config counts for nothing");
+        assert!(generation(nothing).is_empty(), "the config counts for nothing");
     }
 }
 
@@ -38,7 +38,7 @@ fn the_config_decides_where_there_is_no_generation_config() {
     assert_eq!(config(json!(7)), [7]);
     assert_eq!(config(json!([7, -1, 3])), [3, 7]);
     for nothing in [json!(null), json!(-1), json!([]), json!([-1])] {
-        assert_eq!(config(nothing.clone()), [], "{nothing}");
+        assert!(config(nothing.clone()).is_empty(), "{nothing}");
     }
 }
 

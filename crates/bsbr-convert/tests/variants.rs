@@ -82,12 +82,7 @@ fn windows_stand_where_each_architecture_puts_them() {
     assert_eq!(windows("gemma2", json!({"layer_types": "absent"})), [Some(8), None]);
     let neo = json!({"attention_layers": "absent", "attention_types": [[["local"], 1], [["global"], 1]]});
     assert_eq!(windows("gpt_neo", neo), [Some(8), None]);
-    let every_third = with(
-        "gemma3_text",
-        "config_v4.json",
-        json!({"sliding_window_pattern": 3, "_sliding_window_pattern": "absent"}),
-    )
-    .expect("a decoder");
+    let every_third = with("gemma3_text", "config_v4.json", json!({"sliding_window_pattern": 3})).expect("a decoder");
     let local = LayerRotary::Local { theta: 1e4 };
     assert_eq!(every_third.windows, [Some(8), Some(8), None, Some(8), Some(8), None]);
     assert_eq!(every_third.layer_rotary, [local, local, LayerRotary::Global, local, local, LayerRotary::Global]);

@@ -146,7 +146,11 @@ fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     (decoder.positions, theta) =
         rope::read_two_kinds(config, [&rope, &local], decoder.head_dim, decoder.max_positions)?;
     let window = config.optional_usize("sliding_window")?.unwrap_or(4096);
-    let pattern = keys::optional_usize_of(config, &["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(6);
+    // The second is what some releases write of the first, and none reads where both are there.
+    let pattern = match config.optional_usize("sliding_window_pattern")? {
+        Some(pattern) => pattern,
+        None => config.optional_usize("_sliding_window_pattern")?.unwrap_or(6),
+    };
     if pattern == 0 {
         return Err(config.error("sliding_window_pattern", "1 or more"));
     }
