@@ -7,7 +7,7 @@ use std::path::Path;
 
 pub use stream::TextStream;
 
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 use crate::ModelError;
 
@@ -21,7 +21,7 @@ impl TextTokenizer {
     /// Reads `tokenizer.json`, and from the files beside it the tokens that it does not name itself: `tokenizer_config.json`,
     /// or for older directories `special_tokens_map.json` and `added_tokens.json`.
     ///
-    /// A truncation or a padding, which training leaves there, is not applied.
+    /// A truncation, a padding or merges left out at random, which training leaves there, are not applied.
     ///
     /// # Errors
     ///
@@ -50,6 +50,13 @@ impl TextTokenizer {
         let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
         let mut inner = Tokenizer::from_bytes(bytes).map_err(problem)?;
         inner.with_truncation(None).map_err(problem)?.with_padding(None);
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
         Ok(Self { inner })
     }
 

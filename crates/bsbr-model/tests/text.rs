@@ -206,6 +206,7 @@ fn what_training_left_in_a_tokenizer_is_not_applied() {
     content["truncation"] = json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
     content["padding"] = json!({"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+    content["model"]["dropout"] = json!(0.5);
     let trained = TextTokenizer::from_bytes(content.to_string().as_bytes(), "trained").unwrap();
     for text in TEXTS {
         assert_eq!(trained.encode(text).unwrap(), builtin().encode(text).unwrap());
