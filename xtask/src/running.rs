@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Retrieval};
-use bsbr_convert::{ModelSource, check_file};
+use bsbr_convert::{ConvertError, ModelSource, Placeholder, check_file};
 use bsbr_model::{
     Decoder, EvaluateConfig, EvaluationReport, LayerRotary, PositionPolicy, Positions, RotaryScaling, TextTokenizer,
     WeightSource, WeightSpec, check_windows, evaluate, weight_specs, without_retrieval,
@@ -86,7 +86,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         let read = std::io::stdin().lock().read_to_end(&mut bytes);
         ("standard input".to_owned(), read.map(|_| bytes))
     } else {
-        check_file(path)?;
+        match check_file(path) {
+            // A text may be the name of a file.
+            Ok(()) | Err(ConvertError::Placeholder { problem: Placeholder::WrittenLink { .. }, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         (path.display().to_string(), std::fs::read(path))
     };
     let bytes = bytes.with_context(|| format!("cannot read the text {shown}"))?;
