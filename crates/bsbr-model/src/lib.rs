@@ -83,7 +83,7 @@ pub use decoder::Decoder;
 pub use error::ModelError;
 pub use evaluate::{
     Agreement, EvaluateConfig, EvaluationReport, LogitDifference, Perplexity, PositionBucket, VariantReport,
-    check_windows, compare_logits, evaluate,
+    check_windows, compare_logits, evaluate, without_retrieval,
 };
 #[cfg(feature = "text")]
 pub use evaluate::{

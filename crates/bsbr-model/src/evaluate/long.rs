@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    control::without_retrieval,
     prompts::{Prompt, PromptMaker, RecallTask},
     recall::{RecallScores, TurnScores, recall},
     report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket},
@@ -141,8 +142,7 @@ pub fn controls(attention: &BlockAttentionConfig) -> Vec<(&'static str, Option<B
         all.push(("control: far = none", Some(BlockAttentionConfig { far: Far::None, ..attention.clone() })));
     }
     if attention.retrieval != Retrieval::None {
-        let none = BlockAttentionConfig { retrieval: Retrieval::None, max_chunks: None, ..attention.clone() };
-        all.push(("control: none", Some(none)));
+        all.push(("control: none", Some(without_retrieval(attention))));
     }
     all
 }

@@ -1,6 +1,7 @@
 //! What a change of attention costs: perplexity by position, agreement with the original token by token, and what the model
 //! still finds in a long text.
 
+mod control;
 mod logits;
 #[cfg(feature = "text")]
 mod long;
@@ -12,6 +13,7 @@ mod report;
 mod rows;
 mod windows;
 
+pub use control::without_retrieval;
 pub use logits::{LogitDifference, compare_logits};
 #[cfg(feature = "text")]
 pub use long::{

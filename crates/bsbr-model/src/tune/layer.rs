@@ -9,6 +9,7 @@ use burn::{
 use super::{config::LayerLoss, parameters::LayerParameters};
 use crate::{
     AdapterTarget, Decoder, DecoderCache, LayerTrace, ModelError,
+    evaluate::without_retrieval,
     layer_attention::meta_inputs,
     modules::{Normalisation, Projections},
     ops,
@@ -125,17 +126,12 @@ impl LayerObjective {
             }
             LayerLoss::Far => {
                 let exact = if attention.retrieval == Retrieval::Blocks { attention.exact_tokens } else { 0 };
-                let first = (attention.local_chunks + 1) * attention.chunk_size;
+                let first = attention.local_chunks.saturating_add(1).saturating_mul(attention.chunk_size);
                 let first = first.max(attention.sink_tokens).max(exact).min(student.tokens);
                 if first == student.tokens {
                     (found - wanted).square().sum() * 0.0
                 } else {
-                    let none = BlockAttentionConfig {
-                        retrieval: Retrieval::None,
-                        max_chunks: None,
-                        kept_tokens: 0,
-                        ..attention.clone()
-                    };
+                    let none = without_retrieval(attention);
                     let (query, keys, values) = (trace.query.clone(), trace.keys.clone(), trace.values.clone());
                     let near = attend(query, keys, values, None, Some(&none), student.options(layer))?;
                     let far = |x: Tensor<2>| x.narrow(0, first, student.tokens - first);
