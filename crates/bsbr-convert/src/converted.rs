@@ -15,6 +15,9 @@ use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};
 
+/// Missing tensors for which the nearest name is looked for.
+const MOST_HINTS: usize = 256;
+
 /// An open converted model: exactly the tensors that its `config.json` and `conversion.json` ask for.
 #[derive(Debug)]
 pub(crate) struct ConvertedModel {
@@ -93,8 +96,9 @@ fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -
     let names: HashSet<&str> = file.header().tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let unused = || names.iter().copied().filter(|name| !wanted.contains_key(*name));
     let mut problems = Vec::new();
-    for name in wanted.keys().filter(|name| !names.contains(name.as_str())) {
-        let nearest = crate::hints::nearest(name, unused());
+    for (at, name) in wanted.keys().filter(|name| !names.contains(name.as_str())).enumerate() {
+        // Looking for a name among all others takes time, and of very many misfits nobody reads the last.
+        let nearest = (at < MOST_HINTS).then(|| crate::hints::nearest(name, unused())).flatten();
         let tensor = name.clone();
         problems.push(PlanProblem::MissingSource { tensor, targets: Vec::new(), nearest, hint: None });
     }

@@ -118,13 +118,19 @@ pub(crate) fn plan_recorded(
 /// Reads the configuration of a checkpoint with `tensors` tensors.
 fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architecture, SourceModel), ConvertError> {
     let architecture = architecture(config)?;
-    let model = (architecture.read_config)(config)?;
-    let d = &model.decoder;
-    d.validate()?;
     let refuse = |key: &str, expected: String, found: usize| {
         let (path, key, found) = (config.path().to_owned(), key.to_owned(), found.to_string());
         Err(ConvertError::ConfigKey { path, key, expected, found })
     };
+    // Reading the configuration makes lists with an entry for each layer.
+    for key in ["num_hidden_layers", "n_layer", "n_layers", "num_layers"] {
+        let layers = config.get(key).and_then(serde_json::Value::as_u64).map(|layers| layers as usize);
+        if let Some(layers) = layers.filter(|&layers| layers > tensors) {
+            return refuse("number of layers", format!("at most the {tensors} tensors of the checkpoint"), layers);
+        }
+    }
+    let model = (architecture.read_config)(config)?;
+    let d = &model.decoder;
     // Sizes no file could hold would only overflow or fill the memory with names further on.
     if d.layers > tensors {
         return refuse("number of layers", format!("at most the {tensors} tensors of the checkpoint"), d.layers);
@@ -142,6 +148,7 @@ fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architect
             return refuse(key, format!("at most {LARGEST}"), size);
         }
     }
+    d.validate()?;
     Ok((architecture, model))
 }
 

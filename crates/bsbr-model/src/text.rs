@@ -48,7 +48,12 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`] with the name.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
         let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
-        let mut inner = Tokenizer::from_bytes(bytes).map_err(problem)?;
+        // The library panics at parts it does not know, and at some mistakes of JSON.
+        let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+        syntax.map_err(|error| ModelError::Tokenizer(format!("{name} is no JSON: {error}")))?;
+        let mut inner = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes))
+            .unwrap_or_else(|panic| Err(said(&*panic).into()))
+            .map_err(problem)?;
         inner.with_truncation(None).map_err(problem)?.with_padding(None);
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
@@ -111,4 +116,10 @@ impl TextTokenizer {
     pub fn stream(&self) -> TextStream<'_> {
         TextStream::new(self)
     }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("it has a part that is not known here ({})", text.unwrap_or("no reason was given"))
 }
