@@ -3,6 +3,7 @@
 mod companions;
 mod stream;
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 pub use stream::TextStream;
@@ -48,12 +49,10 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`] with the name.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
         let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
-        // The library panics at parts it does not know, and at some mistakes of JSON.
+        // Some mistakes of JSON are not told from parts of an unknown kind further on.
         let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
-        syntax.map_err(|error| ModelError::Tokenizer(format!("{name} is no JSON: {error}")))?;
-        let mut inner = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes))
-            .unwrap_or_else(|panic| Err(said(&*panic).into()))
-            .map_err(problem)?;
+        syntax.map_err(|error| ModelError::Tokenizer(format!("{name}: it is no JSON: {error}")))?;
+        let mut inner = contained(|| Tokenizer::from_bytes(bytes)).map_err(problem)?;
         inner.with_truncation(None).map_err(problem)?.with_padding(None);
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
@@ -71,8 +70,13 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode(text, true).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, true)
+    }
+
+    /// Tokens of a text, and where `around` says so what belongs around it.
+    fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = contained(|| self.inner.encode(text, around));
+        Ok(encoding.map_err(|error| ModelError::Tokenizer(error.to_string()))?.get_ids().to_vec())
     }
 
     /// Tokens of a text that stands inside another: nothing is added around it, and a tokenizer that writes a blank before
@@ -82,10 +86,7 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn encode_within(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let plain = |text: &str| {
-            let encoding = self.inner.encode(text, false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-            Ok(encoding.get_ids().to_vec())
-        };
+        let plain = |text: &str| self.ids(text, false);
         // Nothing merges with a digit but digits.
         let (before, both) = (plain("0")?, plain(&format!("0{text}"))?);
         both.strip_prefix(before.as_slice()).map_or_else(|| plain(text), |tokens| Ok(tokens.to_vec()))
@@ -97,9 +98,8 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn prefix(&self) -> Result<Vec<u32>, ModelError> {
-        let plain = self.inner.encode("0", false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-        let whole = self.encode("0")?;
-        let at = whole.windows(plain.get_ids().len().max(1)).position(|tokens| tokens == plain.get_ids());
+        let (plain, whole) = (self.ids("0", false)?, self.encode("0")?);
+        let at = whole.windows(plain.len().max(1)).position(|tokens| tokens == plain);
         Ok(whole[..at.unwrap_or_default()].to_vec())
     }
 
@@ -109,7 +109,7 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, ModelError> {
-        self.inner.decode(tokens, true).map_err(|error| ModelError::Tokenizer(error.to_string()))
+        contained(|| self.inner.decode(tokens, true)).map_err(|error| ModelError::Tokenizer(error.to_string()))
     }
 
     /// Turns tokens into text as they come.
@@ -118,8 +118,11 @@ impl TextTokenizer {
     }
 }
 
-/// What a panic said.
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("it has a part that is not known here ({})", text.unwrap_or("no reason was given"))
+/// What the library makes; an error where it panics, as it does at parts that are of no known kind or contradict each other.
+fn contained<T>(make: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let reason = text.unwrap_or("no reason was given");
+        Err(format!("the tokenizer has a part that is not known here, or does not fit the others ({reason})").into())
+    })
 }

@@ -233,3 +233,27 @@ fn a_broken_tokenizer_is_named() {
         assert!(error.to_string().starts_with(&format!("tokenizer: {}: ", path.display())), "{error}");
     }
 }
+
+#[test]
+fn a_tokenizer_whose_parts_are_unknown_or_contradict_each_other_is_an_error() {
+    let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"});
+    let bytes = |decoder: Value, processor: Value| {
+        json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": processor,
+               "decoder": decoder, "model": model})
+        .to_string()
+        .into_bytes()
+    };
+    for decoder in [json!(3), json!({"type": "SomethingNew"}), json!([])] {
+        let error = TextTokenizer::from_bytes(&bytes(decoder, json!(null)), "tokenizer.json").unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+    // What is put around a text is a token that nobody says more of.
+    let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    let pair = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]);
+    let named = |name: &str| json!({name: {"id": name, "ids": [1], "tokens": ["b"]}});
+    let processor = |special: Value| json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+    let sound = TextTokenizer::from_bytes(&bytes(json!(null), processor(named("<s>"))), "tokenizer.json").unwrap();
+    assert_eq!(sound.encode("a").unwrap(), [1, 0]);
+    let other = TextTokenizer::from_bytes(&bytes(json!(null), processor(named("<t>"))), "tokenizer.json");
+    assert!(other.and_then(|tokenizer| tokenizer.encode("a")).is_err());
+}
