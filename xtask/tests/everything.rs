@@ -1,4 +1,5 @@
 //! Every command on every kind of checkpoint, and on what was made of it.
+#![allow(clippy::print_stderr)] // what a failure belongs to, and what was not tested
 
 mod common;
 

@@ -121,8 +121,8 @@ fn once(random: &mut Random, input: &mut Vec<u8>, others: &[Vec<u8>], words: &[&
         11 => {
             // A line, or what stands between two commas, goes or comes again.
             let is_border = |byte: &u8| matches!(byte, b'\n' | b',');
-            let start = input[..at].iter().rposition(|byte| is_border(byte)).map_or(0, |found| found + 1);
-            let end = input[at..].iter().position(|byte| is_border(byte)).map_or(length, |found| at + found + 1);
+            let start = input[..at].iter().rposition(is_border).map_or(0, |found| found + 1);
+            let end = input[at..].iter().position(is_border).map_or(length, |found| at + found + 1);
             let part = input[start..end].to_vec();
             if random.below(2) == 0 {
                 input.drain(start..end);
