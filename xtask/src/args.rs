@@ -6,8 +6,11 @@ use anyhow::{Context, Result, bail};
 use bsbr_attn::{
     BlockAttentionConfig, Far, REPLACED_SELECTOR, REPLACED_SETTINGS, Retrieval, Selector, replaced_setting,
 };
+use bsbr_convert::{ConvertError, OutputKind, prepare_output};
 use burn::tensor::DType;
 use serde::{Deserialize, de::IntoDeserializer};
+
+use crate::output;
 
 /// A type of numbers.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -224,10 +227,15 @@ pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, ser
     T::deserialize(name.into_deserializer())
 }
 
-/// Checks that `dir` can be written, before anything that takes long: it is absent, empty or to be replaced.
-pub(crate) fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
-    if !force && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display());
+/// Checks that `dir` can be written, before anything that takes long: it is absent, empty or an earlier result to be
+/// replaced. Tells what an interrupted run left there.
+pub(crate) fn check_output_dir(dir: &Path, kind: OutputKind, force: bool) -> Result<()> {
+    match prepare_output(dir, kind, force, &mut output::note) {
+        Ok(()) => {}
+        Err(ConvertError::OutputExists { dir }) => {
+            bail!("{} exists and is not empty: choose another directory or replace it with --force", dir.display())
+        }
+        Err(error) => return Err(error.into()),
     }
     Ok(())
 }

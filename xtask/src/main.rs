@@ -13,11 +13,12 @@ mod loss_curve;
 mod model;
 mod output;
 mod running;
+mod signals;
 
 use std::process::ExitCode;
 
 use bsbr_convert::ConvertError;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -71,7 +72,10 @@ impl std::fmt::Display for CheckFailed {
 impl std::error::Error for CheckFailed {}
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    signals::clean_up_when_asked_to_end();
+    let matches = with_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Calibrate(args) => commands::calibrate::run(args),
         Command::Export(args) => commands::export::run(args),
@@ -88,10 +92,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            signals::wait_if_ending();
             output::note(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Every flag takes a number below zero as a value, so that its own check can say what is wrong with it.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|inner| inner.get_name().to_owned()).collect();
+    let relaxed = |arg: clap::Arg| if arg.is_positional() { arg } else { arg.allow_negative_numbers(true) };
+    let command = command.mut_args(relaxed);
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, with_negative_numbers))
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

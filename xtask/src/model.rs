@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bsbr_convert::{
-    HubOrigin,
+    HubOrigin, check_file,
     hub::{self, HubEvent, HubSettings, ModelName},
+    is_gguf,
 };
 
 use crate::output::{self, Progress};
@@ -40,7 +41,10 @@ impl LocalModel {
 impl HubArgs {
     /// What `--model` names: the directory or GGUF file of that name or, when there is none, the model on a hub, fetched.
     pub(crate) fn resolve(&self, model: &Path) -> Result<LocalModel> {
-        let gguf = model.is_file() && model.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+        check_file(model)?;
+        // By its first bytes too: a store of models names its files as it likes.
+        let called_gguf = model.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+        let gguf = model.is_file() && (called_gguf || is_gguf(model));
         if model.is_dir() || gguf {
             if let Some(revision) = &self.revision {
                 let what = if gguf { "file" } else { "directory" };
@@ -50,8 +54,13 @@ impl HubArgs {
         }
         let shown = model.display();
         let takes = "--model takes a local Hugging Face directory, a converted model, a GGUF file, or the name of a model on a hub";
+        if model.is_file() && ["config.json", "conversion.json"].iter().any(|name| model.with_file_name(name).is_file())
+        {
+            let dir = model.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            bail!("{shown} is a file of a model: name its directory, {}", dir.display());
+        }
         if model.exists() {
-            bail!("{shown} is not a directory. {takes}");
+            bail!("{shown} is neither a directory nor a GGUF file. {takes}");
         }
         let name: ModelName =
             model.to_string_lossy().parse().with_context(|| format!("{shown} is not a directory. {takes}"))?;

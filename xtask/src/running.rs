@@ -1,13 +1,14 @@
 //! Models and texts as the commands use them.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Retrieval};
-use bsbr_convert::ModelSource;
+use bsbr_convert::{ConvertError, ModelSource, Placeholder, check_file};
 use bsbr_model::{
-    Decoder, EvaluateConfig, EvaluationReport, TextTokenizer, WeightSource, WeightSpec, check_windows, evaluate,
-    weight_specs,
+    Decoder, EvaluateConfig, EvaluationReport, LayerRotary, PositionPolicy, Positions, RotaryScaling, TextTokenizer,
+    WeightSource, WeightSpec, check_windows, evaluate, weight_specs,
 };
 use burn::tensor::{DType, Device};
 use sha2::{Digest, Sha256};
@@ -62,16 +63,74 @@ pub(crate) fn tokenizer(source: &ModelSource, dir: &Path) -> Result<TextTokenize
         );
     }
     let path = source.tokenizer().unwrap_or_else(|| dir.join("tokenizer.json"));
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+        check_file(&path.with_file_name(name))?;
+    }
     Ok(TextTokenizer::open(&path)?)
 }
 
 /// Tokens of a text file.
 pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<u32>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the text {}", path.display()))?;
+    let text = read_text(path)?;
     if text.trim().is_empty() {
         bail!("{}: the text is empty", path.display());
     }
     Ok(tokenizer.encode(&text)?)
+}
+
+/// The text in a file, or on standard input for `-`: in UTF-8, without the mark that some editors put in front, its lines
+/// ended by line feeds alone. That is how Python reads texts, and so how models were trained on them.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let (shown, bytes) = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().lock().read_to_end(&mut bytes);
+        ("standard input".to_owned(), read.map(|_| bytes))
+    } else {
+        match check_file(path) {
+            // A text may be the name of a file.
+            Ok(()) | Err(ConvertError::Placeholder { problem: Placeholder::WrittenLink { .. }, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        (path.display().to_string(), std::fs::read(path))
+    };
+    let bytes = bytes.with_context(|| format!("cannot read the text {shown}"))?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) if error.as_bytes().starts_with(&[0xff, 0xfe]) || error.as_bytes().starts_with(&[0xfe, 0xff]) => {
+            bail!("{shown} is in UTF-16: write it in UTF-8")
+        }
+        Err(error) => {
+            bail!("{shown} is not in UTF-8, from byte {} on: write it in UTF-8", error.utf8_error().valid_up_to())
+        }
+    };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text.replace("\r\n", "\n"))
+}
+
+/// A note where a text of `length` tokens reaches beyond what rotary positions were trained for and nothing is done about it.
+pub(crate) fn note_beyond_training(decoder: &Decoder, length: usize) {
+    let config = decoder.config();
+    let trained = config.decoder.max_positions;
+    // The base of this scaling grows with the text.
+    let rotary = match &config.decoder.positions {
+        Positions::Rotary { scaling, .. } => !matches!(scaling, Some(RotaryScaling::Dynamic { .. })),
+        _ => false,
+    };
+    // Within its window a layer knows no distance that is too long.
+    let far = (0..config.decoder.layers).any(|layer| {
+        config.decoder.rotary(layer) != LayerRotary::Off
+            && config.decoder.window(layer).is_none_or(|window| window > trained)
+    });
+    if !rotary || !far || length <= trained || config.position_policy == PositionPolicy::Grouped {
+        return;
+    }
+    let how = match config.attention {
+        Some(_) => "--positions grouped reads what is far at positions it was trained on",
+        None => "converted, it can read what is far at positions it was trained on: --positions grouped",
+    };
+    output::note(&format!(
+        "note: up to {length} tokens, and the model was trained on {trained} positions: beyond them it gets worse; {how}"
+    ));
 }
 
 /// SHA-256 of a file, in lower-case hexadecimal.

@@ -306,7 +306,7 @@ fn a_prompt_that_is_empty_or_missing() {
     place.write("empty.txt", "");
     place.refused("generate --prompt=", 2, &["the prompt is empty"]);
     place.refused("generate --prompt-file empty.txt", 2, &["the prompt is empty"]);
-    place.refused("generate --prompt-file none.txt", 2, &["cannot read the prompt none.txt"]);
+    place.refused("generate --prompt-file none.txt", 2, &["cannot read the text none.txt"]);
     place.refused("generate", 2, &["a prompt is needed", "--prompt TEXT or --prompt-file FILE"]);
 }
 

@@ -80,8 +80,13 @@ fn what_cannot_be_used_is_said() {
     );
     place.write("text.gguf", "no GGUF file at all, but a text");
     place.refused("convert -m text.gguf -o out", 2, &["text.gguf: the file begins with `no G`, expected `GGUF`"]);
-    place.write("model.txt", "GGUF");
-    place.refused("inspect -m model.txt", 2, &["model.txt is not a directory", "a GGUF file"]);
+    place.write("model.txt", "no magic");
+    place.refused("inspect -m model.txt", 2, &["model.txt is neither a directory nor a GGUF file", "--model takes"]);
+    // Known by its first bytes, whatever it is called.
+    place.write("blob", "GGUF");
+    place.refused("inspect -m blob", 2, &["blob: the file has 4 bytes", "GGUF"]);
+    fs::rename(place.path("dir/mixed.gguf"), place.path("sha256-00ff")).expect("a file");
+    assert!(place.done("inspect -m sha256-00ff").contains("GGUF file `sha256-00ff`"));
     fs::copy(checkpoint_dir("gguf").join("llama.gguf"), place.path("llama.gguf")).expect("a fixture");
     place.refused("generate -m llama.gguf -n 2 --prompt Hello", 2, &["llama.gguf: the file holds no tokenizer"]);
 }

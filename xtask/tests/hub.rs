@@ -128,7 +128,7 @@ fn what_is_no_name_is_refused_without_asking_anyone() {
     refused(&place, &hub, "inspect -m test/llama --revision a/../b", &["`a/../b` is not a revision"]);
     refused(&place, &hub, "inspect --revision main", &["--model <PATH|NAME>"]);
     std::fs::write(place.path("file"), "x").expect("room");
-    refused(&place, &hub, "inspect -m file", &["file is not a directory", "--model takes"]);
+    refused(&place, &hub, "inspect -m file", &["file is neither a directory nor a GGUF file", "--model takes"]);
     assert!(hub.seen().is_empty());
     assert!(!place.path("home").exists());
 }

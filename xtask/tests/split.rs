@@ -108,6 +108,50 @@ fn a_folded_checkpoint_passes_verify_with_the_logits_of_the_compressed_model() {
 }
 
 #[test]
+fn factors_have_the_number_format_of_the_weights_unless_another_is_asked_for() {
+    let place = Place::with("builtin");
+    let formats = |model: &str| {
+        let tensors = place.done(&format!("inspect -m {model} --tensors"));
+        let factors: std::collections::BTreeSet<String> = tensors
+            .lines()
+            .filter(|line| line.starts_with("| share.") && !line.contains(".pivots"))
+            .map(|line| line.split('|').nth(2).expect("a column").trim().to_owned())
+            .collect();
+        factors.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let bytes = |model: &str| std::fs::metadata(place.path(model).join("model.safetensors")).expect("a file").len();
+    for (kept, format) in [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")] {
+        place.done(&format!("convert -m model -o {kept} --dtype {kept}"));
+        for form in ["pivoted", "svd"] {
+            let small = format!("{kept}-{form}");
+            let text = if form == "svd" { "" } else { "--text text.txt --samples 4 --length 128" };
+            if !text.is_empty() {
+                self::text(&place, "text.txt");
+            }
+            place.done(&format!("split compress -m {kept} -o {small} --preset {form} --keep 0.7 {text}"));
+            assert_eq!(formats(&small), format, "{small}");
+            // The parts of all weights that are compressed, by far the most here.
+            assert!(bytes(&small) < bytes(kept), "{small}: {} of {}", bytes(&small), bytes(kept));
+            place.write("prompt.txt", "And the king said unto");
+            assert!(place.done(&format!("generate -m {small} --prompt-file prompt.txt -n 8")).len() > 8);
+        }
+    }
+    // Rounded factors make nearly the same model.
+    let perplexity = |model: &str| {
+        let report = json(&place.done(&format!("eval -m {model} --seq-len 256 --windows 1 --format json")));
+        report["lengths"][0]["original"]["all"].as_f64().expect("a number")
+    };
+    let (exact, rounded) = (perplexity("f32-svd"), perplexity("f16-svd"));
+    assert!((rounded / exact - 1.0).abs() < 2e-3, "{exact} {rounded}");
+    place.done("split compress -m model -o asked --preset svd --keep 0.7 --dtype bf16");
+    assert_eq!(formats("asked"), "BF16");
+    place.done("split compress -m f16 -o wide --preset svd --keep 0.7 --dtype f32");
+    assert_eq!(formats("wide"), "F32");
+    assert!(bytes("wide") > bytes("f16-svd"));
+    place.refused("split compress -m model -o out --preset svd --dtype f8", 2, &["--dtype", "f8"]);
+}
+
+#[test]
 fn moments_are_gathered_once_for_any_compression_of_the_same_model_alone() {
     let place = Place::with("builtin");
     text(&place, "text.txt");

@@ -10,7 +10,7 @@ use crate::card::with_calibration;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX, pretty};
 use crate::converted::ConvertedModel;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::record::ConversionRecord;
 use crate::rewrite::{Replaced, outputs, same, write_tensors};
 
@@ -73,9 +73,7 @@ pub fn write_calibrated(
     config.validate()?;
     let tensors = outputs(&source, config, calibrated.weights, Replaced::Added)?;
     let force = force || same(model, output);
-    check_output(output, force, |names| names.iter().any(|name| name == RECORD))?;
-
-    let staging = Staging::new(output)?;
+    let staging = Staging::begin(output, force, Replaceable::model())?;
     write_tensors(&staging, &tensors, progress)?;
 
     let (before, added) = parameter_counts(config);

@@ -7,6 +7,8 @@ use crate::ConvertError;
 use crate::files::WeightFiles;
 use crate::gguf::{GgufExtras, GgufModel, gguf_file};
 use crate::json::ConfigFile;
+use crate::placeholder::check_file;
+use crate::quantised;
 use crate::tensors::{TensorEntry, TensorFile, TensorRef};
 
 /// The file that makes a directory a converted model.
@@ -34,6 +36,9 @@ impl Checkpoint {
     /// converted model, for an index and files that disagree, and for every damaged file.
     pub fn open(dir: &Path) -> Result<Self, ConvertError> {
         let config_path = dir.join("config.json");
+        for path in [dir, &config_path] {
+            check_file(path)?;
+        }
         if dir.join("adapter_config.json").is_file() {
             let evidence = "it holds `adapter_config.json`".to_owned();
             return Err(ConvertError::Adapter { dir: dir.to_owned(), evidence });
@@ -50,9 +55,7 @@ impl Checkpoint {
             return Err(ConvertError::AlreadyConverted { dir: dir.to_owned() });
         }
         let config = ConfigFile::open(&config_path)?;
-        if let Some(quantisation) = config.object("quantization_config")? {
-            let method = quantisation.optional_str("quant_method")?.unwrap_or_else(|| "unknown method".to_owned());
-            let evidence = format!("config.json has a `quantization_config`: {method}");
+        if let Some(evidence) = quantised::in_config(&config)? {
             return Err(ConvertError::Quantised { dir: dir.to_owned(), evidence });
         }
         Self::new(dir, config, WeightFiles::open(dir)?, None)
@@ -127,19 +130,14 @@ impl Checkpoint {
         Some(TensorRef { file, entry: &file.header().tensors[tensor] })
     }
 
-    /// Adapters and quantised weights give themselves away by the ends of their names.
+    /// Adapters, quantised weights and objects around the model give themselves away by their names.
     fn refuse_special_names(&self) -> Result<(), ConvertError> {
-        const QUANTISED: [&str; 10] = [
-            ".weight_scale_inv",
-            ".weight_scale",
-            ".qweight",
-            ".qzeros",
-            ".g_idx",
-            ".absmax",
-            ".quant_map",
-            ".quant_state",
-            ".weight._scale",
-            ".SCB",
+        const WRAPPERS: [(&str, &str); 5] = [
+            ("_orig_mod.", "torch.compile"),
+            ("_fsdp_wrapped_module.", "FullyShardedDataParallel"),
+            ("_checkpoint_wrapped_module.", "activation checkpointing"),
+            ("_forward_module.", "a trainer"),
+            ("module.", "DataParallel"),
         ];
         for (_, tensor) in self.tensors() {
             let name = &tensor.name;
@@ -147,7 +145,15 @@ impl Checkpoint {
             if name.starts_with("base_model.model.") {
                 return Err(ConvertError::Adapter { dir: self.dir.clone(), evidence });
             }
-            if QUANTISED.iter().any(|end| name.ends_with(end)) || name.contains(".quant_state.") {
+            // The last is a common word: only in front it is no name of a part.
+            let inside = |wrapper: &str| wrapper.starts_with('_') && name.contains(&format!(".{wrapper}"));
+            if let Some((wrapper, left_by)) =
+                WRAPPERS.into_iter().find(|(wrapper, _)| name.starts_with(wrapper) || inside(wrapper))
+            {
+                let (dir, example) = (self.dir.clone(), name.clone());
+                return Err(ConvertError::Wrapped { dir, wrapper, left_by, example });
+            }
+            if quantised::is_name_of_codes(name) {
                 return Err(ConvertError::Quantised { dir: self.dir.clone(), evidence });
             }
         }

@@ -11,7 +11,8 @@ use crate::checkpoint::RECORD;
 use crate::dtype::{CastSummary, DtypePolicy, RecordedCast};
 use crate::files::WEIGHTS;
 use crate::hashing::record_files_beside;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
+use crate::placeholder::check_file;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedFile, RecordedTensor};
 use crate::tensors::TensorFile;
@@ -100,8 +101,9 @@ pub struct ConversionReport {
 ///
 /// # Errors
 ///
-/// As [`plan_checkpoint`]; [`ConvertError::Model`] for impossible settings; [`ConvertError::OutputExists`] and
-/// [`ConvertError::OutputForeign`] before anything is written; [`ConvertError::NotFinite`] and
+/// As [`plan_checkpoint`]; [`ConvertError::Model`] for impossible settings; [`ConvertError::OutputExists`],
+/// [`ConvertError::OutputForeign`] and [`ConvertError::OutputBusy`] before anything is written, and where the output changed,
+/// when it is published; [`ConvertError::NotFinite`] and
 /// [`ConvertError::CastOverflow`] naming the tensor; [`ConvertError::Io`] naming the file. After an error nothing is left behind.
 pub fn convert(
     input: &Path,
@@ -110,10 +112,11 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConversionReport, ConvertError> {
     let planned = plan_checkpoint(input)?;
+    for name in COMPANIONS {
+        check_file(&input.join(name))?;
+    }
     let config = converted_config(&planned, options)?;
-    check_output(output, options.force, |names| names.iter().any(|name| name == RECORD))?;
-
-    let staging = Staging::new(output)?;
+    let staging = Staging::begin(output, options.force, Replaceable::model())?;
     let path = staging.path().join(WEIGHTS);
     let ((output_bytes, casts), files) = record_files_beside(planned.checkpoint.files(), progress, |progress| {
         write_weights(&planned, &config, options.dtype, &path, progress)

@@ -10,9 +10,14 @@ use safetensors::Dtype;
 use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::files::WEIGHTS;
+use crate::output::refuse_unfinished;
+use crate::placeholder::check_file;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};
+
+/// Missing tensors for which the nearest name is looked for.
+const MOST_HINTS: usize = 256;
 
 /// An open converted model: exactly the tensors that its `config.json` and `conversion.json` ask for.
 #[derive(Debug)]
@@ -25,6 +30,7 @@ pub(crate) struct ConvertedModel {
 
 impl ConvertedModel {
     pub(crate) fn open(dir: &Path) -> Result<Self, ConvertError> {
+        refuse_unfinished(dir)?;
         let record_path = dir.join(RECORD);
         if !record_path.is_file() {
             return Err(ConvertError::NotConverted { dir: dir.to_owned() });
@@ -73,6 +79,7 @@ impl ConvertedModel {
 
 /// Reads one of the files; `settings` is the key of the attention settings in it.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path, settings: &str) -> Result<T, ConvertError> {
+    check_file(path)?;
     let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|error| {
         let file: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -109,8 +116,9 @@ fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -
     let names: HashSet<&str> = file.header().tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let unused = || names.iter().copied().filter(|name| !wanted.contains_key(*name));
     let mut problems = Vec::new();
-    for name in wanted.keys().filter(|name| !names.contains(name.as_str())) {
-        let nearest = crate::hints::nearest(name, unused());
+    for (at, name) in wanted.keys().filter(|name| !names.contains(name.as_str())).enumerate() {
+        // Looking for a name among all others takes time, and of very many misfits nobody reads the last.
+        let nearest = (at < MOST_HINTS).then(|| crate::hints::nearest(name, unused())).flatten();
         let tensor = name.clone();
         problems.push(PlanProblem::MissingSource { tensor, targets: Vec::new(), nearest, hint: None });
     }

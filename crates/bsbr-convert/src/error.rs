@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bsbr_model::ModelError;
 
 use crate::gguf::GgufProblem;
+use crate::placeholder::Placeholder;
 use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 
 /// A checkpoint, a directory or a setting that cannot be used.
@@ -30,7 +31,6 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        #[source]
         problem: Box<FormatProblem>,
     },
     /// A GGUF file is damaged, hostile, or of a kind that is not read.
@@ -147,6 +147,18 @@ pub enum ConvertError {
         /// What is missing.
         why: &'static str,
     },
+    /// One setting under two names, with different values.
+    #[error("{}: {first} and {second} contradict each other: {advice}", path.display())]
+    Contradiction {
+        /// The configuration file.
+        path: PathBuf,
+        /// The one that would be read, with its value.
+        first: String,
+        /// The other.
+        second: String,
+        /// What to do.
+        advice: String,
+    },
     /// Not a model directory.
     #[error(
         "{} holds no `config.json` and no GGUF file: name the directory of a Hugging Face checkpoint or of a converted \
@@ -186,6 +198,30 @@ pub enum ConvertError {
         single: &'static str,
         /// A file the index names.
         shard: String,
+    },
+    /// A file that stands for another one.
+    #[error("{} {problem}", path.display())]
+    Placeholder {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        problem: Placeholder,
+    },
+    /// Names of a model inside another object.
+    #[error(
+        "{}: the names of the tensors have `{wrapper}` in them (`{example}`), which {left_by} puts there: save the state \
+         dict of the model itself, or rename them in Python: `{{k.replace('{wrapper}', ''): v for k, v in \
+         state_dict.items()}}`", dir.display()
+    )]
+    Wrapped {
+        /// The directory.
+        dir: PathBuf,
+        /// What is too much in the names.
+        wrapper: &'static str,
+        /// What put it there.
+        left_by: &'static str,
+        /// One of the names.
+        example: String,
     },
     /// An adapter instead of a model.
     #[error(
@@ -324,13 +360,33 @@ pub enum ConvertError {
         /// The directory.
         dir: PathBuf,
     },
-    /// The output directory is not one of ours to replace.
-    #[error("{} is not replaced even when forced: {why}", dir.display())]
+    /// The output is not a directory, or not one of ours to replace.
+    #[error("{} cannot be written, even when forced: {why}", dir.display())]
     OutputForeign {
         /// The directory.
         dir: PathBuf,
         /// What protects it.
-        why: &'static str,
+        why: String,
+    },
+    /// Another process is writing the output.
+    #[error(
+        "{} is being written by another process: wait for it, or choose another directory (if none runs, delete {})",
+        dir.display(), partial.display()
+    )]
+    OutputBusy {
+        /// The output.
+        dir: PathBuf,
+        /// What the other one writes.
+        partial: PathBuf,
+    },
+    /// A directory whose files are not all in their places.
+    #[error(
+        "{} is not complete: a run that wrote it was interrupted while it put its files there; run it again with this output \
+         directory, which finishes that first", dir.display()
+    )]
+    OutputUnfinished {
+        /// The directory.
+        dir: PathBuf,
     },
     /// A converted model where an original is needed.
     #[error("{} is a converted model already: convert the original checkpoint, or export this one first", dir.display())]

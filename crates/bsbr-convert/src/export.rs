@@ -11,7 +11,7 @@ use crate::converted::ConvertedModel;
 use crate::dtype::RecordedCast;
 use crate::files::INDEX;
 use crate::json::ConfigFile;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::plan::Plan;
 use crate::planning::plan_recorded;
 use crate::problem::PlanProblem;
@@ -90,13 +90,8 @@ pub fn export(
     let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
     check_names(record, &record_path)?;
 
-    let ours = |name: &String| {
-        let plain = ["config.json", INDEX].contains(&name.as_str()) || COMPANIONS.contains(&name.as_str());
-        plain || record.files.iter().any(|file| file.exported().0 == name.as_str())
-    };
-    check_output(output, force, |names| names.iter().any(|name| name == RECORD) || names.iter().all(ours))?;
-
-    let staging = Staging::new(output)?;
+    let weights = record.files.iter().map(|file| file.exported().0.to_owned()).collect();
+    let staging = Staging::begin(output, force, Replaceable::checkpoint(weights, true))?;
     let total = headers.iter().map(|header| header.data_len as u64).sum();
     let mut done = 0;
     let mut files = Vec::new();

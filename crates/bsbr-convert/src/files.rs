@@ -1,11 +1,12 @@
 //! Which files of a directory hold the weights of a checkpoint.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use serde::Deserialize;
 
 use crate::ConvertError;
+use crate::placeholder::check_file;
 use crate::tensors::{SafetensorsFile, TensorFile, TorchFile};
 
 /// Name of the weights file of a checkpoint in one piece, and of a converted model.
@@ -33,8 +34,14 @@ const LAYOUTS: [Layout; 2] = [
 impl Layout {
     /// The file that shows that the weights are there in this layout.
     fn found(&self, dir: &Path) -> Option<&'static str> {
-        [self.index, self.single].into_iter().find(|name| dir.join(name).is_file())
+        // A link without a target is found as well, so that opening it can say so.
+        [self.index, self.single].into_iter().find(|name| is_there(&dir.join(name)))
     }
+}
+
+/// Whether there is a file, or a link to what should be one.
+fn is_there(path: &Path) -> bool {
+    path.is_file() || (path.is_symlink() && !path.exists())
 }
 
 /// The open files of a checkpoint.
@@ -68,6 +75,7 @@ struct Index {
 
 fn open_shards(dir: &Path, layout: &Layout) -> Result<Vec<TensorFile>, ConvertError> {
     let index_path = dir.join(layout.index);
+    check_file(&index_path)?;
     let bytes = std::fs::read(&index_path).map_err(ConvertError::io("read", &index_path))?;
     let index: Index = serde_json::from_slice(&bytes).map_err(ConvertError::json(&index_path))?;
     let fail = |problem: String| Err(ConvertError::Index { index: index_path.clone(), problem });
@@ -88,9 +96,17 @@ fn open_shards(dir: &Path, layout: &Layout) -> Result<Vec<TensorFile>, ConvertEr
     for (shard, tensors) in shards {
         // A name with a directory in it could point anywhere.
         if Path::new(shard).file_name() != Some(shard.as_ref()) || shard.contains('\\') {
+            let mut parts = Path::new(shard).components();
+            if !shard.contains('\\') && parts.all(|part| matches!(part, Component::Normal(_))) {
+                return fail(format!(
+                    "`{shard}` is in a folder of its own, which is not read: move the file beside the index and write \
+                     its plain name into `weight_map`"
+                ));
+            }
             return fail(format!("`{shard}` must be the plain name of a file beside the index"));
         }
         let path = dir.join(shard);
+        check_file(&path)?;
         if !path.is_file() {
             return fail(format!(
                 "`{shard}` is missing, it holds `{}` and {} other tensors: download it",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::ConvertError;
+use crate::placeholder::check_file;
 
 /// A parsed configuration file, or an object inside one. A key with the value `null` counts as absent, as in
 /// transformers.
@@ -22,6 +23,7 @@ impl ConfigFile {
     ///
     /// [`ConvertError::Io`] or [`ConvertError::Json`].
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
+        check_file(path)?;
         let bytes = std::fs::read(path).map_err(ConvertError::io("read", path))?;
         Self::parse(path, &bytes)
     }
@@ -68,6 +70,18 @@ impl ConfigFile {
         let mut other = self.clone();
         other.object.remove(key);
         other
+    }
+
+    /// Every key with its value.
+    pub(crate) fn entries(&self) -> &Map<String, Value> {
+        &self.object
+    }
+
+    /// The same object with every key of `other` set as it is there.
+    pub(crate) fn overlaid(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.object.extend(other.object.clone());
+        both
     }
 
     /// An object inside this one.
@@ -180,18 +194,24 @@ impl ConfigFile {
         self.optional(key, "a text", |value| value.as_str().map(str::to_owned))
     }
 
-    /// One token id or a list of them; empty when absent.
+    /// One token id or a list of them; empty when absent. A negative number means no token, as in older files.
     ///
     /// # Errors
     ///
     /// [`ConvertError::ConfigKey`] when `key` is something else.
     pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConvertError> {
-        let id = |value: &Value| value.as_u64()?.try_into().ok();
+        // `Some(None)` for no token.
+        let id = |value: &Value| match value.as_i64() {
+            Some(negative) if negative < 0 => Some(None),
+            _ if value.is_null() => Some(None),
+            _ => Some(Some(u32::try_from(value.as_u64()?).ok()?)),
+        };
         let ids = |value: &Value| match value {
-            Value::Array(list) => list.iter().map(id).collect(),
+            Value::Array(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
             one => Some(vec![id(one)?]),
         };
-        Ok(self.optional(key, "a token id or a list of token ids", ids)?.unwrap_or_default())
+        let ids = self.optional(key, "a token id or a list of token ids", ids)?.unwrap_or_default();
+        Ok(ids.into_iter().flatten().collect())
     }
 
     /// The error for a `key` that must be `expected` and is not.

@@ -6,10 +6,11 @@ use std::path::Path;
 use bsbr_model::ModelConfig;
 
 use crate::ConvertError;
-use crate::arch::architecture;
+use crate::arch::{architecture, default_stop_token};
 use crate::checkpoint::Checkpoint;
 use crate::hints::Hints;
 use crate::json::ConfigFile;
+use crate::placeholder::check_file;
 use crate::plan::{Plan, SourceTensor};
 use crate::rules::{Architecture, SourceModel, expand};
 use crate::tensors::{Header, Recipe};
@@ -90,7 +91,7 @@ pub fn plan_checkpoint(dir: &Path) -> Result<PlannedCheckpoint, ConvertError> {
     let head = head_form(&checkpoint, architecture, prefix, &model)?;
     let plan = build(dir, architecture, prefix, config, model, head, tensors)?;
     let mut model_config = ModelConfig::original(plan.model.decoder.clone());
-    model_config.stop_tokens = stop_tokens(dir, config)?;
+    model_config.stop_tokens = stop_tokens(dir, config, &plan.model)?;
     Ok(PlannedCheckpoint { checkpoint, plan, config: model_config })
 }
 
@@ -117,13 +118,19 @@ pub(crate) fn plan_recorded(
 /// Reads the configuration of a checkpoint with `tensors` tensors.
 fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architecture, SourceModel), ConvertError> {
     let architecture = architecture(config)?;
-    let model = (architecture.read_config)(config)?;
-    let d = &model.decoder;
-    d.validate()?;
     let refuse = |key: &str, expected: String, found: usize| {
         let (path, key, found) = (config.path().to_owned(), key.to_owned(), found.to_string());
         Err(ConvertError::ConfigKey { path, key, expected, found })
     };
+    // Reading the configuration makes lists with an entry for each layer.
+    for key in ["num_hidden_layers", "n_layer", "n_layers", "num_layers"] {
+        let layers = config.get(key).and_then(serde_json::Value::as_u64).map(|layers| layers as usize);
+        if let Some(layers) = layers.filter(|&layers| layers > tensors) {
+            return refuse("number of layers", format!("at most the {tensors} tensors of the checkpoint"), layers);
+        }
+    }
+    let model = (architecture.read_config)(config)?;
+    let d = &model.decoder;
     // Sizes no file could hold would only overflow or fill the memory with names further on.
     if d.layers > tensors {
         return refuse("number of layers", format!("at most the {tensors} tensors of the checkpoint"), d.layers);
@@ -141,6 +148,7 @@ fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architect
             return refuse(key, format!("at most {LARGEST}"), size);
         }
     }
+    d.validate()?;
     Ok((architecture, model))
 }
 
@@ -197,13 +205,20 @@ fn find_prefix(
     }
 }
 
-/// The tokens that end a text, from `config.json` and `generation_config.json`.
-fn stop_tokens(dir: &Path, config: &ConfigFile) -> Result<Vec<u32>, ConvertError> {
-    let mut tokens = config.token_ids("eos_token_id")?;
+/// The tokens that end a text: those of `generation_config.json` alone where there is one, as in transformers; else those of
+/// `config.json`, and where it has no such key at all, not even null, that of the class.
+fn stop_tokens(dir: &Path, config: &ConfigFile, model: &SourceModel) -> Result<Vec<u32>, ConvertError> {
+    const KEY: &str = "eos_token_id";
     let generation = dir.join("generation_config.json");
-    if generation.is_file() {
-        tokens.extend(ConfigFile::open(&generation)?.token_ids("eos_token_id")?);
-    }
+    check_file(&generation)?;
+    let mut tokens = if generation.is_file() {
+        ConfigFile::open(&generation)?.token_ids(KEY)?
+    } else if config.contains(KEY) {
+        config.token_ids(KEY)?
+    } else {
+        let default = config.optional_str("model_type")?.and_then(|kind| default_stop_token(&kind));
+        default.filter(|&token| (token as usize) < model.decoder.vocab_size).into_iter().collect()
+    };
     tokens.sort_unstable();
     tokens.dedup();
     Ok(tokens)

@@ -14,7 +14,7 @@ use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX, pretty};
 use crate::converted::ConvertedModel;
 use crate::dtype::RecordedCast;
 use crate::files::WEIGHTS;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::record::IGNORED_PREFIX;
 use crate::tensors::{CastLoss, Recipe, TensorDeclaration, TensorFileWriter, header_text};
 
@@ -50,7 +50,6 @@ pub fn rewrite(
     change.config.validate()?;
     let tensors = outputs(&source, &change.config, &change.weights, Replaced::Any)?;
     let force = change.force || same(input, output);
-    check_output(output, force, |names| names.iter().any(|name| name == RECORD))?;
     let mut record = source.record().clone();
     let reversible = reversibility(&record);
     for (tensor, origin) in &tensors {
@@ -67,7 +66,7 @@ pub fn rewrite(
     record.parameters_before = before;
     record.parameters_after = before + added;
 
-    let staging = Staging::new(output)?;
+    let staging = Staging::begin(output, force, Replaceable::model())?;
     write_tensors(&staging, &tensors, progress)?;
     staging.write("config.json", &pretty(&change.config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;

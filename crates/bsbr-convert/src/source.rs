@@ -14,6 +14,7 @@ use crate::converted::ConvertedModel;
 use crate::derive;
 use crate::dtype::CastSummary;
 use crate::gguf::GgufKind;
+use crate::output::refuse_unfinished;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::tensors::{Recipe, TensorFile};
 
@@ -69,6 +70,7 @@ impl ModelSource {
     /// As [`plan_checkpoint`] for a checkpoint. For a converted model [`ConvertError::Plan`] when the file does not
     /// hold exactly the weights its configuration asks for.
     pub fn open(dir: &Path) -> Result<Self, ConvertError> {
+        refuse_unfinished(dir)?;
         let (config, weights) = if dir.join(RECORD).is_file() {
             let model = ConvertedModel::open(dir)?;
             (model.config().clone(), Weights::Converted(Box::new(model)))

@@ -3,6 +3,7 @@
 
 mod defaults;
 mod fold;
+mod numbers;
 mod paths;
 mod write;
 

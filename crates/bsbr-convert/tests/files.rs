@@ -120,7 +120,7 @@ fn adapters_and_quantised_checkpoints_are_refused_by_what_they_are() {
     }
     let (_temp, dir) = checkout("llama", "config.json");
     edit_config(&dir, |config| config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4}));
-    assert!(message(&refused(&dir)).contains("is quantised (config.json has a `quantization_config`: gptq)"));
+    assert!(message(&refused(&dir)).contains("is quantised (config.json has a `quantization_config`: gptq, 4 bits)"));
 }
 
 #[test]

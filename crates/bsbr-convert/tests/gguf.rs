@@ -104,6 +104,22 @@ fn a_quantised_file_gives_the_logits_that_transformers_gives_with_its_decoded_we
 }
 
 #[test]
+fn numbers_of_a_written_configuration_have_the_types_that_transformers_wants() {
+    for name in ["gemma2", "gemma3_text"] {
+        let (temp, file) = gguf_checkout(&format!("{name}.gguf"));
+        let (converted, exported) = (temp.path().join("converted"), temp.path().join("exported"));
+        convert_plain(&file, &converted).expect("a sound file");
+        export(&converted, &exported, false, &mut |_| {}).expect("a sound model");
+        let config: Value =
+            serde_json::from_slice(&fs::read(exported.join("config.json")).expect("a file")).expect("JSON");
+        assert!(config["query_pre_attn_scalar"].is_u64(), "{name}: {}", config["query_pre_attn_scalar"]);
+        for key in ["rms_norm_eps", "rope_theta", "rope_local_base_freq", "final_logit_softcapping"] {
+            assert!(config[key].is_null() || config[key].is_f64(), "{name}: {key} {}", config[key]);
+        }
+    }
+}
+
+#[test]
 fn converting_a_file_twice_gives_the_same_bytes() {
     let (temp, file) = gguf_checkout("mixed.gguf");
     let made = ["one", "two"].map(|name| {
@@ -196,6 +212,16 @@ fn tokenizers_give_the_ids_of_transformers_and_of_sentencepiece() {
         assert!(compared >= texts.len() - 1, "{kind}");
         let text = "Hello world, naïve café 日本語 12";
         assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text, "{kind}");
+        // Converted, it lies beside a file that names its special tokens, and stays what it is.
+        let output = tempfile::tempdir().expect("a temporary directory");
+        convert_plain(&file, &output.path().join("out")).expect("a sound file");
+        let converted = TextTokenizer::open(&output.path().join("out/tokenizer.json")).unwrap();
+        let named = ["<s>a</s><unk>b<pad>", "<|endoftext|>a<|im_start|>"];
+        for text in texts.iter().chain(&named) {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(converted.encode(text).unwrap(), ids, "{kind}: {text:?}");
+            assert_eq!(converted.decode(&ids).unwrap(), tokenizer.decode(&ids).unwrap(), "{kind}: {text:?}");
+        }
     }
 }
 

@@ -118,6 +118,23 @@ fn sizes_beyond_all_reason_are_refused_before_anything_is_counted() {
         let text = message(&refused(&dir));
         assert!(text.contains(expected), "{text}");
     }
+    // Whatever the key is called, and where a list has an entry for each layer.
+    for (fixture, key) in [
+        ("starcoder2", "num_hidden_layers"),
+        ("mistral", "num_hidden_layers"),
+        ("gpt_neo", "num_layers"),
+        ("gpt2", "n_layer"),
+        ("mpt", "n_layers"),
+        ("smollm3", "num_hidden_layers"),
+    ] {
+        let (_temp, dir) = checkout(fixture, "config.json");
+        edit_config(&dir, |config| {
+            assert!(config.get(key).is_some(), "{fixture} has no {key}");
+            config[key] = json!(1_u64 << 32);
+        });
+        let text = message(&refused(&dir));
+        assert!(text.contains("number of layers` must be at most the"), "{fixture}: {text}");
+    }
 }
 
 #[test]

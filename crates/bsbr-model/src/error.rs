@@ -56,7 +56,7 @@ pub enum ModelError {
     /// The text is longer than the learned positions.
     #[error(
         "the text has {length} tokens, the model has {max_positions} learned positions: shorten the text or choose \
-         the position policy `clamp` or `interpolate`"
+         the position policy `clamp`, `interpolate` or `slide`"
     )]
     TooLong {
         /// Length of the text.

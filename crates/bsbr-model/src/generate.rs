@@ -47,7 +47,7 @@ pub fn generate(
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Generation, ModelError> {
     // The last new token is never read, so it needs no position.
-    let length = prompt.len() + config.max_new_tokens.saturating_sub(1);
+    let length = prompt.len().saturating_add(config.max_new_tokens.saturating_sub(1));
     decoder.check_length(length)?;
     let mut cache = decoder.new_cache(&[length])?;
     let start = Instant::now();

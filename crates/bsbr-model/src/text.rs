@@ -1,8 +1,14 @@
 //! Text in, text out: Hugging Face tokenizers.
 
+mod companions;
+mod stream;
+
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
-use tokenizers::Tokenizer;
+pub use stream::TextStream;
+
+use tokenizers::{ModelWrapper, Tokenizer};
 
 use crate::ModelError;
 
@@ -13,7 +19,10 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`, and from the files beside it the tokens that it does not name itself: `tokenizer_config.json`,
+    /// or for older directories `special_tokens_map.json` and `added_tokens.json`.
+    ///
+    /// A truncation, a padding or merges left out at random, which training leaves there, are not applied.
     ///
     /// # Errors
     ///
@@ -27,17 +36,32 @@ impl TextTokenizer {
                     .into(),
             ));
         }
-        Ok(Self { inner: Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))? })
+        let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+        let mut tokenizer = Self::from_bytes(&bytes, &path.display().to_string())?;
+        companions::read(path)?.add_to(&mut tokenizer.inner)?;
+        Ok(tokenizer)
     }
 
-    /// The tokenizer of the `tokenizer.json` whose content is `bytes`; `name` is for messages.
+    /// The tokenizer of the `tokenizer.json` whose content is `bytes`, by itself; `name` is for messages.
     ///
     /// # Errors
     ///
     /// [`ModelError::Tokenizer`] with the name.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
-        let inner = Tokenizer::from_bytes(bytes);
-        Ok(Self { inner: inner.map_err(|error| ModelError::Tokenizer(format!("{name}: {error}")))? })
+        let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
+        // Some mistakes of JSON are not told from parts of an unknown kind further on.
+        let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+        syntax.map_err(|error| ModelError::Tokenizer(format!("{name}: it is no JSON: {error}")))?;
+        let mut inner = contained(|| Tokenizer::from_bytes(bytes)).map_err(problem)?;
+        inner.with_truncation(None).map_err(problem)?.with_padding(None);
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
+        Ok(Self { inner })
     }
 
     /// Tokens of a text, with whatever the tokenizer's own post-processor adds around it.
@@ -46,8 +70,13 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode(text, true).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, true)
+    }
+
+    /// Tokens of a text, and where `around` says so what belongs around it.
+    fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = contained(|| self.inner.encode(text, around));
+        Ok(encoding.map_err(|error| ModelError::Tokenizer(error.to_string()))?.get_ids().to_vec())
     }
 
     /// Tokens of a text that stands inside another: nothing is added around it, and a tokenizer that writes a blank before
@@ -57,10 +86,7 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn encode_within(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let plain = |text: &str| {
-            let encoding = self.inner.encode(text, false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-            Ok(encoding.get_ids().to_vec())
-        };
+        let plain = |text: &str| self.ids(text, false);
         // Nothing merges with a digit but digits.
         let (before, both) = (plain("0")?, plain(&format!("0{text}"))?);
         both.strip_prefix(before.as_slice()).map_or_else(|| plain(text), |tokens| Ok(tokens.to_vec()))
@@ -72,9 +98,8 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn prefix(&self) -> Result<Vec<u32>, ModelError> {
-        let plain = self.inner.encode("0", false).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-        let whole = self.encode("0")?;
-        let at = whole.windows(plain.get_ids().len().max(1)).position(|tokens| tokens == plain.get_ids());
+        let (plain, whole) = (self.ids("0", false)?, self.encode("0")?);
+        let at = whole.windows(plain.len().max(1)).position(|tokens| tokens == plain);
         Ok(whole[..at.unwrap_or_default()].to_vec())
     }
 
@@ -84,67 +109,20 @@ impl TextTokenizer {
     ///
     /// [`ModelError::Tokenizer`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, ModelError> {
-        self.inner.decode(tokens, true).map_err(|error| ModelError::Tokenizer(error.to_string()))
+        contained(|| self.inner.decode(tokens, true)).map_err(|error| ModelError::Tokenizer(error.to_string()))
     }
 
     /// Turns tokens into text as they come.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, tokens: Vec::new(), shown: 0, shown_text: String::new() }
+        TextStream::new(self)
     }
 }
 
-/// Text of a growing run of tokens, handed out as soon as its characters are complete.
-///
-/// Decoders may treat the first token of a text in a way of their own, and some let a token depend on the one before
-/// it. So new tokens are decoded behind those shown last, and what is new in the text is the difference.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a TextTokenizer,
-    /// The tokens shown last, then those that are not shown yet.
-    tokens: Vec<u32>,
-    /// How many of `tokens` were shown.
-    shown: usize,
-    /// Text of these alone.
-    shown_text: String,
-}
-
-impl TextStream<'_> {
-    /// The text that `token` completes, possibly none: a character can take several tokens. One that is still incomplete
-    /// at the end is never shown.
-    ///
-    /// # Errors
-    ///
-    /// [`ModelError::Tokenizer`].
-    pub fn push(&mut self, token: u32) -> Result<String, ModelError> {
-        self.tokens.push(token);
-        let text = self.tokenizer.decode(&self.tokens)?;
-        if text.len() <= self.shown_text.len() || text.ends_with('\u{fffd}') {
-            return Ok(String::new());
-        }
-        // All of `shown_text`, unless broken bytes behind it changed how its own bytes are read.
-        let same = text.chars().zip(self.shown_text.chars()).take_while(|(a, b)| a == b);
-        let same: usize = same.map(|(character, _)| character.len_utf8()).sum();
-        let new = text[same..].to_owned();
-        self.tokens.drain(..self.shown);
-        self.shown = self.tokens.len();
-        self.shown_text = self.tokenizer.decode(&self.tokens)?;
-        Ok(new)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_keeps_a_few_tokens_however_long_the_text() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
-        let tokenizer = TextTokenizer::open(&path).unwrap();
-        let line = tokenizer.encode("A line of words with a 🦀 in it.").unwrap();
-        let mut stream = tokenizer.stream();
-        for &token in line.iter().cycle().take(5_000) {
-            stream.push(token).unwrap();
-            assert!(stream.tokens.len() <= 8, "{} tokens", stream.tokens.len());
-        }
-    }
+/// What the library makes; an error where it panics, as it does at parts that are of no known kind or contradict each other.
+fn contained<T>(make: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let reason = text.unwrap_or("no reason was given");
+        Err(format!("the tokenizer has a part that is not known here, or does not fit the others ({reason})").into())
+    })
 }

@@ -313,6 +313,13 @@ fn the_switches_of_embedding_block_head_and_positions_are_checked() {
         assert_eq!(refused(|d| d.layer_rotary = vec![LayerRotary::Local { theta: bad }; 2]), "layer_rotary.theta");
     }
     assert_eq!(refused(|d| d.embedding.width = Some(0)), "embedding.width");
+    // Sizes of which no list can be made and that cannot be multiplied.
+    assert_eq!(refused(|d| d.layers = usize::MAX), "layers");
+    assert_eq!(refused(|d| d.layers = 100_000), "layers");
+    assert_eq!(refused(|d| d.vocab_size = 1 << 40), "vocab_size");
+    assert_eq!(refused(|d| d.max_positions = usize::MAX), "max_positions");
+    assert_eq!(refused(|d| d.embedding.position_offset = usize::MAX), "embedding.position_offset");
+    assert_eq!(refused(|d| (d.heads, d.kv_heads) = (1 << 60, 1 << 60)), "heads");
     assert_eq!(refused(|d| d.layer_rotary = vec![LayerRotary::Off]), "layer_rotary");
     let unrotated = |d: &mut DecoderConfig| {
         d.layer_rotary = vec![LayerRotary::Off; 2];

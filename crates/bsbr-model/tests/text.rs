@@ -48,10 +48,11 @@ fn with_decoder(name: &str, words: &[&str], decoder: Value) -> TextTokenizer {
     TextTokenizer::open(&written(name, &content.to_string())).unwrap()
 }
 
-/// The text of tokens that come one by one.
+/// The text of tokens that come one by one, to the end.
 fn streamed(tokenizer: &TextTokenizer, tokens: &[u32]) -> String {
     let mut stream = tokenizer.stream();
-    tokens.iter().map(|&token| stream.push(token).unwrap()).collect()
+    let shown: String = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+    shown + &stream.finish().unwrap()
 }
 
 #[test]
@@ -103,15 +104,15 @@ fn special_tokens_are_not_shown() {
 }
 
 #[test]
-fn random_tokens_stream_as_they_decode_but_for_what_is_incomplete_at_the_end() {
+fn random_tokens_stream_as_they_decode() {
     let tokenizer = builtin();
     let mut numbers = Numbers::new(5);
     for _ in 0..300 {
         // The first 300 are mostly single bytes, of which few make characters.
         let among = if numbers.bits().is_multiple_of(2) { 300 } else { 2048 };
         let mut tokens: Vec<u32> = (0..12).map(|_| (numbers.bits() % among) as u32).collect();
-        let incomplete = tokenizer.decode(&tokens).unwrap();
-        assert!(incomplete.starts_with(&streamed(&tokenizer, &tokens)));
+        // Whatever is incomplete at the end included.
+        assert_eq!(streamed(&tokenizer, &tokens), tokenizer.decode(&tokens).unwrap());
         tokens.extend(tokenizer.encode(".").unwrap());
         assert_eq!(streamed(&tokenizer, &tokens), tokenizer.decode(&tokens).unwrap());
     }
@@ -175,6 +176,46 @@ fn bytes_that_break_a_character_do_not_take_the_text_after_them() {
 }
 
 #[test]
+fn what_is_held_back_comes_at_the_end() {
+    let tokenizer = builtin();
+    // A character that is U+FFFD itself, and the first bytes of one that never comes.
+    for text in ["\u{fffd}", "A\u{fffd}", "\u{fffd}\u{fffd} and \u{fffd}"] {
+        assert_eq!(streamed(&tokenizer, &tokenizer.encode(text).unwrap()), text);
+    }
+    let crab = tokenizer.encode("A🦀").unwrap();
+    let cut = &crab[..crab.len() - 1];
+    assert_eq!(streamed(&tokenizer, cut), tokenizer.decode(cut).unwrap());
+    assert!(streamed(&tokenizer, cut).ends_with('\u{fffd}'));
+    assert_eq!(tokenizer.stream().finish().unwrap(), "");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_shown_before_the_stream_has_held_many_of_them() {
+    let fallback = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]});
+    let tokenizer = with_decoder("endless-bytes.json", &["<0xFF>"], fallback);
+    let mut stream = tokenizer.stream();
+    let shown: String = (0..1000).map(|_| stream.push(1).unwrap()).collect();
+    assert!(shown.chars().count() > 900 && shown.chars().all(|c| c == '\u{fffd}'), "{}", shown.len());
+    assert_eq!(shown + &stream.finish().unwrap(), "\u{fffd}".repeat(1000));
+}
+
+#[test]
+fn what_training_left_in_a_tokenizer_is_not_applied() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+    let mut content: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    content["truncation"] = json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+    content["padding"] = json!({"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+    content["model"]["dropout"] = json!(0.5);
+    let trained = TextTokenizer::from_bytes(content.to_string().as_bytes(), "trained").unwrap();
+    for text in TEXTS {
+        assert_eq!(trained.encode(text).unwrap(), builtin().encode(text).unwrap());
+        assert_eq!(trained.encode_within(text).unwrap(), builtin().encode_within(text).unwrap());
+    }
+    assert_eq!(trained.prefix().unwrap(), builtin().prefix().unwrap());
+}
+
+#[test]
 fn a_missing_tokenizer_is_named_with_a_way_to_make_one() {
     let error = TextTokenizer::open(Path::new("nowhere/tokenizer.json")).unwrap_err();
     assert!(matches!(error, ModelError::Tokenizer(_)));
@@ -191,4 +232,28 @@ fn a_broken_tokenizer_is_named() {
         assert!(matches!(error, ModelError::Tokenizer(_)));
         assert!(error.to_string().starts_with(&format!("tokenizer: {}: ", path.display())), "{error}");
     }
+}
+
+#[test]
+fn a_tokenizer_whose_parts_are_unknown_or_contradict_each_other_is_an_error() {
+    let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"});
+    let bytes = |decoder: Value, processor: Value| {
+        json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": processor,
+               "decoder": decoder, "model": model})
+        .to_string()
+        .into_bytes()
+    };
+    for decoder in [json!(3), json!({"type": "SomethingNew"}), json!([])] {
+        let error = TextTokenizer::from_bytes(&bytes(decoder, json!(null)), "tokenizer.json").unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+    // What is put around a text is a token that nobody says more of.
+    let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    let pair = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]);
+    let named = |name: &str| json!({name: {"id": name, "ids": [1], "tokens": ["b"]}});
+    let processor = |special: Value| json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+    let sound = TextTokenizer::from_bytes(&bytes(json!(null), processor(named("<s>"))), "tokenizer.json").unwrap();
+    assert_eq!(sound.encode("a").unwrap(), [1, 0]);
+    let other = TextTokenizer::from_bytes(&bytes(json!(null), processor(named("<t>"))), "tokenizer.json");
+    assert!(other.and_then(|tokenizer| tokenizer.encode("a")).is_err());
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_convert::{Calibrated, RecordedCalibration, write_calibrated};
+use bsbr_convert::{Calibrated, OutputKind, RecordedCalibration, write_calibrated};
 use bsbr_model::{
     FarLayer, IndexCalibration, IndexCalibrationConfig, IndexSettings, IndexTrial, MetaCalibrationConfig, MetaLayer,
     StateCalibrationConfig, StateLayer, calibrate_far, calibrate_index, calibrate_meta, calibrate_states,
@@ -64,7 +64,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(output_dir) = &args.output_dir {
-        check_output_dir(output_dir, args.force)?;
+        check_output_dir(output_dir, OutputKind::Model, args.force)?;
     }
     let source = open(&LocalModel::at(&args.model))?;
     let shown = args.model.display();
@@ -73,6 +73,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "{shown} is not a converted model: convert it first, with settings that have something to calibrate, for example \
              `convert --model {shown} --selector meta --output-dir DIR`"
         );
+    }
+    if args.output_dir.is_none() {
+        check_output_dir(&args.model, OutputKind::Model, true)?;
     }
     let config = source.model_config().clone();
     let any = |needs: fn(&BlockAttentionConfig) -> bool| {
@@ -91,6 +94,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!(
             "--target-kl searches settings of an index, and {shown} has none: convert with --retrieval blocks --selector index"
         );
+    }
+    if args.text.as_os_str() == "-" {
+        bail!("--text -: the model keeps the SHA-256 of the text it was calibrated on, so name a file");
     }
     let tokenizer = tokenizer(&source, &args.model)?;
     let tokens = read_tokens(&tokenizer, &args.text)?;

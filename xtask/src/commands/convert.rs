@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{
-    ConversionReport, ConvertOptions, DtypePolicy, Estimate, ExpectedLogits, convert, estimate, plan_checkpoint,
+    ConversionReport, ConvertOptions, DtypePolicy, Estimate, ExpectedLogits, OutputKind, convert, estimate,
+    plan_checkpoint,
 };
 use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 
@@ -84,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("--output-dir DIR is needed: where to write the converted model (--dry-run writes nothing)");
     };
     let force = args.force || (is_builtin && args.output_dir.is_none());
-    check_output_dir(&output_dir, force)?;
+    check_output_dir(&output_dir, OutputKind::Model, force)?;
     let model = args.hub.resolve(&dir)?;
     let eval_text = args.eval_text.clone().or_else(|| is_builtin.then(builtin::heldout));
     let report = eval_text.map(|text| measure_before(&args, &model, &attention, &text)).transpose()?;

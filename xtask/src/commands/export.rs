@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use bsbr_convert::OutputKind;
 
 use crate::{
     args::check_output_dir,
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    check_output_dir(&args.output_dir, args.force)?;
+    check_output_dir(&args.output_dir, OutputKind::Checkpoint, args.force)?;
     let model = args.hub.resolve(&args.model)?;
     let mut bar = Progress::new("exporting");
     let report = bsbr_convert::export(&model.dir, &args.output_dir, args.force, &mut |progress| {

@@ -1,8 +1,8 @@
 //! `cargo xtask generate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bsbr_model::{GenerateConfig, PositionPolicy, Sampler, SamplingConfig, generate};
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     device::DeviceArgs,
     model::HubArgs,
     output,
-    running::{load, open, tokenizer},
+    running::{load, note_beyond_training, open, read_text, tokenizer},
 };
 
 #[derive(Debug, clap::Args)]
@@ -21,10 +21,10 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Text to continue
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file")]
+    /// Text to continue; `-` reads it from standard input
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// File with the text to continue
+    /// File with the text to continue; `-` is standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Most tokens to add
@@ -59,10 +59,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         SamplingConfig { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let mut sampler = Sampler::new(sampling)?;
     let text = match (args.prompt, args.prompt_file) {
-        (Some(text), _) => text,
-        (None, Some(path)) => {
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read the prompt {}", path.display()))?
-        }
+        (Some(text), _) if text != "-" => text,
+        (Some(name), _) => read_text(Path::new(&name))?,
+        (None, Some(path)) => read_text(&path)?,
         (None, None) => bail!("a prompt is needed: --prompt TEXT or --prompt-file FILE"),
     };
     if text.is_empty() {
@@ -82,6 +81,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let config =
         GenerateConfig { max_new_tokens: args.max_new_tokens, stop_tokens: decoder.config().stop_tokens.clone() };
+    note_beyond_training(&decoder, prompt.len().saturating_add(config.max_new_tokens));
     let mut stream = tokenizer.stream();
     let mut failed = None;
     let generation = generate(&decoder, &prompt, &config, &mut sampler, |token| {
@@ -92,7 +92,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
-    output::result("")?;
+    output::result(&stream.finish()?)?;
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     let (prefill, decode) = (generation.prefill.as_secs_f64(), generation.decode.as_secs_f64());
     output::note(&format!(

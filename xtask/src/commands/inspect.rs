@@ -64,8 +64,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
     lines.extend(source.notes().into_iter().map(|note| format!("note: {note}")));
-    // The parts of every layer would fill pages.
-    let shown = ModelConfig { split: None, ..config.clone() };
+    // The parts of every layer would fill pages, and TOML cannot say that a layer has no window.
+    let mut shown = ModelConfig { split: None, ..config.clone() };
+    if shown.decoder.windows.contains(&None) {
+        lines.push(windows(&std::mem::take(&mut shown.decoder.windows)));
+    }
     if let Some(split) = &config.split {
         let members: usize = split.groups.iter().map(|group| group.members.len()).sum();
         lines.push(format!(
@@ -88,6 +91,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
         lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));
     }
     output::result(&lines.join("\n"))
+}
+
+/// The windows of layers that differ in them, and the layers that have each.
+fn windows(windows: &[Option<usize>]) -> String {
+    let mut kinds: Vec<(Option<usize>, Vec<String>)> = Vec::new();
+    for (layer, window) in windows.iter().enumerate() {
+        match kinds.iter_mut().find(|(kind, _)| kind == window) {
+            Some((_, layers)) => layers.push(layer.to_string()),
+            None => kinds.push((*window, vec![layer.to_string()])),
+        }
+    }
+    let kinds = kinds.into_iter().map(|(window, layers)| {
+        let layers = layers.join(", ");
+        window
+            .map_or_else(|| format!("none in layers {layers}"), |window| format!("{window} tokens in layers {layers}"))
+    });
+    format!("windows: {}", kinds.collect::<Vec<_>>().join("; "))
 }
 
 /// The rule table of an architecture, or the list of all.

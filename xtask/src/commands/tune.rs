@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_convert::{Rewrite, rewrite};
+use bsbr_convert::{OutputKind, Rewrite, rewrite};
 use bsbr_model::{
     AdapterConfig, AdapterTarget, Checkpoint, Ending, LayerLoss, ModelConfig, Stage, TuneConfig, TuneEvent, TuneLog,
     tune,
@@ -163,15 +163,17 @@ impl Args {
 
     fn checkpoint_dir(&self) -> PathBuf {
         let beside = || {
-            let name = self.output_dir.file_name().unwrap_or_default().to_string_lossy();
-            self.output_dir.with_file_name(format!("{name}-checkpoint"))
+            // Resolved, so that `.` has a name too.
+            let output = std::path::absolute(&self.output_dir).unwrap_or_else(|_| self.output_dir.clone());
+            let name = output.file_name().unwrap_or_default().to_string_lossy();
+            output.with_file_name(format!("{name}-checkpoint"))
         };
         self.checkpoint_dir.clone().unwrap_or_else(beside)
     }
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    check_output_dir(&args.output_dir, args.force)?;
+    check_output_dir(&args.output_dir, OutputKind::Model, args.force)?;
     let checkpoint = args.checkpoint_dir();
     if !args.resume && !args.force && checkpoint.exists() {
         bail!("{} is there already: go on from it with --resume, or begin anew with --force", checkpoint.display());

@@ -1,13 +1,13 @@
 //! The index of the keys of a cache, in the form of what reads it.
 
-use burn::tensor::{Device, Tensor};
 #[cfg(feature = "flex")]
 use burn::tensor::DType;
+use burn::tensor::{Device, Tensor};
 
 use super::CacheConfig;
+use crate::{BlockAttentionConfig, buffer::RowBuffer, index::PlainIndex, statistics::Sizes};
 #[cfg(feature = "flex")]
 use crate::{Kernel, fused};
-use crate::{BlockAttentionConfig, buffer::RowBuffer, index::PlainIndex, statistics::Sizes};
 
 /// An index of keys.
 #[derive(Debug, Clone)]
@@ -32,12 +32,7 @@ macro_rules! of_index {
 
 impl IndexState {
     #[cfg_attr(not(feature = "flex"), allow(unused_variables))]
-    pub(super) fn new(
-        config: &CacheConfig,
-        attention: &BlockAttentionConfig,
-        sizes: Sizes,
-        device: &Device,
-    ) -> Self {
+    pub(super) fn new(config: &CacheConfig, attention: &BlockAttentionConfig, sizes: Sizes, device: &Device) -> Self {
         #[cfg(feature = "flex")]
         if config.kernel == Kernel::Fastest && *device == Device::flex() && sizes.dtype == DType::F32 {
             return Self::Fused(fused::FusedIndex::new(sizes, attention));

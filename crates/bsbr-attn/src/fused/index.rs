@@ -37,7 +37,8 @@ impl FusedIndex {
         if keys.len() < self.tokens || end / SECTION <= self.keys.sections() {
             return;
         }
-        let (Some(keys), Some(values)) = (StoredMemory::new(&keys.stored()), StoredMemory::new(&values.stored())) else {
+        let (Some(keys), Some(values)) = (StoredMemory::new(&keys.stored()), StoredMemory::new(&values.stored()))
+        else {
             return;
         };
         if !self.keys.is_founded() {

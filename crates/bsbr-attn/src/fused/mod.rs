@@ -9,7 +9,7 @@ pub(crate) mod whole;
 use bsbr_kernels::{
     Heads, Stored,
     attention::{
-        self, BlockInput, BlockOptions, CausalOptions, Near, Sinks, block_attention, causal_attention, IndexOptions,
+        self, BlockInput, BlockOptions, CausalOptions, IndexOptions, Near, Sinks, block_attention, causal_attention,
     },
     index::KeyIndex,
 };

@@ -3,11 +3,11 @@
 
 use bsbr_kernels::{
     Heads,
-    index::{KeyIndex, SECTION},
     attention::{
         BlockInput, CausalOptions, Forward, block_attention_backward, block_attention_into, causal_attention,
         causal_attention_backward,
     },
+    index::{KeyIndex, SECTION},
 };
 use burn::{
     backend::{
@@ -132,12 +132,7 @@ fn index_of(query: Heads<'_>, keys: Heads<'_>, values: Heads<'_>, problem: &Prob
     Some(index)
 }
 
-fn input<'a>(
-    query: Heads<'a>,
-    keys: Heads<'a>,
-    values: Heads<'a>,
-    index: Option<&'a KeyIndex>,
-) -> BlockInput<'a> {
+fn input<'a>(query: Heads<'a>, keys: Heads<'a>, values: Heads<'a>, index: Option<&'a KeyIndex>) -> BlockInput<'a> {
     BlockInput { query, keys: keys.into(), values: values.into(), first: 0, sinks: None, index, near: None }
 }
 

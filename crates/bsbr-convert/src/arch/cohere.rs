@@ -42,7 +42,7 @@ const DEFAULTS: Defaults = Defaults {
     eps: ("layer_norm_eps", 1e-5),
     max_positions: 8192,
     // The default of the class differs between the generations of transformers.
-    rope: RopeKeys { theta: ("rope_theta", None), ..RopeKeys::LLAMA },
+    rope: RopeKeys { theta: ("rope_theta", 5e5), theta_is_needed: true, ..RopeKeys::LLAMA },
     tied: true,
     ..Defaults::LLAMA
 };

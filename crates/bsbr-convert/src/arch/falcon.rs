@@ -8,7 +8,7 @@ use super::names::{QKV_BIAS, QKV_PER_HEAD, QKV_WEIGHT, copy, copy_if, map};
 use super::rope::{self, RopeKeys};
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::Rule::{Map, Tie};
+use crate::rules::Rule::{Ignore, Map, Tie};
 use crate::rules::When::{All, Flag, Not};
 use crate::rules::{Architecture, SourceModel, When};
 
@@ -47,6 +47,10 @@ pub(super) const FALCON: Architecture = Architecture {
         copy("{p}ln_f.weight", &["final_norm.weight"]),
         copy("{p}ln_f.bias", &["final_norm.bias"]),
         Tie { head: "lm_head.weight", embed: "{p}word_embeddings.weight", target: "head.weight" },
+        // One buffer under the names of several releases.
+        Ignore { name: "{p}h.{i}.self_attention.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
+        Ignore { name: "{p}h.{i}.self_attention.maybe_rotary.inv_freq", why: "rotary frequencies, computed anew" },
+        Ignore { name: "{p}h.{i}.self_attention.rotary.inv_freq", why: "rotary frequencies, computed anew" },
     ],
     read_config,
 };
@@ -56,7 +60,7 @@ const ONE_NAME: When = Not("two_norms");
 const SEQUENTIAL: When = All(&[ONE_NAME, Flag("sequential")]);
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let hidden_size = config.usize("hidden_size")?;
+    let hidden_size = keys::usize_of(config, &["hidden_size", "n_embed"])?;
     let heads = keys::usize_of(config, &["num_attention_heads", "n_head"])?;
     let head_dim = keys::head_dim(config, "num_attention_heads", hidden_size, heads)?;
     let grouped = config.bool_or("new_decoder_architecture", false)?;

@@ -1,7 +1,7 @@
 //! Gemma, Gemma 2 and the text models of Gemma 3: Llama's names, norms that multiply by `1 + weight`, embeddings scaled by
 //! `sqrt(hidden_size)`; from Gemma 2 on a norm on either side of attention and MLP.
 
-use bsbr_model::{Activation, BlockForm, HeadNorm, LayerRotary, Norm, Positions};
+use bsbr_model::{Activation, BlockForm, HeadNorm, LayerRotary, Norm};
 
 use super::keys::{self, Defaults};
 use super::names::{
@@ -96,11 +96,17 @@ fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, Convert
 
 fn read_gemma(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let mut model = read(config, &Defaults { kv_heads: Some(16), ..DEFAULTS })?;
-    // The first files say `gelu` and mean its tanh form.
+    // The first files say `gelu` and mean its tanh form. Version 4 of transformers read the other key.
     let named = config.optional_str("hidden_act")?;
-    if config.get("hidden_activation").is_none() && named.is_some_and(|name| name != "gelu") {
-        model.decoder.activation = keys::activation(config, "hidden_act", Activation::GeluTanh)?;
+    let activation = match named.as_deref() {
+        Some("gelu") => Activation::GeluTanh,
+        _ => keys::activation(config, "hidden_act", Activation::GeluTanh)?,
+    };
+    if config.get("hidden_activation").is_some() && activation != model.decoder.activation {
+        let names = ["hidden_act", "hidden_activation"].map(|key| config.get(key).unwrap_or_default().to_string());
+        return Err(keys::contradiction(config, ("hidden_act", &names[0]), ("hidden_activation", &names[1])));
     }
+    model.decoder.activation = activation;
     Ok(model)
 }
 
@@ -130,29 +136,24 @@ fn read_gemma2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
 
 fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     keys::reject_any(config, "attn_logit_softcapping", "transformers does not cap the scores of Gemma 3")?;
-    let rope = RopeKeys { theta: ("rope_theta", Some(1e6)), ..RopeKeys::LLAMA };
-    // Newer files hold one object of rotary settings for each kind of layer.
-    let parameters = config.object("rope_parameters")?;
-    let (full, sliding) = match &parameters {
-        Some(both) if both.contains("full_attention") => {
-            (both.object("full_attention")?, both.object("sliding_attention")?)
-        }
-        flat => (flat.clone(), None),
-    };
-    let flat = config.without("rope_parameters").without("rope_scaling");
-    let mut model = read_sandwich(&flat, &Defaults { max_positions: 131_072, rope, ..DEFAULTS }, None)?;
+    let rope = RopeKeys { theta: ("rope_theta", 1e6), ..RopeKeys::LLAMA };
+    let local = RopeKeys { theta: ("rope_local_base_freq", 1e4), ..rope };
+    // Two kinds of rotary positions, which only what follows knows.
+    let without = config.without("rope_parameters").without("rope_scaling");
+    let mut model = read_sandwich(&without, &Defaults { max_positions: 131_072, rope, ..DEFAULTS }, None)?;
     let decoder = &mut model.decoder;
-    decoder.positions = rope::read_from(config, full, &rope, decoder.head_dim, decoder.max_positions)?;
-    let local = RopeKeys { theta: ("rope_local_base_freq", Some(1e4)), ..rope };
-    let local = rope::read_from(&config.without("rope_scaling"), sliding, &local, decoder.head_dim, 1)?;
-    let Positions::Rotary { theta, scaling: None, .. } = local else {
-        return Err(keys::rejected(config, "rope_parameters", "layers with a window rotate without scaling"));
-    };
+    let theta;
+    (decoder.positions, theta) =
+        rope::read_two_kinds(config, [&rope, &local], decoder.head_dim, decoder.max_positions)?;
     let window = config.optional_usize("sliding_window")?.unwrap_or(4096);
+    // The second is what some releases write of the first, and none reads where both are there.
     let pattern = match config.optional_usize("sliding_window_pattern")? {
         Some(pattern) => pattern,
         None => config.optional_usize("_sliding_window_pattern")?.unwrap_or(6),
     };
+    if pattern == 0 {
+        return Err(config.error("sliding_window_pattern", "1 or more"));
+    }
     let slides = |layer: usize| !(layer + 1).is_multiple_of(pattern);
     decoder.windows = keys::layer_windows(config, decoder.layers, Some(window), slides)?;
     let rotary =

@@ -43,10 +43,21 @@ pub(super) const GPT2: Architecture = Architecture {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let heads = config.usize("n_head")?;
+    let heads = keys::usize_of(config, HEADS)?;
     let mut model = read_gpt2_keys(config, heads, Activation::GeluTanh)?;
     model.decoder.scale_by_layer = config.bool_or("scale_attn_by_inverse_layer_idx", false)?;
     Ok(model)
+}
+
+/// The names of these keys, with those all models have in transformers.
+pub(super) const HEADS: &[&str] = &["n_head", "num_attention_heads"];
+pub(super) const POSITIONS: &[&str] = &["n_positions", "max_position_embeddings"];
+
+/// Width, layers and heads.
+pub(super) fn read_sizes(config: &ConfigFile) -> Result<[usize; 3], ConvertError> {
+    let hidden_size = keys::usize_of(config, &["n_embd", "hidden_size"])?;
+    let layers = keys::usize_of(config, &["n_layer", "num_hidden_layers"])?;
+    Ok([hidden_size, layers, keys::usize_of(config, HEADS)?])
 }
 
 /// The keys GPT-2 and its descendant GPT-BigCode share.
@@ -55,8 +66,9 @@ pub(super) fn read_gpt2_keys(
     kv_heads: usize,
     default: Activation,
 ) -> Result<SourceModel, ConvertError> {
-    let (hidden_size, layers, heads) = (config.usize("n_embd")?, config.usize("n_layer")?, config.usize("n_head")?);
-    let mut sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), config.usize("n_positions")?)?;
+    let [hidden_size, layers, heads] = read_sizes(config)?;
+    let max_positions = keys::usize_of(config, POSITIONS)?;
+    let mut sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), max_positions)?;
     sizes.kv_heads = kv_heads;
     sizes.intermediate_size = config.optional_usize("n_inner")?.unwrap_or(sizes.intermediate_size);
     let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));

@@ -5,7 +5,8 @@
 
 use bsbr_model::Activation;
 
-use super::gpt2::read_gpt2_keys;
+use super::gpt2::{HEADS, read_gpt2_keys};
+use super::keys;
 use super::names::{QKV, QKV_BIAS, QKV_PER_HEAD, QKV_WEIGHT, copy};
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -53,7 +54,7 @@ const C_ATTN_BIAS: &str = "{p}h.{i}.attn.c_attn.bias";
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let multi_query = config.bool_or("multi_query", true)?;
-    let kv_heads = if multi_query { 1 } else { config.usize("n_head")? };
+    let kv_heads = if multi_query { 1 } else { keys::usize_of(config, HEADS)? };
     let mut model = read_gpt2_keys(config, kv_heads, Activation::GeluTanh)?;
     model.flags.insert("multi_query", multi_query);
     Ok(model)

@@ -63,24 +63,25 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
 
 /// One kind of attention for each layer, from `attention_layers` or from `attention_types`, `[[[kind, ..], times], ..]`.
 fn windows(config: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>, ConvertError> {
-    let (key, kinds) = match config.optional_str_list("attention_layers")? {
-        Some(kinds) => ("attention_layers", kinds),
-        None => {
-            let wrong = || config.error("attention_types", "a list of kinds and how often they repeat");
-            let kinds = match config.get("attention_types") {
-                None => ["global", "local"].map(str::to_owned).into_iter().cycle().take(layers).collect(),
-                Some(types) => repeated(types).ok_or_else(wrong)?,
-            };
-            ("attention_types", kinds)
+    let wrong = || config.error("attention_types", "a list of kinds and how often they repeat");
+    let types = config.get("attention_types").map(|types| repeated(types).ok_or_else(wrong)).transpose()?;
+    let (key, kinds) = match (config.optional_str_list("attention_layers")?, types) {
+        (Some(kinds), Some(types)) if kinds != types => {
+            let shown = |key: &str| config.get(key).map_or_else(String::new, ToString::to_string);
+            let (kinds, types) = (shown("attention_layers"), shown("attention_types"));
+            return Err(keys::contradiction(config, ("attention_layers", &kinds), ("attention_types", &types)));
+        }
+        (Some(kinds), _) => ("attention_layers", kinds),
+        (None, Some(types)) => ("attention_types", types),
+        (None, None) => {
+            let kinds = ["global", "local"].map(str::to_owned).into_iter().cycle().take(layers);
+            ("attention_types", kinds.collect())
         }
     };
-    if kinds.len() < layers {
-        return Err(config.error(key, &format!("kinds for {layers} layers")));
-    }
+    keys::one_for_each_layer(config, key, kinds.len(), layers)?;
     let window = config.optional_usize("window_size")?.unwrap_or(256);
     let windows: Vec<Option<usize>> = kinds
         .iter()
-        .take(layers)
         .map(|kind| match kind.as_str() {
             "global" => Ok(None),
             "local" => Ok(Some(window)),

@@ -45,6 +45,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
         Ignore { name: "{p}layers.{i}.attention.bias", why: "the causal mask" },
         Ignore { name: "{p}layers.{i}.attention.masked_bias", why: "the score of a masked position" },
         Ignore { name: "{p}layers.{i}.attention.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
+        Ignore { name: "{p}rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
     ],
     read_config,
 };
@@ -54,9 +55,10 @@ const DEFAULTS: Defaults = Defaults {
     eps: ("layer_norm_eps", 1e-5),
     activation: ("hidden_act", Activation::GeluErf),
     rope: RopeKeys {
-        theta: ("rotary_emb_base", Some(10_000.0)),
+        theta: ("rotary_emb_base", 10_000.0),
         part: Some(("rotary_pct", 0.25)),
-        yarn_is_longrope: false,
+        repeated: true,
+        ..RopeKeys::LLAMA
     },
     ..Defaults::LLAMA
 };

@@ -2,6 +2,7 @@
 
 use bsbr_model::{Activation, BlockForm, Norm, Positions};
 
+use super::gpt2::{POSITIONS, read_sizes};
 use super::keys::{self, Sizes};
 use super::names::{ROPE_KEY, ROPE_QUERY, copy, map};
 use crate::ConvertError;
@@ -35,20 +36,28 @@ pub(super) const GPTJ: Architecture = Architecture {
         copy("lm_head.bias", &["head.bias"]),
         Ignore { name: "{p}h.{i}.attn.bias", why: "the causal mask" },
         Ignore { name: "{p}h.{i}.attn.masked_bias", why: "the score of a masked position" },
+        Ignore { name: "{p}h.{i}.attn.embed_positions", why: "sines and cosines, computed anew" },
+        Ignore { name: "{p}h.{i}.attn.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
     ],
     read_config,
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let (hidden_size, layers, heads) = (config.usize("n_embd")?, config.usize("n_layer")?, config.usize("n_head")?);
-    let max_positions = config.optional_usize("n_positions")?.unwrap_or(2048);
+    let [hidden_size, layers, heads] = read_sizes(config)?;
+    let max_positions = keys::optional_usize_of(config, POSITIONS)?.unwrap_or(2048);
     let mut sizes = Sizes::plain(config, hidden_size, layers, ("n_head", heads), max_positions)?;
     sizes.intermediate_size = config.optional_usize("n_inner")?.unwrap_or(sizes.intermediate_size);
     let rotary_dim = match config.optional_usize("rotary_dim")? {
         None if config.contains("rotary_dim") => return Err(config.error("rotary_dim", "a number")),
         rotary_dim => rotary_dim.unwrap_or(64),
     };
-    // The base is no setting of this architecture.
+    // Neither the base nor a scaling is a setting of this architecture: what a file says about them nothing reads.
+    for key in ["rope_scaling", "rope_parameters"] {
+        keys::reject_any(config, key, "transformers knows no such setting for GPT-J")?;
+    }
+    if config.optional_f64("rope_theta")?.is_some_and(|theta| theta != 10_000.0) {
+        return Err(keys::rejected(config, "rope_theta", "the base of GPT-J is 10000 in transformers"));
+    }
     let positions = Positions::Rotary { theta: 10_000.0, rotary_dim, scaling: None };
     let norm = (Norm::Layer, config.optional_f64("layer_norm_epsilon")?.unwrap_or(1e-5));
     let activation = keys::activation(config, "activation_function", Activation::GeluTanh)?;

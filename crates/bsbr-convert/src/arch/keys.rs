@@ -163,27 +163,78 @@ pub(super) fn layer_windows(
 ) -> Result<Vec<Option<usize>>, ConvertError> {
     let windows: Vec<Option<usize>> = match config.optional_str_list("layer_types")? {
         None => (0..layers).map(|layer| window.filter(|_| slides(layer))).collect(),
-        Some(types) => types
-            .iter()
-            .map(|kind| match kind.as_str() {
-                "full_attention" => Ok(None),
+        Some(types) => {
+            one_for_each_layer(config, "layer_types", types.len(), layers)?;
+            let window = |kind: &String| match kind.as_str() {
+                // The second is a name of older files.
+                "full_attention" | "attention" => Ok(None),
                 "sliding_attention" if window.is_some() => Ok(window),
                 "sliding_attention" => Err(config.error("sliding_window", "a number, as `layer_types` has windows")),
                 _ => Err(config.error("layer_types", "a list of full_attention and sliding_attention")),
-            })
-            .collect::<Result<_, _>>()?,
+            };
+            types.iter().map(window).collect::<Result<_, _>>()?
+        }
     };
     Ok(if windows.iter().any(Option::is_some) { windows } else { Vec::new() })
 }
 
-/// The first of several names of a key that is there: transformers has renamed some and reads all.
-pub(super) fn usize_of(config: &ConfigFile, keys: &[&str]) -> Result<usize, ConvertError> {
-    for key in keys {
-        if let Some(found) = config.optional_usize(key)? {
-            return Ok(found);
+/// A key with several names: transformers has renamed some and reads all.
+///
+/// # Errors
+///
+/// [`ConvertError::Contradiction`] where two of them say different things; which of them is read differs between releases.
+pub(super) fn optional_usize_of(config: &ConfigFile, names: &[&str]) -> Result<Option<usize>, ConvertError> {
+    let mut found: Option<(&str, usize)> = None;
+    for name in names {
+        match (config.optional_usize(name)?, found) {
+            (Some(other), Some((first, number))) if other != number => {
+                return Err(contradiction(config, (first, &number), (name, &other)));
+            }
+            (Some(number), None) => found = Some((name, number)),
+            _ => {}
         }
     }
-    config.usize(keys.first().copied().unwrap_or_default())
+    Ok(found.map(|(_, number)| number))
+}
+
+/// The same, where the key is needed.
+pub(super) fn usize_of(config: &ConfigFile, names: &[&str]) -> Result<usize, ConvertError> {
+    match optional_usize_of(config, names)? {
+        Some(found) => Ok(found),
+        None => config.usize(names.first().copied().unwrap_or_default()),
+    }
+}
+
+/// The error for two names of one setting with different values.
+pub(super) fn contradiction(
+    config: &ConfigFile,
+    (first, one): (&str, &dyn std::fmt::Display),
+    (second, other): (&str, &dyn std::fmt::Display),
+) -> ConvertError {
+    ConvertError::Contradiction {
+        path: config.path().to_owned(),
+        first: format!("`{first}` = {one}"),
+        second: format!("`{second}` = {other}"),
+        advice: "they are two names of one setting: keep the one that is meant".to_owned(),
+    }
+}
+
+/// An error unless a list under `key` has an entry for each layer.
+pub(super) fn one_for_each_layer(
+    config: &ConfigFile,
+    key: &str,
+    entries: usize,
+    layers: usize,
+) -> Result<(), ConvertError> {
+    if entries == layers {
+        return Ok(());
+    }
+    Err(ConvertError::ConfigKey {
+        path: config.path().to_owned(),
+        key: config.full_key(key),
+        expected: format!("a list with one entry for each of the {layers} layers"),
+        found: format!("{entries} entries"),
+    })
 }
 
 /// The activation under `key`, or `default`.

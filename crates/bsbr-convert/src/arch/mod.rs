@@ -27,10 +27,13 @@ mod rope;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod stop;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
 use crate::rules::Architecture;
+
+pub(crate) use stop::default_stop_token;
 
 /// Every architecture there are rules for.
 pub const ARCHITECTURES: &[Architecture] = &[

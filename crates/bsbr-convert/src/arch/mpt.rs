@@ -32,7 +32,9 @@ pub(super) const MPT: Architecture = Architecture {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let (hidden_size, layers, heads) = (config.usize("d_model")?, config.usize("n_layers")?, config.usize("n_heads")?);
+    let hidden_size = keys::usize_of(config, &["d_model", "hidden_size"])?;
+    let layers = keys::usize_of(config, &["n_layers", "num_hidden_layers"])?;
+    let heads = keys::usize_of(config, &["n_heads", "num_attention_heads"])?;
     let max_positions = config.optional_usize("max_seq_len")?.unwrap_or(2048);
     let sizes = Sizes::plain(config, hidden_size, layers, ("n_heads", heads), max_positions)?;
     keys::reject_any(config, "logit_scale", "transformers does not scale the logits of MPT")?;

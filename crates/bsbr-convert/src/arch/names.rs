@@ -85,6 +85,7 @@ pub(super) const LLAMA_EMBED: &[Rule] = &[copy("{p}embed_tokens.weight", &["embe
 pub(super) const LLAMA_HEAD: &[Rule] = &[
     Tie { head: "lm_head.weight", embed: "{p}embed_tokens.weight", target: "head.weight" },
     Ignore { name: "{p}layers.{i}.self_attn.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
+    Ignore { name: "{p}rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
 ];
 
 pub(super) const LLAMA_QKV: &[Rule] = &[

@@ -34,7 +34,12 @@ const FUSED: &[Rule] = &[
 const DEFAULTS: Defaults = Defaults {
     eps: ("rms_norm_eps", 1e-5),
     max_positions: 4096,
-    rope: RopeKeys { part: Some(("partial_rotary_factor", 1.0)), yarn_is_longrope: true, ..RopeKeys::LLAMA },
+    rope: RopeKeys {
+        part: Some(("partial_rotary_factor", 1.0)),
+        trained: Some(4096),
+        yarn_is_longrope: true,
+        ..RopeKeys::LLAMA
+    },
     ..Defaults::LLAMA
 };
 

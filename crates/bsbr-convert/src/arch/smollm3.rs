@@ -15,7 +15,7 @@ pub(super) const SMOLLM3: Architecture =
 const DEFAULTS: Defaults = Defaults {
     kv_heads: Some(4),
     max_positions: 32768,
-    rope: RopeKeys { theta: ("rope_theta", Some(2e6)), ..RopeKeys::LLAMA },
+    rope: RopeKeys { theta: ("rope_theta", 2e6), ..RopeKeys::LLAMA },
     tied: true,
     ..Defaults::LLAMA
 };
@@ -25,7 +25,10 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let decoder = &mut model.decoder;
     // Despite the name of the key, 1 stands for a layer that rotates.
     let rotates: Vec<bool> = match config.optional_usize_list("no_rope_layers")? {
-        Some(layers) => layers.into_iter().map(|rotates| rotates != 0).collect(),
+        Some(layers) => {
+            keys::one_for_each_layer(config, "no_rope_layers", layers.len(), decoder.layers)?;
+            layers.into_iter().map(|rotates| rotates != 0).collect()
+        }
         None => {
             let interval = config.optional_usize("no_rope_layer_interval")?.unwrap_or(4);
             (1..=decoder.layers).map(|layer| !layer.is_multiple_of(interval)).collect()

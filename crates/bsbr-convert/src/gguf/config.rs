@@ -249,7 +249,8 @@ impl Reading<'_> {
         let size = |key: &str| self.config.get(key).and_then(Value::as_u64).unwrap_or_default();
         let (hidden, heads) = (size("hidden_size"), size("num_attention_heads"));
         let largest = size("num_hidden_layers") == layers_of_the_largest as u64;
-        let scalar = if largest && heads > 0 { hidden as f64 / heads as f64 } else { size("head_dim") as f64 };
+        // A whole number: transformers opens no other.
+        let scalar = if largest && heads > 0 { hidden / heads } else { size("head_dim") };
         self.set("query_pre_attn_scalar", json!(scalar));
         Ok(())
     }

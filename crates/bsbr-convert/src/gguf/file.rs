@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ use super::stored::{Order, Stored, StoredBytes};
 use super::tokenizer;
 use crate::ConvertError;
 use crate::json::ConfigFile;
+use crate::placeholder::check_file;
 use crate::tensors::{Header, Mapping, TensorBytes, TensorDeclaration, TensorEntry, exported_header};
 
 /// An open GGUF file. Opening reads the header, and the few tensors that are settings.
@@ -48,6 +50,14 @@ pub(crate) struct GgufExtras {
     pub(crate) notes: Vec<String>,
 }
 
+/// Whether the file `path` is a GGUF file, by its first bytes: a store of models may name it without an ending.
+pub fn is_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    // Anything else, such as a pipe, would be read empty.
+    let file = path.is_file().then(|| File::open(path).ok()).flatten();
+    file.is_some_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == *b"GGUF"
+}
+
 /// The GGUF file that `path` stands for: itself, or the only one of a directory without `config.json`.
 ///
 /// # Errors
@@ -60,9 +70,12 @@ pub(crate) fn gguf_file(path: &Path) -> Result<Option<PathBuf>, ConvertError> {
     if path.join("config.json").is_file() {
         return Ok(None);
     }
-    let names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    names.retain(|name| name.ends_with(".gguf"));
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    // One that is called so and is none gets its own error further on.
+    let called = |path: &Path| path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    let found = entries.map(|entry| entry.path()).filter(|path| called(path) || is_gguf(path));
+    let mut names: Vec<String> =
+        found.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
     names.sort();
     match &names[..] {
         [] => Ok(None),
@@ -88,6 +101,7 @@ impl GgufModel {
     /// [`ConvertError::UnknownModelType`] for an architecture that is not read; [`ConvertError::ConfigKey`] and
     /// [`ConvertError::Rejected`] for metadata that are missing, wrong or ask for what the decoder does not compute.
     pub(crate) fn open(path: &Path) -> Result<Self, ConvertError> {
+        check_file(path)?;
         let file = File::open(path).map_err(ConvertError::io("open", path))?;
         let len = file.metadata().map_err(ConvertError::io("read", path))?.len();
         let GgufHeader { metadata, tensors } = {
@@ -262,8 +276,8 @@ fn tokenizer_config(metadata: &Metadata) -> Result<Vec<u8>, ConvertError> {
     let tokens = metadata.texts("tokenizer.ggml.tokens")?;
     let mut config = Map::new();
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
-    for (key, id) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
-        let id = metadata.optional_usize(&format!("tokenizer.ggml.{id}_token_id"))?;
+    for (key, id) in tokenizer::NAMED {
+        let id = metadata.optional_usize(id)?;
         if let Some(token) = id.and_then(|id| tokens.get(id)) {
             config.insert(key.to_owned(), json!(token));
         }

@@ -16,6 +16,7 @@ mod tokenizer;
 pub use kind::GgufKind;
 pub use problem::GgufProblem;
 
+pub use file::is_gguf;
 pub(crate) use file::{GgufExtras, GgufFile, GgufModel, gguf_file};
 pub(crate) use stored::StoredBytes;
 

@@ -11,6 +11,7 @@ use super::metadata::Metadata;
 use crate::ConvertError;
 
 /// Token types of GGUF.
+const NORMAL: f64 = 1.0;
 const UNKNOWN: f64 = 2.0;
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
@@ -19,6 +20,14 @@ const USER_DEFINED: f64 = 4.0;
 const LONGEST: usize = 1024;
 /// Most merges of a vocabulary without merges of its own, for each of its tokens; real ones have two or three.
 const MERGES_PER_TOKEN: usize = 32;
+
+/// Special tokens as tokenizer_config.json names them, and the metadata that hold their ids.
+pub(super) const NAMED: [(&str, &str); 4] = [
+    ("bos_token", "tokenizer.ggml.bos_token_id"),
+    ("eos_token", "tokenizer.ggml.eos_token_id"),
+    ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ("pad_token", "tokenizer.ggml.padding_token_id"),
+];
 
 /// `tokenizer.json`, or why there is none.
 ///
@@ -213,16 +222,16 @@ fn ids(vocabulary: &HashMap<&str, usize>) -> Map<String, Value> {
 fn added_tokens(metadata: &Metadata) -> Result<Vec<Value>, ConvertError> {
     let tokens = metadata.texts("tokenizer.ggml.tokens")?;
     let key = "tokenizer.ggml.token_type";
-    if !metadata.contains(key) {
-        return Ok(Vec::new());
-    }
-    let kinds = metadata.numbers(key)?;
+    let kinds = if metadata.contains(key) { metadata.numbers(key)? } else { vec![NORMAL; tokens.len()] };
     if kinds.len() != tokens.len() {
         return Err(metadata.error(key, &format!("{} numbers, one for each token", tokens.len())));
     }
+    // Those that the tokenizer_config.json of an export names are special, whatever their kind.
+    let named: Vec<Option<usize>> =
+        NAMED.iter().map(|(_, key)| metadata.optional_usize(key)).collect::<Result<_, _>>()?;
     let added = tokens.iter().zip(kinds).enumerate().filter(|(_, (token, _))| !token.is_empty());
     Ok(added
-        .filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind))
+        .filter(|(id, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind) || named.contains(&Some(*id)))
         .map(|(id, (token, kind))| {
             json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,

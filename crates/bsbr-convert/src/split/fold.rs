@@ -8,15 +8,15 @@ use bsbr_splitlinear::{SavedSplit, Share, StoredFactors};
 use safetensors::Dtype;
 use serde_json::Value;
 
+use super::numbers::write_numbers;
 use super::paths::recorded_plan;
-use super::write::write_numbers;
 use crate::ConvertError;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::converted::ConvertedModel;
 use crate::export::{assembled, check_names, exported_index};
 use crate::files::INDEX;
 use crate::json::ConfigFile;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::tensors::{
     Recipe, SafetensorsFile, TensorDeclaration, TensorFile, TensorFileWriter, TensorRef, exported_header, header_text,
 };
@@ -51,13 +51,8 @@ pub fn fold(
     let (plan, headers) = recorded_plan(compressed)?;
     let record = model.record();
     check_names(record, &compressed.join(crate::checkpoint::RECORD))?;
-    let ours = |name: &String| {
-        let plain = ["config.json", INDEX].contains(&name.as_str()) || COMPANIONS.contains(&name.as_str());
-        plain || record.files.iter().any(|file| file.exported().0 == name.as_str())
-    };
-    check_output(output, force, |names| names.iter().all(ours))?;
-
-    let staging = Staging::new(output)?;
+    let weights = record.files.iter().map(|file| file.exported().0.to_owned()).collect();
+    let staging = Staging::begin(output, force, Replaceable::checkpoint(weights, false))?;
     // Weights that are joined with one made of factors go with it.
     let mut dense = BTreeSet::new();
     let taken = split.taken();
@@ -151,7 +146,8 @@ fn write_dense(
     let mut writer = TensorFileWriter::create(path, &header_text(&declarations), false)?;
     let mut done = 0;
     for tensor in &declarations {
-        write_numbers(&mut writer, &dense_weight(model, split, &tensor.name)?)?;
+        let numbers = dense_weight(model, split, &tensor.name)?;
+        write_numbers(&mut writer, (&tensor.name, tensor.dtype), &numbers)?;
         done += tensor.bytes() as u64;
         progress(Progress { stage: "folding", item: &tensor.name, done, total });
     }

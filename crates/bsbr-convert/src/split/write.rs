@@ -1,6 +1,7 @@
 //! Writing a compressed model: a converted model some of whose weights are factors.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -8,12 +9,14 @@ use bsbr_model::{ModelConfig, WeightSpec, weight_specs};
 use bsbr_splitlinear::SavedSplit;
 use safetensors::Dtype;
 
+use super::numbers::{factor_formats, write_numbers};
 use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, ConvertOptions, Progress, SOURCE_CONFIG, SOURCE_INDEX, convert};
 use crate::converted::ConvertedModel;
+use crate::dtype::DtypePolicy;
 use crate::files::WEIGHTS;
-use crate::output::{Staging, check_output};
+use crate::output::{Replaceable, Staging};
 use crate::record::IGNORED_PREFIX;
 use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text};
 
@@ -38,8 +41,9 @@ enum Origin<'a> {
 /// gives the tensors of [`SavedSplit::tensors`] by name. Everything else is as a conversion leaves it, and the directory
 /// appears whole or not at all.
 ///
-/// `options` are those of the conversion of a checkpoint; of a converted model only `force` counts. `files`, names and
-/// contents, are put beside the model.
+/// `options` are those of the conversion of a checkpoint; of a converted model only `force` and `dtype` count, the latter for
+/// its factors. Unless it says otherwise, factors have the number format of the weights they are made of. `files`, names
+/// and contents, are put beside the model.
 ///
 /// # Errors
 ///
@@ -53,8 +57,7 @@ pub fn write_split(
     (options, files): (&ConvertOptions, &[(&str, &[u8])]),
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<SplitReport, ConvertError> {
-    check_output(output, options.force, |names| names.iter().any(|name| name == RECORD))?;
-    let staging = Staging::new(output)?;
+    let staging = Staging::begin(output, options.force, Replaceable::model())?;
     let whole = staging.path().join("base");
     let is_converted = base.join(RECORD).is_file();
     let dir = if is_converted {
@@ -69,7 +72,8 @@ pub fn write_split(
     }
     let config = ModelConfig { split: Some(split.clone()), ..model.config().clone() };
     config.validate()?;
-    let bytes = write_weights(&model, &config, split, factor, &staging.path().join(WEIGHTS), progress)?;
+    let bytes =
+        write_weights(&model, &config, (split, options.dtype), factor, &staging.path().join(WEIGHTS), progress)?;
     staging.write("config.json", &crate::convert::pretty(&config, output)?)?;
     staging.copy_present(dir, &[RECORD, SOURCE_CONFIG, SOURCE_INDEX])?;
     staging.copy_present(dir, &COMPANIONS)?;
@@ -88,14 +92,15 @@ pub fn write_split(
 fn write_weights(
     model: &ConvertedModel,
     config: &ModelConfig,
-    split: &SavedSplit,
+    (split, policy): (&SavedSplit, DtypePolicy),
     factor: &mut dyn FnMut(&str) -> Option<Vec<f32>>,
     path: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<u64, ConvertError> {
     let mut tensors = Vec::new();
+    let formats = factor_formats(model, split, policy);
     for spec in weight_specs(config) {
-        tensors.push(tensor(model, split, spec)?);
+        tensors.push(tensor(model, split, &formats, spec)?);
     }
     for entry in &model.file().header().tensors {
         if let Some(recipe) = model.recipe(&entry.name).filter(|_| entry.name.starts_with(IGNORED_PREFIX)) {
@@ -113,9 +118,10 @@ fn write_weights(
         match origin {
             Origin::Kept(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
             Origin::Rest(recipe, rows) => {
+                let format = (tensor.name.as_str(), tensor.dtype);
                 let (open, width) = (recipe.open()?, recipe.shape[1..].iter().product::<usize>());
                 for &(start, count) in rows {
-                    write_numbers(&mut writer, &open.read(start * width..(start + count) * width)?)?;
+                    write_numbers(&mut writer, format, &open.read(start * width..(start + count) * width)?)?;
                 }
             }
             Origin::Factor => {
@@ -128,12 +134,7 @@ fn write_weights(
                 if let Some(at) = numbers.iter().position(|number| !number.is_finite()) {
                     return Err(bad(format!("holds {} at element {at}", numbers[at])));
                 }
-                if tensor.dtype == Dtype::I32 {
-                    let bytes: Vec<u8> = numbers.iter().flat_map(|&number| (number as i32).to_le_bytes()).collect();
-                    writer.write(&bytes)?;
-                } else {
-                    write_numbers(&mut writer, &numbers)?;
-                }
+                write_numbers(&mut writer, (&tensor.name, tensor.dtype), &numbers)?;
             }
         }
         done += tensor.bytes() as u64;
@@ -145,10 +146,11 @@ fn write_weights(
 fn tensor<'a>(
     model: &'a ConvertedModel,
     split: &SavedSplit,
-    WeightSpec { name, shape, whole, .. }: WeightSpec,
+    formats: &HashMap<String, Dtype>,
+    WeightSpec { name, shape, .. }: WeightSpec,
 ) -> Result<(TensorDeclaration, Origin<'a>), ConvertError> {
     let Some(recipe) = model.recipe(&name) else {
-        let dtype = if whole { Dtype::I32 } else { Dtype::F32 };
+        let dtype = formats.get(&name).copied().unwrap_or(Dtype::F32);
         return Ok((TensorDeclaration { name, dtype, shape }, Origin::Factor));
     };
     if recipe.shape == shape {
@@ -166,14 +168,7 @@ fn tensor<'a>(
     if end < outputs {
         rows.push((end, outputs - end));
     }
-    Ok((TensorDeclaration { name, dtype: Dtype::F32, shape }, Origin::Rest(recipe, rows)))
-}
-
-pub(super) fn write_numbers(writer: &mut TensorFileWriter, numbers: &[f32]) -> Result<(), ConvertError> {
-    numbers.chunks(1 << 20).try_for_each(|numbers| {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        writer.write(&bytes)
-    })
+    Ok((TensorDeclaration { name, dtype: recipe.dtype, shape }, Origin::Rest(recipe, rows)))
 }
 
 /// The text of `README.md`.

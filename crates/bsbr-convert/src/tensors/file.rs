@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::header::{Header, MAX_HEADER, TensorEntry};
 use super::map::Mapping;
 use crate::ConvertError;
+use crate::placeholder::check_file;
 use crate::problem::FormatProblem;
 
 /// An open safetensors file. Opening reads the header alone.
@@ -26,6 +27,7 @@ impl SafetensorsFile {
     /// header is too long, not JSON, or describes overlapping, missing, unknown or wrongly sized tensors.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
         let format = |problem| ConvertError::Format { path: path.to_owned(), problem: Box::new(problem) };
+        check_file(path)?;
         let mut file = File::open(path).map_err(ConvertError::io("open", path))?;
         let len = file.metadata().map_err(ConvertError::io("read", path))?.len();
         if len < 8 {

@@ -17,7 +17,7 @@ pub use header::{Header, TensorEntry};
 pub use safetensors::Dtype;
 
 pub(crate) use any::{TensorBytes, TensorFile};
-pub(crate) use cast::CastLoss;
+pub(crate) use cast::{CastLoss, cast};
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};

@@ -15,6 +15,7 @@ use safetensors::Dtype;
 use super::header::{Header, TensorEntry};
 use super::write::{TensorDeclaration, exported_header};
 use crate::ConvertError;
+use crate::placeholder::check_file;
 use crate::problem::TorchProblem;
 
 /// What a pickled tensor is called when the whole pickle is looked at.
@@ -40,6 +41,7 @@ impl TorchFile {
     /// name, or claims a tensor larger than itself.
     pub(crate) fn open(path: &Path) -> Result<Self, ConvertError> {
         let torch = |problem| ConvertError::Torch { path: path.to_owned(), problem: Box::new(problem) };
+        check_file(path)?;
         let len = File::open(path).and_then(|file| file.metadata()).map_err(ConvertError::io("open", path))?.len();
         let root = PytorchReader::read_pickle_data(path, None).map_err(|error| unreadable(path, error))?;
         check_state_dict(root).map_err(torch)?;

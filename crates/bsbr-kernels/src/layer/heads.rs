@@ -85,7 +85,7 @@ pub fn write_heads(
 
 impl Rotation<'_> {
     fn check(&self, tokens: usize, width: usize) {
-        assert!(2 * self.half <= width, "{} numbers of a head of {width} are rotated", 2 * self.half);
+        assert!(self.half <= width / 2, "twice {} numbers of a head of {width} are rotated", self.half);
         for angles in [self.cos, self.sin] {
             assert_eq!(angles.len(), tokens * self.half, "angles of {tokens} tokens, {} to each", self.half);
         }

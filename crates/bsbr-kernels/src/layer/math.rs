@@ -42,15 +42,14 @@ fn polynomial<S: Simd>(simd: S, coefficients: &[f32], x: S::f32s) -> S::f32s {
     sum
 }
 
-/// `exp(x)` for `x <= 0`; 0 where it would be below the smallest normal number.
+/// `exp(x)` for `x <= 0`; 0 where it would be below the smallest normal number. A NaN goes through the polynomial and stays
+/// one.
 #[inline(always)]
 pub(super) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let low = simd.splat_f32s(EXP_LOW);
-    let within = simd.max_f32s(x, low);
     let round = simd.splat_f32s(ROUND);
-    let shifted = simd.add_f32s(simd.mul_f32s(within, simd.splat_f32s(std::f32::consts::LOG2_E)), round);
+    let shifted = simd.add_f32s(simd.mul_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E)), round);
     let n = simd.sub_f32s(shifted, round);
-    let r = simd.negate_mul_add_e_f32s(n, simd.splat_f32s(LN2.0), within);
+    let r = simd.negate_mul_add_e_f32s(n, simd.splat_f32s(LN2.0), x);
     let r = simd.negate_mul_add_e_f32s(n, simd.splat_f32s(LN2.1), r);
     let square = simd.mul_f32s(r, r);
     let exp = simd.mul_add_e_f32s(polynomial(simd, &EXP, r), square, r);
@@ -58,9 +57,9 @@ pub(super) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // 2^n: n stands in the lowest bits of `shifted`, everything above is shifted out.
     let bits = simd.add_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(127));
     let power = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23)));
-    let exp = simd.mul_f32s(exp, power);
-    let exp = simd.select_f32s(simd.less_than_f32s(x, low), simd.splat_f32s(0.0), exp);
-    keep_nan(simd, x, exp)
+    // Where the result is too small these numbers mean nothing.
+    let under = simd.less_than_f32s(x, simd.splat_f32s(EXP_LOW));
+    simd.select_f32s(under, simd.splat_f32s(0.0), simd.mul_f32s(exp, power))
 }
 
 /// `y` where `x` is a number.
@@ -217,7 +216,9 @@ pub(super) mod tests {
             assert_eq!(apply(arch, Function::Normal, f32::INFINITY), 1.0);
             assert_eq!(apply(arch, Function::Normal, -40.0), 0.0);
             for function in [Function::Exp, Function::Sigmoid, Function::Tanh, Function::Normal] {
-                assert!(apply(arch, function, f32::NAN).is_nan());
+                for nan in [0x7fc0_0000, 0xffc0_0001, 0x7f80_0001, 0x7fff_ffff].map(f32::from_bits) {
+                    assert!(apply(arch, function, nan).is_nan());
+                }
             }
         }
     }

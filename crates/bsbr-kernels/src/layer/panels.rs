@@ -37,9 +37,29 @@ impl<'a> Rows<'a> {
         Self { data, tokens, token_stride: width, groups: 1, group_stride: width, group_width: width }
     }
 
+    /// Numbers of a token.
+    ///
+    /// # Panics
+    ///
+    /// If the runs reach beyond the data, or all of them are more numbers than can be counted.
+    fn checked_width(&self) -> usize {
+        let Self { tokens, groups, group_width, .. } = *self;
+        let Some(width) = groups.checked_mul(group_width) else { panic!("{groups} runs of {group_width} numbers") };
+        assert!(tokens.checked_mul(width).is_some(), "{tokens} tokens of {width} numbers");
+        if tokens > 0 && width > 0 {
+            let far = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+            let last = far(tokens, self.token_stride)
+                .zip(far(groups, self.group_stride))
+                .and_then(|(token, group)| token.checked_add(group)?.checked_add(group_width));
+            let fits = last.is_some_and(|last| last <= self.data.len());
+            assert!(fits, "{tokens} tokens of {groups} x {group_width} numbers reach past {}", self.data.len());
+        }
+        width
+    }
+
     /// Copies token `token` to `row`.
     fn copy(&self, token: usize, row: &mut [f32]) {
-        for (group, run) in row.chunks_exact_mut(self.group_width).enumerate() {
+        for (group, run) in row.chunks_exact_mut(self.group_width.max(1)).enumerate() {
             let start = token * self.token_stride + group * self.group_stride;
             run.copy_from_slice(&self.data[start..start + self.group_width]);
         }
@@ -118,7 +138,7 @@ impl Panels {
                 }
             }
         }
-        let width = rows.groups * rows.group_width;
+        let width = rows.checked_width();
         if let Some(norm) = norm {
             norm.check(width);
         }
@@ -132,7 +152,9 @@ impl Panels {
 
     /// With whatever numbers.
     pub(super) fn new(arch: Arch, tokens: usize, width: usize, lanes: usize) -> Self {
-        let data = Scratch::new(tokens.div_ceil(lanes) * lanes * width);
+        let size = tokens.checked_next_multiple_of(lanes).and_then(|tokens| tokens.checked_mul(width));
+        let Some(size) = size else { panic!("{tokens} tokens of {width} numbers cannot be counted") };
+        let data = Scratch::new(size);
         Self { data, tokens, width, lanes, arch }
     }
 
@@ -305,6 +327,23 @@ mod tests {
             let (token, head, number) = (at / (heads * width), at / width % heads, at % width);
             assert_eq!(found, x[(head * tokens + token) * width + number]);
         }
+    }
+
+    #[test]
+    fn rows_that_reach_past_their_data_or_cannot_be_counted_are_refused() {
+        let data = [0.0_f32; 24];
+        let whole = Rows { data: &data, tokens: 3, token_stride: 8, groups: 2, group_stride: 4, group_width: 4 };
+        let refused = |rows: Rows<'_>| std::panic::catch_unwind(|| Panels::pack(rows, None)).is_err();
+        let half = 1 << (usize::BITS - 1);
+        assert!(!refused(whole));
+        assert!(!refused(Rows { tokens: 1, token_stride: usize::MAX, ..whole }));
+        assert!(!refused(Rows { group_width: 0, group_stride: usize::MAX, ..whole }));
+        assert!(refused(Rows { tokens: 4, ..whole }));
+        // Each of them wraps to something within the data.
+        assert!(refused(Rows { token_stride: half, ..whole }));
+        assert!(refused(Rows { groups: 3, group_stride: half, ..whole }));
+        assert!(refused(Rows { groups: half, group_width: 2, group_stride: 0, ..whole }));
+        assert!(refused(Rows { tokens: half, token_stride: 0, ..whole }));
     }
 
     #[test]

@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::{Activation, BlockConfig, EmbeddingConfig, HeadConfig, LayerRotary, Norm, Positions, RotaryScaling};
 use crate::ModelError;
 
+/// Far above every decoder there is, and low enough that a list of all weights, and the product of two sizes, stay small.
+const MOST_LAYERS: usize = 1 << 12;
+const MOST_HEADS: usize = 1 << 16;
+const LARGEST_SIZE: usize = 1 << 30;
+const MOST_POSITIONS: usize = 1 << 40;
+
 /// One decoder: sizes and switches. Independent of how attention is computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,18 +79,23 @@ impl DecoderConfig {
     /// [`ModelError::Config`] naming the first setting that cannot be.
     pub fn validate(&self) -> Result<(), ModelError> {
         let fail = |setting: &'static str, problem: String| Err(ModelError::Config { setting, problem });
-        for (setting, value) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("layers", self.layers),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("head_dim", self.head_dim),
-            ("intermediate_size", self.intermediate_size),
-            ("max_positions", self.max_positions),
+        for (setting, value, largest) in [
+            ("vocab_size", self.vocab_size, LARGEST_SIZE),
+            ("hidden_size", self.hidden_size, LARGEST_SIZE),
+            ("layers", self.layers, MOST_LAYERS),
+            ("heads", self.heads, MOST_HEADS),
+            ("kv_heads", self.kv_heads, MOST_HEADS),
+            ("head_dim", self.head_dim, MOST_HEADS),
+            ("intermediate_size", self.intermediate_size, LARGEST_SIZE),
+            ("max_positions", self.max_positions, MOST_POSITIONS),
+            ("embedding.width", self.embedding.width.unwrap_or(1), LARGEST_SIZE),
+            ("embedding.position_offset", self.embedding.position_offset.max(1), MOST_POSITIONS),
         ] {
             if value == 0 {
                 return fail(setting, "is 0, expected at least 1".into());
+            }
+            if value > largest {
+                return fail(setting, format!("is {value}, expected at most {largest}"));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -119,9 +130,6 @@ impl DecoderConfig {
             {
                 return fail(setting, format!("is {value}, expected a positive number"));
             }
-        }
-        if self.embedding.width == Some(0) {
-            return fail("embedding.width", "is 0, expected at least 1".into());
         }
         self.validate_positions()
     }

@@ -125,7 +125,7 @@ impl LayerObjective {
             }
             LayerLoss::Far => {
                 let exact = if attention.retrieval == Retrieval::Blocks { attention.exact_tokens } else { 0 };
-                let first = (attention.local_chunks + 1) * attention.chunk_size;
+                let first = attention.local_chunks.saturating_add(1).saturating_mul(attention.chunk_size);
                 let first = first.max(attention.sink_tokens).max(exact).min(student.tokens);
                 if first == student.tokens {
                     (found - wanted).square().sum() * 0.0

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Result, bail};
+use bsbr_convert::ScratchDir;
 
 use super::setup::{SplitArgs, TextArgs, describe, gather};
 use crate::{
@@ -10,6 +11,9 @@ use crate::{
     output,
     running::{load, tokenizer},
 };
+
+/// Name of the file until it is complete.
+const MOMENTS: &str = "moments.safetensors";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -44,7 +48,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     let text = args.text.windows(&tokenizer, &setup.config.calibration, &setup.source.sha256()?)?;
     let started = Instant::now();
     let decoder = load(setup.source, &args.device.resolve()?)?;
-    gather(&decoder, &text, &args.output)?;
+    let scratch = ScratchDir::beside(&args.output)?;
+    gather(&decoder, &text, &scratch.path().join(MOMENTS))?;
+    scratch.publish_file(MOMENTS, args.force)?;
     let bytes = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
     let seconds = started.elapsed().as_secs_f64();
     if args.json {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use bsbr_convert::{ConvertOptions, write_split};
+use bsbr_convert::{ConvertOptions, DtypePolicy, OutputKind, ScratchDir, write_split};
 use bsbr_model::Decoder;
 use bsbr_splitlinear::{
     AnchoredSettings, CalibrationMode, CompressedGroup, MomentsFile, Objective, Plan, RankAllocation, Refit,
@@ -35,6 +35,9 @@ pub(super) struct Args {
     /// Where to write the compressed model
     #[arg(short, long, value_name = "DIR")]
     output_dir: PathBuf,
+    /// Number format of the factors, and of the other weights of a checkpoint: keep, f32, f16, bf16
+    #[arg(long, value_name = "FORMAT", value_parser = crate::args::by_name::<DtypePolicy>, default_value = "keep")]
+    dtype: DtypePolicy,
     /// Replace an earlier model
     #[arg(long)]
     force: bool,
@@ -46,7 +49,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    check_output_dir(&args.output_dir, args.force)?;
+    check_output_dir(&args.output_dir, OutputKind::Model, args.force)?;
     let started = Instant::now();
     let mut setup = args.split.resolve()?;
     args.text.overlay(&mut setup.config.calibration);
@@ -81,9 +84,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     let decoder = load(bsbr_convert::ModelSource::open(&setup.model.dir)?, &device)?;
 
     let needs_moments = needs_text && (!anchored || setup.config.rank != RankAllocation::Uniform);
-    let scratch = tempfile::tempdir_in(parent(&args.output_dir)).context("cannot create a temporary directory")?;
-    let moments =
-        if needs_moments { Some(moments(&args, &decoder, text.as_ref(), &sha256, scratch.path())?) } else { None };
+    let scratch = needs_moments.then(|| ScratchDir::beside(&args.output_dir)).transpose()?;
+    let gathered = |scratch: &ScratchDir| moments(&args, &decoder, text.as_ref(), &sha256, scratch.path());
+    let moments = scratch.as_ref().map(gathered).transpose()?;
     let Allocation { plan, groups, measured } = allocation::of(&setup, &decoder, moments.as_ref(), text.as_ref())?;
     let header = moments.as_ref().map(MomentsFile::header).or(text.as_ref().map(|text| &text.header));
     let calibration = header.map(|header| header.text_sha256.clone()).unwrap_or_default();
@@ -109,6 +112,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         source_name: name.or_else(|| origin.as_ref().map(|origin| origin.repository.clone())),
         hub: origin,
         attention: None,
+        dtype: args.dtype,
         force: args.force,
         ..Default::default()
     };
@@ -139,12 +143,6 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     note_warnings(&plan);
     Ok(())
-}
-
-fn parent(path: &std::path::Path) -> PathBuf {
-    let there = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let there = there.ancestors().skip(1).find(|path| path.is_dir()).map(std::path::Path::to_owned);
-    there.unwrap_or_else(|| PathBuf::from("."))
 }
 
 /// The moments that were gathered before, or those of the text.

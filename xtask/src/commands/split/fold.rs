@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use bsbr_convert::OutputKind;
 
 use crate::{
     args::check_output_dir,
@@ -29,7 +30,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    check_output_dir(&args.output_dir, args.force)?;
+    check_output_dir(&args.output_dir, OutputKind::Checkpoint, args.force)?;
     let model = args.hub.resolve(&args.model)?;
     let mut bar = Progress::new("folding");
     let report = bsbr_convert::fold(&model.dir, &args.output_dir, args.force, &mut |progress| {

@@ -1,0 +1,50 @@
+//! What happens when the process is asked to end: unfinished output is deleted first.
+
+#[cfg(unix)]
+mod unix {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use signal_hook::{
+        consts::{SIGINT, SIGTERM},
+        iterator::Signals,
+        low_level::emulate_default_handler,
+    };
+
+    use crate::output;
+
+    static ENDING: AtomicBool = AtomicBool::new(false);
+
+    /// From now on an interrupt or a request to end deletes what is unfinished, and ends the process as it would have ended
+    /// without. What is being published at that moment is published first.
+    pub(crate) fn clean_up_when_asked_to_end() {
+        // Where no handler can be set, what stays behind is found by the next run.
+        let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                ENDING.store(true, Ordering::SeqCst);
+                for path in bsbr_convert::discard_unfinished() {
+                    output::note(&format!("interrupted: {} is deleted", path.display()));
+                }
+                if emulate_default_handler(signal).is_err() {
+                    std::process::exit(128 + signal);
+                }
+            }
+        });
+    }
+
+    /// Waits for the end if it is near: an error then is one of files that were deleted on purpose.
+    pub(crate) fn wait_if_ending() {
+        while ENDING.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod unix {
+    pub(crate) fn clean_up_when_asked_to_end() {}
+
+    pub(crate) fn wait_if_ending() {}
+}
+
+pub(crate) use unix::{clean_up_when_asked_to_end, wait_if_ending};
