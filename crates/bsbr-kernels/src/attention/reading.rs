@@ -172,11 +172,11 @@ impl List<'_> {
         let mut done = [0; TOKENS];
         let mut ahead = Asked::new(rows, all);
         while let Some(end) = ahead.next_stretch() {
-            for token in 0..self.starts.len() - 1 {
+            for (token, done) in done.iter_mut().enumerate().take(self.starts.len() - 1) {
                 let start = self.starts[token] - self.starts[0];
                 let places = &self.places[start..self.starts[token + 1] - self.starts[0]];
                 let scores = &mut scores[start * tile.group..][..places.len() * tile.group];
-                let mut at = done[token];
+                let mut at = *done;
                 while at < places.len() && places[at] < end {
                     ahead.ask(ASKED);
                     let to = places.len().min(at + gather::TOGETHER);
@@ -188,7 +188,7 @@ impl List<'_> {
                     }
                     at = to;
                 }
-                done[token] = at;
+                *done = at;
             }
         }
     }
@@ -200,11 +200,11 @@ impl List<'_> {
         let mut done = [0; TOKENS];
         let mut ahead = Asked::new(rows, all);
         while let Some(end) = ahead.next_stretch() {
-            for token in 0..self.starts.len() - 1 {
+            for (token, done) in done.iter_mut().enumerate().take(self.starts.len() - 1) {
                 let start = self.starts[token] - self.starts[0];
                 let places = &self.places[start..self.starts[token + 1] - self.starts[0]];
                 let weights = &weights[start * tile.group..][..places.len() * tile.group];
-                let mut at = done[token];
+                let mut at = *done;
                 while at < places.len() && places[at] < end {
                     ahead.ask(ASKED);
                     let to = places.len().min(at + gather::TOGETHER);
@@ -216,7 +216,7 @@ impl List<'_> {
                     }
                     at = to;
                 }
-                done[token] = at;
+                *done = at;
             }
         }
     }
