@@ -1,98 +1,109 @@
 //! Loops over rows that lie anywhere: the keys and values that one query chose.
+#![allow(unsafe_code)]
 
 use pulp::Simd;
 
-use crate::stored::Ahead;
+use crate::heads::Rows;
 
 /// Rows whose sums are folded together.
-const TOGETHER: usize = 16;
+pub(crate) const TOGETHER: usize = 16;
 /// Registers that hold a stretch of an output while the rows go by.
 const STRETCH: usize = 4;
 
-/// Dot products of `query` with the rows of `data` that begin at `rows`. Asks for the rows of `ahead` meanwhile.
+/// Dot products of `query` with up to [`TOGETHER`] rows, those at `positions`.
 #[inline(always)]
-pub(crate) fn dots<S: Simd>(
-    simd: S,
-    query: &[f32],
-    data: &[f32],
-    rows: &[usize],
-    scores: &mut [f32],
-    ahead: Ahead<'_>,
-) {
+pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], rows: Rows<'_>, positions: &[u32], scores: &mut [f32]) {
     match query.len() / S::F32_LANES {
-        2 => dots_of::<S, 2>(simd, query, data, rows, scores, ahead),
-        1 => dots_of::<S, 1>(simd, query, data, rows, scores, ahead),
-        4 => dots_of::<S, 4>(simd, query, data, rows, scores, ahead),
-        5 => dots_of::<S, 5>(simd, query, data, rows, scores, ahead),
-        6 => dots_of::<S, 6>(simd, query, data, rows, scores, ahead),
-        8 => dots_of::<S, 8>(simd, query, data, rows, scores, ahead),
-        16 => dots_of::<S, 16>(simd, query, data, rows, scores, ahead),
-        _ => dots_of::<S, 0>(simd, query, data, rows, scores, ahead),
+        2 => dots_of::<S, 2>(simd, query, rows, positions, scores),
+        1 => dots_of::<S, 1>(simd, query, rows, positions, scores),
+        4 => dots_of::<S, 4>(simd, query, rows, positions, scores),
+        5 => dots_of::<S, 5>(simd, query, rows, positions, scores),
+        6 => dots_of::<S, 6>(simd, query, rows, positions, scores),
+        8 => dots_of::<S, 8>(simd, query, rows, positions, scores),
+        16 => dots_of::<S, 16>(simd, query, rows, positions, scores),
+        _ => dots_of::<S, 0>(simd, query, rows, positions, scores),
     }
 }
 
 /// [`dots`] of queries of `V` registers, or 0 for any number.
 #[inline(always)]
-fn dots_of<S: Simd, const V: usize>(
-    simd: S,
-    query: &[f32],
-    data: &[f32],
-    rows: &[usize],
-    scores: &mut [f32],
-    ahead: Ahead<'_>,
-) {
-    let (query_vectors, query_rest) = S::as_simd_f32s(query);
-    let (groups, last) = rows.as_chunks::<TOGETHER>();
-    let (score_groups, last_scores) = scores.as_chunks_mut::<TOGETHER>();
-    for (number, (rows, scores)) in groups.iter().zip(score_groups).enumerate() {
-        ahead.ask(number * TOGETHER..(number + 1) * TOGETHER);
-        // Written out, so that sums stay in registers.
-        let at = [rows[0], rows[1], rows[2], rows[3]];
-        let [a, b, c, d] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
-        let at = [rows[4], rows[5], rows[6], rows[7]];
-        let [e, f, g, h] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
-        let at = [rows[8], rows[9], rows[10], rows[11]];
-        let [i, j, k, l] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
-        let at = [rows[12], rows[13], rows[14], rows[15]];
-        let [m, n, o, p] = dots_of_four::<S, V>(simd, query, query_vectors, data, at);
-        *scores = sum_each(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
-        if !query_rest.is_empty() {
-            for (score, &row) in scores.iter_mut().zip(rows) {
-                *score += dot_rest::<S>(query_rest, &data[row..row + query.len()]);
-            }
-        }
+fn dots_of<S: Simd, const V: usize>(simd: S, query: &[f32], rows: Rows<'_>, positions: &[u32], scores: &mut [f32]) {
+    check(rows, positions, query.len());
+    let Some(&first) = positions.first() else { return };
+    // Fewer rows than go together: the first in place of what is missing.
+    let mut at = [first; TOGETHER];
+    if let Some(whole) = positions.as_array::<TOGETHER>() {
+        at = *whole;
+    } else {
+        at[..positions.len()].copy_from_slice(positions);
     }
-    ahead.ask(groups.len() * TOGETHER..usize::MAX);
-    for (score, &row) in last_scores.iter_mut().zip(last) {
-        let row = &data[row..row + query.len()];
-        let (vectors, _) = S::as_simd_f32s(row);
-        let mut sum = simd.splat_f32s(0.0);
-        for (&query, &vector) in query_vectors.iter().zip(vectors) {
-            sum = simd.mul_add_e_f32s(query, vector, sum);
+    let (query_vectors, query_rest) = S::as_simd_f32s(query);
+    // Written out, so that sums stay in registers.
+    let [a, b, c, d] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[0], at[1], at[2], at[3]]);
+    let [e, f, g, h] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[4], at[5], at[6], at[7]]);
+    let [i, j, k, l] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[8], at[9], at[10], at[11]]);
+    let [m, n, o, p] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[12], at[13], at[14], at[15]]);
+    let sums = sum_each(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
+    if let Some(scores) = scores.as_mut_array::<TOGETHER>() {
+        *scores = sums;
+    } else {
+        scores.copy_from_slice(&sums[..scores.len()]);
+    }
+    if !query_rest.is_empty() {
+        for (score, &position) in scores.iter_mut().zip(positions) {
+            *score += dot_rest::<S>(query_rest, &rows.row(position as usize)[..query.len()]);
         }
-        *score = simd.reduce_sum_f32s(sum) + dot_rest::<S>(query_rest, row);
     }
 }
 
-/// Products of a query and the rows of `data` that begin at `rows`, to be summed across each register; without what is too
-/// little for one. Takes the fast way where the query has just `V` registers.
+/// What the loops below rely on: rows of at least `width` numbers lie at all of `positions`.
+#[inline(always)]
+fn check(rows: Rows<'_>, positions: &[u32], width: usize) {
+    let mut last = 0;
+    for &position in positions {
+        last = last.max(position);
+    }
+    assert!(positions.is_empty() || last as usize * rows.stride() + width <= rows.data().len());
+}
+
+/// The registers of the row at `position`.
+///
+/// # Safety
+///
+/// The row must have at least `vectors` registers of numbers.
+#[inline(always)]
+unsafe fn row<'a, S: Simd>(rows: Rows<'a>, position: u32, vectors: usize) -> &'a [S::f32s] {
+    // SAFETY: as the caller promises. Registers in memory are as aligned as numbers, which `S::as_simd_f32s` counts on too.
+    unsafe {
+        let start = rows.data().as_ptr().add(position as usize * rows.stride());
+        let numbers = std::slice::from_raw_parts(start, vectors * S::F32_LANES);
+        S::as_simd_f32s(numbers).0
+    }
+}
+
+/// Products of a query and the rows at `positions`, to be summed across each register; without what is too little for one.
+/// Takes the fast way where the query has just `V` registers.
 // Written without closures, which are not compiled for the wide registers.
 #[inline(always)]
 fn dots_of_four<S: Simd, const V: usize>(
     simd: S,
-    query: &[f32],
-    query_vectors: &[S::f32s],
-    data: &[f32],
-    rows: [usize; 4],
+    query: &[S::f32s],
+    rows: Rows<'_>,
+    positions: [u32; 4],
 ) -> [S::f32s; 4] {
-    let width = query.len();
-    let first = S::as_simd_f32s(&data[rows[0]..rows[0] + width]).0;
-    let second = S::as_simd_f32s(&data[rows[1]..rows[1] + width]).0;
-    let third = S::as_simd_f32s(&data[rows[2]..rows[2] + width]).0;
-    let fourth = S::as_simd_f32s(&data[rows[3]..rows[3] + width]).0;
+    let count = query.len();
+    // SAFETY: the rows are as long as the query, which was checked.
+    let (first, second, third, fourth) = unsafe {
+        (
+            row::<S>(rows, positions[0], count),
+            row::<S>(rows, positions[1], count),
+            row::<S>(rows, positions[2], count),
+            row::<S>(rows, positions[3], count),
+        )
+    };
     let zero = simd.splat_f32s(0.0);
     let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
-    let whole = (query_vectors.as_array::<V>(), first.as_array::<V>(), second.as_array::<V>());
+    let whole = (query.as_array::<V>(), first.as_array::<V>(), second.as_array::<V>());
     if let ((Some(query), Some(first), Some(second)), (Some(third), Some(fourth))) =
         (whole, (third.as_array::<V>(), fourth.as_array::<V>()))
     {
@@ -105,7 +116,7 @@ fn dots_of_four<S: Simd, const V: usize>(
         return [a, b, c, d];
     }
     let rows = first.iter().zip(second).zip(third).zip(fourth);
-    for (&query, (((&first, &second), &third), &fourth)) in query_vectors.iter().zip(rows) {
+    for (&query, (((&first, &second), &third), &fourth)) in query.iter().zip(rows) {
         a = simd.mul_add_e_f32s(query, first, a);
         b = simd.mul_add_e_f32s(query, second, b);
         c = simd.mul_add_e_f32s(query, third, c);
@@ -114,34 +125,30 @@ fn dots_of_four<S: Simd, const V: usize>(
     [a, b, c, d]
 }
 
-/// `output += sum_i weights[i] row_i` over the rows of `data` that begin at `rows`. Asks for the rows of `ahead` meanwhile.
+/// `output += sum_i weights[i] row_i` over the rows at `positions`.
 #[inline(always)]
-pub(crate) fn add<S: Simd>(
-    simd: S,
-    weights: &[f32],
-    data: &[f32],
-    rows: &[usize],
-    output: &mut [f32],
-    ahead: Ahead<'_>,
-) {
+pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], rows: Rows<'_>, positions: &[u32], output: &mut [f32]) {
     let stretch = STRETCH * S::F32_LANES;
     let width = output.len();
+    check(rows, positions, width);
     let mut at = 0;
     while at + stretch <= width {
         let mut sums = [[simd.splat_f32s(0.0); STRETCH]; 2];
         sums[0].copy_from_slice(S::as_simd_f32s(&output[at..at + stretch]).0);
-        let (pairs, last) = rows.as_chunks::<2>();
+        let (pairs, last) = positions.as_chunks::<2>();
         let (weight_pairs, last_weight) = weights.as_chunks::<2>();
-        for (number, (pair, weights)) in pairs.iter().zip(weight_pairs).enumerate() {
-            if at == 0 {
-                ahead.ask(2 * number..2 * number + 2);
-            }
+        let vectors = (at / S::F32_LANES) + STRETCH;
+        for (pair, weights) in pairs.iter().zip(weight_pairs) {
             for i in 0..2 {
-                sums[i] = add_row(simd, weights[i], &data[pair[i] + at..pair[i] + at + stretch], sums[i]);
+                // SAFETY: the rows are as long as the output, which was checked.
+                let row = unsafe { row::<S>(rows, pair[i], vectors) };
+                sums[i] = add_row(simd, weights[i], &row[vectors - STRETCH..], sums[i]);
             }
         }
-        for (&row, &weight) in last.iter().zip(last_weight) {
-            sums[0] = add_row(simd, weight, &data[row + at..row + at + stretch], sums[0]);
+        for (&position, &weight) in last.iter().zip(last_weight) {
+            // SAFETY: as above.
+            let row = unsafe { row::<S>(rows, position, vectors) };
+            sums[0] = add_row(simd, weight, &row[vectors - STRETCH..], sums[0]);
         }
         let [first, second] = sums;
         for ((out, a), b) in S::as_mut_simd_f32s(&mut output[at..at + stretch]).0.iter_mut().zip(first).zip(second) {
@@ -150,8 +157,8 @@ pub(crate) fn add<S: Simd>(
         at += stretch;
     }
     if at < width {
-        for (&row, weight) in rows.iter().zip(weights) {
-            for (sum, value) in output[at..].iter_mut().zip(&data[row + at..row + width]) {
+        for (&position, weight) in positions.iter().zip(weights) {
+            for (sum, value) in output[at..].iter_mut().zip(&rows.row(position as usize)[at..width]) {
                 *sum += weight * value;
             }
         }
@@ -159,11 +166,10 @@ pub(crate) fn add<S: Simd>(
 }
 
 #[inline(always)]
-fn add_row<S: Simd>(simd: S, weight: f32, row: &[f32], mut sums: [S::f32s; STRETCH]) -> [S::f32s; STRETCH] {
-    let (vectors, _) = S::as_simd_f32s(row).0.as_chunks::<STRETCH>();
+fn add_row<S: Simd>(simd: S, weight: f32, row: &[S::f32s], mut sums: [S::f32s; STRETCH]) -> [S::f32s; STRETCH] {
     let weight = simd.splat_f32s(weight);
     for i in 0..STRETCH {
-        sums[i] = simd.mul_add_e_f32s(weight, vectors[0][i], sums[i]);
+        sums[i] = simd.mul_add_e_f32s(weight, row[i], sums[i]);
     }
     sums
 }

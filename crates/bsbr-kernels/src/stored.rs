@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use crate::{
-    heads::{Heads, Rows},
-    prefetch::prefetch,
-};
+use crate::heads::{Heads, Rows};
 
 /// Keys or values, `[batch, heads, rows, width]`.
 #[derive(Debug, Clone, Copy)]
@@ -136,34 +133,6 @@ impl<'a> StoredRows<'a> {
             }
         }
         Rows::contiguous(numbers, positions.len(), width)
-    }
-
-    /// The rows at `positions`, to be asked for one by one.
-    #[inline(always)]
-    pub(crate) fn ahead(&self, positions: &'a [u32]) -> Ahead<'a> {
-        Ahead { rows: *self, positions }
-    }
-}
-
-/// Rows whose memory is asked for before they are read.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead<'a> {
-    rows: StoredRows<'a>,
-    positions: &'a [u32],
-}
-
-impl Ahead<'_> {
-    /// Asks for the rows `numbers` of the list, as far as there are so many.
-    #[inline(always)]
-    pub(crate) fn ask(&self, numbers: Range<usize>) {
-        let end = numbers.end.min(self.positions.len());
-        for &position in &self.positions[numbers.start.min(end)..end] {
-            match self.rows {
-                StoredRows::F32(rows) => prefetch(rows.row(position as usize)),
-                StoredRows::F16(rows) => prefetch(rows.row(position as usize)),
-                StoredRows::Bf16(rows) => prefetch(rows.row(position as usize)),
-            }
-        }
     }
 }
 

@@ -8,6 +8,8 @@ mod chosen;
 mod dense;
 mod limits;
 mod mean_gradient;
+mod opened;
+mod reading;
 mod retrieval;
 mod sums;
 mod tasks;

@@ -13,7 +13,8 @@ use super::{
     CausalOptions, IndexOptions, Retrieved,
     candidates::Candidates,
     chosen::ChosenKeys,
-    limits::{Limits, cap_inverse},
+    limits::Limits,
+    reading,
     sums::Sums,
     tile::{HIDDEN, LOWEST_SCORE, QueryTile, read},
 };
@@ -119,23 +120,28 @@ impl Retrieval<'_> {
         for first in (0..count).step_by(ROWS) {
             self.score_rows(simd, tile, first..count.min(first + ROWS), columns, scratch, sums);
         }
-        scratch.chosen.clear();
+        scratch.chosen.clear(tile.group);
         let mut retrieved = Retrieved { tokens: tile.tokens as u64, ..Retrieved::default() };
         let mut chosen = std::mem::take(&mut scratch.chosen);
-        for token in 0..tile.tokens {
-            let capped = self.choose(simd, tile, token, columns, scratch, &mut chosen);
-            retrieved.keys += chosen.of(token).len() as u64;
-            retrieved.capped += u64::from(capped);
-            if self.settings.far {
-                for row in (0..tile.group).map(|g| g * tile.tokens + token) {
-                    self.weigh_rest(tile, row, columns, scratch, &mut chosen);
+        self.open(simd, tile, columns, scratch, &mut chosen);
+        let opened = self.candidates.sections.start * BLOCKS_OF_SECTION;
+        let first_block = if columns.closed > 0 { opened } else { columns.first_block };
+        for first in (0..tile.tokens).step_by(reading::TOKENS) {
+            let tokens = first..tile.tokens.min(first + reading::TOKENS);
+            chosen.together.clear(first_block..self.candidates.blocks.end);
+            for token in tokens.clone() {
+                let capped = self.choose(tile, token, columns, scratch, &mut chosen);
+                retrieved.keys += chosen.of(token).len() as u64;
+                retrieved.capped += u64::from(capped);
+                if self.settings.far {
+                    for g in 0..tile.group {
+                        self.weigh_rest(tile, g * tile.tokens + token, columns, scratch, &mut chosen);
+                    }
                 }
             }
+            chosen.read(simd, tile, tokens, rows, self.options, sums);
         }
         scratch.chosen = chosen;
-        for token in 0..tile.tokens {
-            scratch.chosen.read(simd, tile, token, rows, self.options, sums);
-        }
         if self.settings.far {
             for row in 0..count {
                 self.add_rest(simd, tile, row, columns, scratch, sums);
@@ -208,6 +214,9 @@ impl Retrieval<'_> {
         let residuals = Panels::keys(&index.residuals, columns.first_block..self.candidates.blocks.end);
         let query = codes.residuals.step(first, rows.len());
         integer::compare(query, &residuals, thresholds, &mut masks[first * stride..], stride);
+        for masks in masks[first * stride..].chunks_exact_mut(stride).take(rows.len()) {
+            masks[self.candidates.blocks.end - columns.first_block..].fill(0);
+        }
     }
 
     /// What runs of `size` tokens with the weights `weights` count too much because they hold sinks.
@@ -307,20 +316,8 @@ impl Retrieval<'_> {
         codes: &TileCodes,
         thresholds: &mut [i32],
     ) {
-        let (inverse, offset) = (1.0 / codes.residuals.scales[row], codes.residuals.offsets[row]);
-        let each = thresholds.iter_mut().zip(scores).zip(inverse_scales);
-        if tile.slopes.is_none() {
-            let limit = cap_inverse(limit, self.options.softcap);
-            for ((threshold, score), inverse_scale) in each {
-                *threshold = integer::floor((limit - score) * inverse * inverse_scale) + offset;
-            }
-        } else {
-            for (at, ((threshold, score), inverse_scale)) in each.enumerate() {
-                let limit = limit - self.bias(tile, row, columns.first_block + at, BLOCK);
-                let limit = cap_inverse(limit, self.options.softcap);
-                *threshold = integer::floor((limit - score) * inverse * inverse_scale) + offset;
-            }
-        }
+        let scale = (codes.residuals.scales[row], codes.residuals.offsets[row]);
+        self.thresholds_of_blocks(tile, row, limit, columns.first_block, (scores, inverse_scales), scale, thresholds);
         // Columns of no candidates: nothing passes.
         let Range { start, end } = self.candidates.blocks;
         thresholds[..start - columns.first_block].fill(i32::MAX);
@@ -407,7 +404,6 @@ impl RetrievalScratch {
         self.thresholds.resize(steps * columns.blocks, 0);
         self.section_scores.resize(steps * columns.closed, 0.0);
         self.weights.resize(rows * columns.blocks, 0.0);
-        self.masks.clear();
         self.masks.resize(rows * columns.blocks, 0);
         self.section_weights.resize(rows * columns.sections, 0.0);
         self.bounds.resize(rows * columns.closed, 0.0);

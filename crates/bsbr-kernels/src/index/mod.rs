@@ -17,7 +17,7 @@ pub(crate) mod query;
 use std::ops::Range;
 
 use build::Extend;
-pub(crate) use head::HeadIndex;
+pub(crate) use head::{Codes, HeadIndex};
 use rayon::prelude::*;
 
 use crate::{Heads, Stored, level};
