@@ -90,9 +90,9 @@ fn a_directory_in_use_is_replaced_only_when_forced() {
 #[test]
 fn force_replaces_nothing_that_was_not_written_here() {
     let place = Place::with("llama");
-    place.refused("convert -m model -o model --force", 2, &["model is not replaced", "not written here"]);
+    place.refused("convert -m model -o model --force", 2, &["model cannot be written", "not written here"]);
     place.write("file", "mine");
-    place.refused("convert -m model -o file --force", 2, &["file is not replaced", "not a directory"]);
+    place.refused("convert -m model -o file --force", 2, &["file cannot be written", "not a directory"]);
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn a_process_killed_at_any_moment_leaves_the_old_model_or_the_new_one() {
     let started = Instant::now();
     let mut present = 0;
     place.done(&format!("convert -m model -o out {}", settings[present]));
-    let whole = started.elapsed();
+    let mut whole = started.elapsed();
     let (mut random, mut ended_early, mut changed) = (7_u32, 0, 0);
     for kill in 0..KILLS {
         let next = 1 - present;
@@ -116,6 +116,8 @@ fn a_process_killed_at_any_moment_leaves_the_old_model_or_the_new_one() {
         let status = child.wait().expect("it ends");
         assert!(status.signal() == Some(9) || status.success(), "{status}");
         ended_early += u32::from(status.signal() == Some(9));
+        // On a busy machine no run takes what the one before it took: two of three are to be killed.
+        whole = whole.mul_f64(if status.success() { 0.9 } else { 1.06 });
         let found = files(&place.path("out"));
         let now = models.iter().position(|model| *model == found);
         let now = now.unwrap_or_else(|| panic!("kill {kill}: neither, but {:?}", found.keys()));

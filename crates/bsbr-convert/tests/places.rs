@@ -270,3 +270,21 @@ fn a_file_is_published_only_where_there_is_none_or_it_may_be_replaced() {
     assert_eq!(fs::read_to_string(&case.output).expect("it is there"), "new");
     assert_eq!(case.names(), ["out"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_process_that_is_being_started_does_not_hold_an_output() {
+    let case = Case::new();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Between its start and its own program a process has the files of this one open.
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                std::process::Command::new("true").status().expect("it starts");
+            }
+        });
+        let all = (0..40).try_for_each(|_| case.convert_meanwhile(true, || {}));
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        all.expect("nobody else writes it");
+    });
+}

@@ -217,10 +217,11 @@ fn a_forced_conversion_replaces_an_earlier_one_and_leaves_nothing_else_behind() 
     let (temp, dir) = checkout("llama", "config.json");
     let output = temp.path().join("out");
     convert_plain(&dir, &output).expect("sound");
-    fs::write(output.join("stray.txt"), "x").expect("room");
+    // As an earlier one that was tuned has it.
+    fs::write(output.join("tune.json"), "{}").expect("room");
     let options = ConvertOptions { force: true, ..Default::default() };
     convert(&dir, &output, &options, &mut |_| {}).expect("an earlier conversion may be replaced");
-    assert!(!output.join("stray.txt").exists());
+    assert!(!output.join("tune.json").exists());
     ModelSource::open(&output).expect("sound");
     let names: Vec<String> = snapshot_names(temp.path());
     assert_eq!(names, ["model", "out"]);

@@ -332,7 +332,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Tokens that begin and end a text. One outside the vocabulary would never be met.
+    /// Tokens that begin, end and pad a text. One outside the vocabulary would never be met.
     fn special_tokens(&mut self, vocab_size: usize) -> Result<(), ConvertError> {
         let known = |key: &str| {
             let key = format!("tokenizer.ggml.{key}");
@@ -343,6 +343,9 @@ impl Reading<'_> {
         let mut ends: Vec<usize> = ends.into_iter().flatten().collect();
         ends.sort_unstable();
         ends.dedup();
+        // Left out, some classes of transformers have one outside small vocabularies, which they refuse.
+        let padding = known("padding_token_id")?;
+        self.set("pad_token_id", json!(padding));
         self.set("bos_token_id", json!(begin));
         self.set("eos_token_id", if let [end] = ends[..] { json!(end) } else { json!(ends) });
         Ok(())

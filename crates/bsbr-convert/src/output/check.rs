@@ -110,7 +110,7 @@ pub(super) fn resolve(output: &Path) -> Result<PathBuf, ConvertError> {
             }
             Ok(path)
         }
-        Err(error) => Err(ConvertError::io("resolve", output)(error)),
+        Err(error) => Err(ConvertError::io("create", output)(error)),
     }
 }
 

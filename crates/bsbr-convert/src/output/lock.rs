@@ -10,11 +10,23 @@ use crate::ConvertError;
 #[derive(Debug)]
 pub(super) enum Hold {
     /// By this process alone, as long as the file is open.
-    Locked(#[allow(dead_code)] File),
+    Locked(Lock),
     /// The file system has no locks.
     Unlocked,
     /// It is not there, or another one is by now.
     Gone,
+}
+
+/// A lock that ends when it is dropped. Closing the file would not do: a process that is being started by another thread has
+/// it open as well until it runs its own program.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // It ends with the process at the latest.
+        let _ = self.0.unlock();
+    }
 }
 
 /// Holds `dir`, which is written for `output`.
@@ -31,19 +43,15 @@ pub(super) fn hold(dir: &Path, output: &Path) -> Result<Hold, ConvertError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Hold::Gone),
         Err(error) => return Err(ConvertError::io("open", dir)(error)),
     };
-    let locked = match file.try_lock() {
-        Ok(()) => true,
+    let held = match file.try_lock() {
+        Ok(()) => Hold::Locked(Lock(file)),
         Err(TryLockError::WouldBlock) => {
             return Err(ConvertError::OutputBusy { dir: output.to_owned(), partial: dir.to_owned() });
         }
-        Err(TryLockError::Error(_)) => false,
+        Err(TryLockError::Error(_)) => Hold::Unlocked,
     };
     // Whoever held it before may have renamed or deleted it.
-    Ok(match (is_at(&file, dir), locked) {
-        (false, _) => Hold::Gone,
-        (true, true) => Hold::Locked(file),
-        (true, false) => Hold::Unlocked,
-    })
+    Ok(if held.is_still(dir) { held } else { Hold::Gone })
 }
 
 /// Whether an open directory is still the one at `path`.
@@ -63,7 +71,7 @@ impl Hold {
     /// Whether `dir` is still the directory that is held.
     pub(super) fn is_still(&self, dir: &Path) -> bool {
         match self {
-            Self::Locked(file) => is_at(file, dir),
+            Self::Locked(Lock(file)) => is_at(file, dir),
             Self::Unlocked => dir.is_dir(),
             Self::Gone => false,
         }

@@ -7,6 +7,9 @@ use crate::ModelError;
 /// bytes that will never be one.
 const MOST_HELD: usize = 64;
 
+/// Most tokens that are kept of those shown last: what comes depends on the end of them alone.
+const MOST_BEFORE: usize = 8;
+
 /// Text of a growing run of tokens, handed out as soon as its characters are complete.
 ///
 /// Decoders may treat the first token of a text in a way of their own, and some let a token depend on the one before
@@ -57,7 +60,7 @@ impl<'a> TextStream<'a> {
         let same = text.chars().zip(self.shown_text.chars()).take_while(|(a, b)| a == b);
         let same: usize = same.map(|(character, _)| character.len_utf8()).sum();
         let new = text[same..].to_owned();
-        self.tokens.drain(..self.shown);
+        self.tokens.drain(..self.shown.max(self.tokens.len().saturating_sub(MOST_BEFORE)));
         self.shown = self.tokens.len();
         self.shown_text = self.tokenizer.decode(&self.tokens)?;
         Ok(new)
