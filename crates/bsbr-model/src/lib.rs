@@ -93,8 +93,8 @@ pub use evaluate::{
 #[cfg(feature = "text")]
 pub use evaluate::{
     DEPTHS, DepthScores, LengthReport, LongConfig, LongPerplexity, LongReport, LongTask, LongVariant, Prompt,
-    PromptMaker, Recall, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths, evaluate_long,
-    recall,
+    PromptMaker, Recall, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths,
+    evaluate_long, recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
 pub use layer_attention::LayerTrace;

@@ -150,7 +150,11 @@ pub fn calibrate_index(
     debug_assert_eq!(unseen.len(), held_out);
     let mut search = Search {
         decoder,
-        reference: Reference::new(&original, seen.iter().copied(), (attention.chunk_size, config.window / MOST_COMPARED))?,
+        reference: Reference::new(
+            &original,
+            seen.iter().copied(),
+            (attention.chunk_size, config.window / MOST_COMPARED),
+        )?,
         target: config.target_kl,
         trials: Vec::new(),
         done: 0,
