@@ -102,8 +102,8 @@ fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight(
 #[test]
 fn the_index_is_searched_for_the_cheapest_settings_within_a_target() {
     let place = place();
-    place.done("convert -m model -o default --chunk-size 64 --exact-tokens 256");
-    let flags = "calibrate -m default --text first.txt --window 1024 --tokens 3072 --target-kl 0.01";
+    place.done("convert -m model -o default --chunk-size 64 --exact-tokens 128");
+    let flags = "calibrate -m default --text first.txt --window 512 --tokens 1536 --target-kl 0.01";
     let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
     let index = &report["calibration"]["index"];
     assert_eq!(
@@ -119,7 +119,7 @@ fn the_index_is_searched_for_the_cheapest_settings_within_a_target() {
     assert!(place.read("calibrated/README.md").contains("the cheapest found within a KL of 0.01"));
     // On text that nobody calibrated on, it is about as near, and reads less than the default settings do.
     let measured = |model: &str| {
-        let flags = format!("eval -m {model} --text second.txt --seq-len 1024 --windows 2 --format json");
+        let flags = format!("eval -m {model} --text second.txt --seq-len 512 --windows 3 --format json");
         let variant = json(&place.done(&flags))["lengths"][0]["variants"][0].clone();
         (
             variant["agreement"]["kl"].as_f64().expect("a number"),
@@ -137,10 +137,11 @@ fn the_index_is_searched_for_the_cheapest_settings_within_a_target() {
 fn a_target_that_cannot_be_met_or_makes_no_sense_writes_nothing() {
     let place = place();
     place.done("convert -m model -o default --chunk-size 64 --local-chunks 0 --exact-tokens 0 --far none");
-    let flags = "calibrate -m default --text first.txt --window 512 --tokens 1024 -o calibrated";
+    let from = "calibrate -m default --text first.txt --tokens 1024 -o calibrated";
+    let flags = format!("{from} --window 512");
     place.refused(&format!("{flags} --target-kl 1e-9"), 1, &["no settings of the index", "nothing was written"]);
     place.refused(&format!("{flags} --target-kl 0"), 2, &["`target_kl` is 0", "positive"]);
-    place.refused(&format!("{flags} --target-kl 0.1 --window 64"), 2, &["two windows of at least"]);
+    place.refused(&format!("{from} --target-kl 0.1 --window 64"), 2, &["two windows of at least"]);
     place.refused("calibrate -m converted --text first.txt --target-kl 0.1", 2, &["--target-kl", "--selector index"]);
     assert!(!place.path("calibrated").exists());
 }

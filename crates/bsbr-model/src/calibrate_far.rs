@@ -121,9 +121,9 @@ pub fn calibrate_far(
 /// The shortest text of which a token reads something by its mean.
 pub(crate) fn least_window(attention: &BlockAttentionConfig) -> usize {
     // A block behind the sinks has to end before the local region of the last chunk.
-    let behind = attention.sink_tokens.saturating_add(BLOCK).max(1).next_multiple_of(attention.chunk_size);
-    let local = attention.local_chunks.saturating_add(1).saturating_mul(attention.chunk_size);
-    behind.saturating_add(local).max(attention.exact_tokens.saturating_add(attention.chunk_size))
+    let behind = attention.sink_tokens.saturating_add(BLOCK).div_ceil(attention.chunk_size);
+    let far = behind.saturating_add(attention.local_chunks).saturating_add(1).saturating_mul(attention.chunk_size);
+    far.max(attention.exact_tokens.saturating_add(attention.chunk_size))
 }
 
 /// Reads one window and shows `visit` what each of `layers` made of it, with its place among them.

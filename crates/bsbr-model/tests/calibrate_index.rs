@@ -56,7 +56,6 @@ fn a_looser_target_is_cheaper_and_every_cheaper_trial_misses_it() {
         }
         assert!(found.trials.len() <= 24, "{} trials", found.trials.len());
     }
-    assert!(loose.found.settings.threshold > strict.found.settings.threshold);
 }
 
 #[test]

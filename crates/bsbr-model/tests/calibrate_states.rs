@@ -85,7 +85,8 @@ fn bases_are_orthonormal_and_are_weights_of_the_model() {
 #[test]
 fn what_cannot_be_calibrated_is_refused() {
     let device = &devices()[0];
-    let blocks = retrieving(llama_like(), BlockAttentionConfig { retrieval: Retrieval::Blocks, ..state(1) }, device);
+    let blocks = BlockAttentionConfig { retrieval: Retrieval::Blocks, chunk_size: 64, ..state(1) };
+    let blocks = retrieving(llama_like(), blocks, device);
     let error = calibrate_states(&blocks, &text(512, 1), WINDOWS, |_, _| ()).unwrap_err();
     assert!(matches!(&error, ModelError::Config { setting: "retrieval", .. }), "{error}");
     let model = retrieving(llama_like(), state(1), device);

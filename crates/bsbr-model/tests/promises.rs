@@ -4,7 +4,7 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Far, Retrieval, Selector, index::SECTION};
 use bsbr_model::{Decoder, DecoderCache, DecoderConfig, PREFILL_PIECE, prefill};
-use common::{VOCABULARY, devices, difference, families, llama_like, logits, retrieving, rows, settings, text};
+use common::{VOCABULARY, devices, difference, families, llama_like, logits, retrieving, rows, same, settings, text};
 use proptest::prelude::*;
 
 const TOLERANCE: f64 = 1e-4;
@@ -142,8 +142,8 @@ proptest! {
             let model = retrieving(decoder.clone(), attention.clone(), &device);
             let at_once = logits(&model, &tokens);
             for lengths in [&lengths[..], &[1]] {
-                let error = difference(&in_pieces(&model, &tokens, lengths), &at_once);
-                prop_assert!(error <= TOLERANCE, "pieces of {lengths:?} differ by {error}");
+                let how = same(&in_pieces(&model, &tokens, lengths), &at_once, Some(&attention));
+                prop_assert!(how.is_ok(), "pieces of {lengths:?}: {how:?}");
             }
         }
     }
@@ -174,8 +174,8 @@ proptest! {
             }
             for (at, tokens) in texts.iter().enumerate() {
                 prop_assert_eq!(cache.length(at), tokens.len());
-                let error = difference(&together[at], &logits(&model, tokens));
-                prop_assert!(error <= TOLERANCE, "text {at} of {lengths:?} in {calls:?} differs by {error}");
+                let how = same(&together[at], &logits(&model, tokens), Some(&attention));
+                prop_assert!(how.is_ok(), "text {at} of {lengths:?} in {calls:?}: {how:?}");
             }
         }
     }

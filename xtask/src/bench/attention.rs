@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Tensor, module::attention, ops::AttentionModul
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Arm, DECODE_TOKENS, Phase, Subject,
+    Arm, DECODE_ROOM, DECODE_TOKENS, Phase, Subject,
     data::{Data, random},
     glued::ModelRows,
     sync,
@@ -230,6 +230,7 @@ impl Subject for AttentionSubject {
             && let Some(mut cache) = new_cache(self.arm, &self.shape, &self.attention, &self.device)?
         {
             let [query, keys, values] = self.inputs.text.clone();
+            cache.reserve(keys.dims()[2] + DECODE_ROOM);
             // Some settings need the queries as well.
             if cache.append(keys.clone(), values.clone(), None).is_err() {
                 cache.prefill(query, keys, values, None)?;

@@ -34,6 +34,9 @@ use serde::{Deserialize, Serialize};
 /// Tokens of one sample of decoding, whose mean is the sample.
 pub(crate) const DECODE_TOKENS: usize = 8;
 
+/// Tokens that caches have room for behind the text, so that no copy of a growing cache falls into a sample.
+pub(crate) const DECODE_ROOM: usize = 16 * DECODE_TOKENS;
+
 /// One way of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]

@@ -13,7 +13,7 @@ use bsbr_model::{Decoder, DecoderCache, EvaluateConfig, PREFILL_PIECE, check_win
 use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
-use super::{Arm, DECODE_TOKENS, Phase, Subject, sync};
+use super::{Arm, DECODE_ROOM, DECODE_TOKENS, Phase, Subject, sync};
 use crate::{
     model::LocalModel,
     running::{load, open},
@@ -106,7 +106,8 @@ impl Subject for ModelSubject {
             Phase::Prefill => {
                 self.cache = None;
                 let start = Instant::now();
-                let mut cache = self.decoder.new_cache(&self.lengths)?;
+                let lengths: Vec<usize> = self.lengths.iter().map(|length| length + DECODE_ROOM).collect();
+                let mut cache = self.decoder.new_cache(&lengths)?;
                 let scores = self.decoder.logits(self.read(&mut cache)?);
                 sync(&device)?;
                 let elapsed = start.elapsed();

@@ -53,6 +53,9 @@ fn head(report: &Report) -> String {
         let rate = gemm.gflop_per_second;
         lines.push(format!("matrix products of {size} x {size} in f32: {rate:.0} GFLOP/s (\"gemm\")"));
     }
+    if !report.settings.attention_lengths.is_empty() {
+        lines.push(format!("attention alone is measured {}", report.settings.data));
+    }
     lines.extend(report.differences.iter().map(|difference| {
         format!(
             "outputs of {} and {} at {} tokens: largest difference {:.1e} of the largest number, root mean square {:.1e}",
@@ -71,13 +74,12 @@ fn title(report: &Report, part: Part, phase: Phase) -> String {
         Part::Attention => {
             let shape = &report.settings.shape;
             format!(
-                "Attention alone, batch {}, {} heads on {} KV heads of {}, {}, {}",
+                "Attention alone, batch {}, {} heads on {} KV heads of {}, {}",
                 shape.batch,
                 shape.heads,
                 shape.kv_heads,
                 shape.head_dim,
-                name(shape.dtype),
-                report.settings.data
+                name(shape.dtype)
             )
         }
         Part::Model => {

@@ -265,8 +265,9 @@ fn check(decoder: &Decoder, tokens: usize, available: usize, config: MetaCalibra
     // The last chunk has to have more blocks before its local region than are chosen.
     let blocks =
         if attention.retrieval == bsbr_attn::Retrieval::Blocks { attention.meta_blocks.saturating_add(1) } else { 2 };
-    let far = (attention.sink_tokens + blocks * block).next_multiple_of(attention.chunk_size);
-    let least = far + (attention.local_chunks + 1) * attention.chunk_size;
+    let behind = attention.sink_tokens.saturating_add(blocks.saturating_mul(block));
+    let far = behind.div_ceil(attention.chunk_size);
+    let least = far.saturating_add(attention.local_chunks).saturating_add(1).saturating_mul(attention.chunk_size);
     let problem = if window < least {
         format!("a window of {window} tokens leaves no block to choose, {least} are needed under these settings")
     } else if windows < 2 {

@@ -86,7 +86,7 @@ fn reading(report: &LengthReport) -> String {
     let cells = |variant: &LongVariant| {
         let shares = [variant.keys_share, variant.summaries_share, variant.capped_share].map(percent);
         let cache = [bytes(variant.cache_bytes as u64), percent(variant.cache_share)];
-        [&shares[..], &cache[..]].concat()
+        shares.into_iter().chain(cache).collect()
     };
     table(&["attention", "keys read", "summaries", "choices cut", "cache", "of the original's"], &lines(report, cells))
 }
