@@ -323,9 +323,9 @@ mod wide {
         let panel = job.words.len() / ROWS * STEP;
         for (at, panel) in job.codes.chunks_exact(panel).enumerate() {
             let sums = sums::<R>(job.words, panel);
-            for row in 0..R.min(job.rows) {
+            for (row, &sum) in sums.iter().enumerate().take(job.rows) {
                 let place = row * job.stride + at;
-                masks[place] = _mm512_cmpgt_epi32_mask(sums[row], _mm512_set1_epi32(job.thresholds[place]));
+                masks[place] = _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(job.thresholds[place]));
             }
         }
     }
