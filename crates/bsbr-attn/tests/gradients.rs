@@ -263,26 +263,46 @@ fn gradients_of_keys_chosen_by_an_index_are_those_of_its_definition() {
 
 #[cfg(feature = "flex")]
 mod fused {
-    use bsbr_attn::{Retrieval, Selector, attend};
+    use bsbr_attn::{AttentionCache, CacheConfig, Kernel, Retrieval, Selector, attend};
     use bsbr_kernels::{Level, limit_level};
     use burn::tensor::{DType, Device, Tensor};
     use proptest::prelude::*;
 
     use crate::common::{Case, Rows, index_cases, other_cases, settings};
 
-    /// The output, and gradients of `sum(weights * output)`: in the plain form in f64, through the fused one in f32.
-    fn gradients(case: &Case, full: bool, dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
+    /// The output and gradients of `sum(weights * output)`, of tensors of this type, by what `read` does with them.
+    fn gradients_by(
+        case: &Case,
+        dtype: DType,
+        read: impl Fn([Tensor<4>; 3]) -> Tensor<4>,
+    ) -> (Vec<f64>, Vec<Vec<f64>>) {
         let device = Device::flex().autodiff();
         let inputs = case.inputs();
         let weights = Rows::random([case.batch, case.heads, case.tokens, case.head_dim], case.seed ^ 1);
         let of = |rows: &Rows| rows.tensor(&device).cast(dtype);
         let leaves = [of(&inputs.query), of(&inputs.keys), of(&inputs.values)].map(Tensor::require_grad);
-        let [query, keys, values] = leaves.clone();
-        let attention = (!full).then_some(&case.config);
-        let output = attend(query, keys, values, None, attention, case.options).unwrap();
+        let output = read(leaves.clone());
         let gradients = (output.clone() * of(&weights)).sum().backward();
-        let numbers = |tensor: Tensor<4>| tensor.inner().try_into_vec_as::<f64>().unwrap();
-        (numbers(output), leaves.map(|leaf| numbers(leaf.grad(&gradients).unwrap())).into())
+        let numbers = |tensor: Tensor<4>| tensor.try_into_vec_as::<f64>().unwrap();
+        (numbers(output.inner()), leaves.map(|leaf| numbers(leaf.grad(&gradients).unwrap())).into())
+    }
+
+    /// The same of whole texts: in the plain form in f64, through the fused one in f32.
+    fn gradients(case: &Case, full: bool, dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
+        let attention = (!full).then_some(&case.config);
+        gradients_by(case, dtype, |[query, keys, values]| {
+            attend(query, keys, values, None, attention, case.options).unwrap()
+        })
+    }
+
+    /// The same in the plain form in f32, which has the same integers.
+    fn plain_gradients(case: &Case) -> (Vec<f64>, Vec<Vec<f64>>) {
+        gradients_by(case, DType::F32, |[query, keys, values]| {
+            let config =
+                CacheConfig { dtype: DType::F32, stored: DType::F32, kernel: Kernel::Plain, ..case.cache_config() };
+            let mut cache = AttentionCache::new(config, &query.device()).unwrap();
+            cache.prefill(query, keys, values, None).unwrap()
+        })
     }
 
     fn furthest(a: &[f64], b: &[f64]) -> f64 {
@@ -308,7 +328,7 @@ mod fused {
 
         #[test]
         fn gradients_of_retrieval_by_an_index_are_those_of_the_plain_form(case in index_cases()) {
-            let (expected, plain) = gradients(&case, false, DType::F64);
+            let (expected, plain) = plain_gradients(&case);
             let (output, _) = gradients(&case, false, DType::F32);
             // A score on the threshold may be rounded to either side; few are.
             prop_assume!(furthest(&expected, &output) < 1e-4);

@@ -209,8 +209,8 @@ impl Retrieval<'_> {
             let (query, scales) = means.step(first, &index.means.scales);
             let panels = columns.first_block / BLOCK..(columns.first_block + stride) / BLOCK;
             integer::score(query, &Panels::keys(&index.means.codes, panels), scales, scores, stride);
-            for (g, (scores, thresholds)) in
-                (first..first + query.rows).zip(scores.chunks_exact(stride).zip(thresholds.chunks_exact_mut(stride)))
+            for (g, (scores, thresholds)) in (first..first + query.rows)
+                .zip(scores.chunks_exact(stride.max(1)).zip(thresholds.chunks_exact_mut(stride.max(1))))
             {
                 let row = g * tile.tokens + token;
                 let limit = scratch.limits.limit(row) + raised;
@@ -221,7 +221,7 @@ impl Retrieval<'_> {
             let panels = Panels::keys(&index.residuals, columns.first_block..self.candidates.blocks.end);
             masks.fill(0);
             integer::compare(query, &panels, thresholds, masks, stride);
-            for masks in masks.chunks_exact(stride).take(query.rows) {
+            for masks in masks.chunks_exact(stride.max(1)).take(query.rows) {
                 for (union, mask) in union.iter_mut().zip(masks) {
                     *union |= mask;
                 }

@@ -122,6 +122,9 @@ impl MeanGradients {
     ) {
         let (rows, blocks) = (of_tile.tile.count(), retrieval.candidates.blocks.clone());
         let count = blocks.len();
+        if count == 0 {
+            return;
+        }
         self.scores.resize(rows * count, 0.0);
         let first = blocks.start / BLOCKS_OF_SECTION - columns.first_section;
         for (row, scores) in self.scores[..rows * count].chunks_exact_mut(count).enumerate() {

@@ -214,7 +214,7 @@ impl Retrieval<'_> {
         let residuals = Panels::keys(&index.residuals, columns.first_block..self.candidates.blocks.end);
         let query = codes.residuals.step(first, rows.len());
         integer::compare(query, &residuals, thresholds, &mut masks[first * stride..], stride);
-        for masks in masks[first * stride..].chunks_exact_mut(stride).take(rows.len()) {
+        for masks in masks[first * stride..].chunks_exact_mut(stride.max(1)).take(rows.len()) {
             masks[self.candidates.blocks.end - columns.first_block..].fill(0);
         }
     }
