@@ -125,7 +125,7 @@ impl Retrieval<'_> {
         let mut chosen = std::mem::take(&mut scratch.chosen);
         self.open(simd, tile, columns, scratch, &mut chosen);
         let opened = self.candidates.sections.start * BLOCKS_OF_SECTION;
-        let first_block = if columns.closed > 0 { opened } else { columns.first_block };
+        let first_block = if columns.closed > 0 { opened.min(columns.first_block) } else { columns.first_block };
         for first in (0..tile.tokens).step_by(reading::TOKENS) {
             let tokens = first..tile.tokens.min(first + reading::TOKENS);
             chosen.together.clear(first_block..self.candidates.blocks.end);
