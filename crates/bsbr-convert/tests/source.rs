@@ -155,20 +155,17 @@ fn a_nan_is_named_with_its_tensor_and_place_when_its_weight_is_read_and_no_earli
 #[test]
 fn a_model_with_settings_of_an_earlier_version_is_refused_with_what_to_do() {
     let (temp, dir) = checkout("llama", "config.json");
-    let gone = |attention: &mut serde_json::Value| attention["top_k"] = 76.into();
-    let selected = |attention: &mut serde_json::Value| attention["selector"] = "mean-key".into();
-    let changes: [(fn(&mut serde_json::Value), &str); 2] = [(gone, "`top_k`"), (selected, "`selector = mean-key`")];
-    for (at, (change, word)) in changes.into_iter().enumerate() {
+    for (key, value, word) in [("top_k", "76", "`top_k`"), ("selector", "mean-key", "`selector = mean-key`")] {
         for (file, settings, original) in
             [("conversion.json", "settings", "its original `model`"), ("config.json", "attention", "the original")]
         {
-            let output = temp.path().join(format!("out{at}{file}"));
+            let output = temp.path().join(format!("{key}-{file}"));
             let options = ConvertOptions { attention: Some(meta()), ..Default::default() };
             convert(&dir, &output, &options, &mut |_| {}).expect("sound");
             let path = output.join(file);
             let mut content: serde_json::Value =
                 serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
-            change(&mut content[settings]);
+            content[settings][key] = value.into();
             std::fs::write(&path, content.to_string()).expect("written");
             let error = ModelSource::open(&output).expect_err("an earlier version");
             assert!(matches!(error, ConvertError::OldSettings { .. }), "{error}");
