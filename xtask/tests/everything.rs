@@ -12,7 +12,7 @@ use serde_json::json;
 const LETTERS: &str = "0123456789 etaoinshrdlcumwfgyp";
 
 /// Attention under which texts this short have something far.
-const SMALL: &str = "--chunk-size 16 --block-size 8 --exact-tokens 0 --top-k 2";
+const SMALL: &str = "--chunk-size 64 --block-size 8 --exact-tokens 0 --max-keys 24 --meta-blocks 2";
 
 /// The directories of fixtures, and the GGUF files.
 fn fixtures() -> Vec<PathBuf> {

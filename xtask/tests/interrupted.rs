@@ -80,7 +80,7 @@ fn a_conversion_that_is_asked_to_end_leaves_nothing_behind() {
     assert_eq!(names(&place.path("out")), Vec::<String>::new());
     place.done("convert -m model -o out --chunk-size 64");
     let before = files(&place.path("out"));
-    let child = start(&place, "convert -m model -o out --chunk-size 32 --force");
+    let child = start(&place, "convert -m model -o out --chunk-size 128 --force");
     wait_for(&place.path(".out.bsbr-partial/model.safetensors"));
     signal(&child, "-INT");
     assert_eq!(child.wait_with_output().expect("it ends").status.signal(), Some(2));
@@ -100,7 +100,7 @@ fn conversion(place: &Place, settings: &str) -> BTreeMap<String, Vec<u8>> {
 fn a_process_killed_at_any_moment_leaves_the_old_model_or_the_new_one() {
     const KILLS: u32 = 100;
     let place = place(20_000);
-    let settings = ["--chunk-size 64", "--chunk-size 32"];
+    let settings = ["--chunk-size 64", "--chunk-size 128"];
     let models = settings.map(|settings| conversion(&place, settings));
     let started = Instant::now();
     let mut present = 0;
@@ -193,7 +193,7 @@ fn of_two_processes_that_write_one_output_one_is_refused() {
                 fs::remove_dir_all(place.path("out")).expect("a directory");
             }
             let both =
-                [64, 32].map(|size| start(&place, &format!("convert -m model -o out --chunk-size {size} {flag}")));
+                [128, 64].map(|size| start(&place, &format!("convert -m model -o out --chunk-size {size} {flag}")));
             let ends = both.map(|child| child.wait_with_output().expect("it ends"));
             let done = ends.iter().filter(|output| output.status.success()).count();
             let errors = ends.each_ref().map(text).concat();

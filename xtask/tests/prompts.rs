@@ -135,7 +135,7 @@ fn a_prompt_past_the_trained_length_gets_a_note_that_names_a_way() {
         place.edit_json("model/config.json", |config| config["max_position_embeddings"] = json!(positions));
     };
     with_length(16);
-    place.done("convert -m model -o converted --chunk-size 4 --block-size 4 --exact-tokens 0");
+    place.done("convert -m model -o converted --retrieval none --chunk-size 4 --block-size 4");
     let stderr = |arguments: &str| {
         let run = place.run(&format!("generate {arguments}"));
         assert_eq!(run.code, 0, "{}", run.stderr);
