@@ -13,7 +13,7 @@ use crate::{Kernel, fused};
 #[derive(Debug, Clone)]
 pub(super) enum IndexState {
     /// In plain tensors.
-    Plain(PlainIndex),
+    Plain(Box<PlainIndex>),
     /// In the memory of the fused kernel.
     #[cfg(feature = "flex")]
     Fused(fused::FusedIndex),
@@ -37,7 +37,7 @@ impl IndexState {
         if config.kernel == Kernel::Fastest && *device == Device::flex() && sizes.dtype == DType::F32 {
             return Self::Fused(fused::FusedIndex::new(sizes, attention));
         }
-        Self::Plain(PlainIndex::new(sizes, attention, device))
+        Self::Plain(Box::new(PlainIndex::new(sizes, attention, device)))
     }
 
     /// Takes note of the queries of the tokens from `start` on, `[batch, heads, tokens, head_dim]`, as the model made them.
@@ -71,7 +71,7 @@ impl IndexState {
 
     pub(super) fn plain(&self) -> Option<&PlainIndex> {
         match self {
-            Self::Plain(index) => Some(index),
+            Self::Plain(index) => Some(index.as_ref()),
             #[cfg(feature = "flex")]
             Self::Fused(_) => None,
         }
