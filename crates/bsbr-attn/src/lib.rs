@@ -6,7 +6,7 @@
 //! does not run at all, and a short text takes the same operations as full attention.
 //!
 //! Everything exists in plain tensor operations: differentiable, on every burn device, and the reference that fused kernels
-//! are held to. On the CPU (`flex`) full attention and `none` run in the fused loops of
+//! are held to. On the CPU (`flex`) full attention, `blocks` chosen by an index, and `none` run in the fused loops of
 //! `bsbr-kernels` instead, with the same meaning and with a backward pass that keeps no scores; [`Kernel`] chooses. A cache can
 //! keep keys and values in f16 or bf16 ([`CacheConfig::stored`]); arithmetic and everything else it keeps stay f32. The
 //! scores of full attention exist for one tile of queries at a time; no kind ever builds a tensor of tokens by tokens.

@@ -341,5 +341,16 @@ mod fused {
                 }
             }
         }
+
+        #[test]
+        fn an_index_works_in_f64(case in index_cases()) {
+            let (expected, plain) = plain_gradients(&case);
+            let (output, wide) = gradients(&case, false, DType::F64);
+            // Scores differ by their rounding, and so may choices.
+            prop_assume!(furthest(&expected, &output) < 1e-4);
+            for (plain, wide) in plain.iter().zip(&wide) {
+                prop_assert!(furthest(wide, plain) <= 5e-4);
+            }
+        }
     }
 }

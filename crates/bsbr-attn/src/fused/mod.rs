@@ -1,7 +1,8 @@
 //! Attention by fused loops over the memory of `flex` tensors: f32, and f16 or bf16 for the keys and values of a cache.
 //!
-//! They compute what [`crate::plain`] computes, without its intermediate tensors. Anything they do not cover (another
-//! device, another type, a tensor that gradients are asked of, meta projections, states) is left to the plain form.
+//! They compute what [`crate::plain`] and [`crate::index`] compute, without their intermediate tensors. Anything they do not
+//! cover (another device, another type, meta projections, states, gradients through a cache) is left to the plain form;
+//! gradients of whole texts are in [`whole`].
 
 mod index;
 pub(crate) mod whole;

@@ -48,7 +48,7 @@ pub(crate) fn read_by_index(
     let positions = candidates.sections.start * SECTION..candidates.sections.end * SECTION;
     let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
     let mut part = contiguous_part(tile, of(keys), of(values), positions.clone(), options);
-    part.logits = part.logits + hidden_where_zero(passed.mask.clone().unsqueeze_dim(2), tile);
+    part.logits = part.logits + hidden_where_zero(passed.mask.clone().unsqueeze_dim(2)).cast(tile.query.dtype());
     parts.push(part);
     if attention.far == Far::Mean {
         parts.push(choice.far_blocks(&blocks, &passed.mask, open.as_ref()));
@@ -234,10 +234,10 @@ impl Choice<'_> {
         let held = blocks.runs.clone().map(|block| held(block, BLOCK, self.attention.sink_tokens) as f32);
         let left = self.columns(held) - read.reshape([batch, kv_heads, 1, tokens, count]);
         let mut logits = self.masses(blocks, &self.view.block_means, self.view.through.clone().map(|means| means.0));
-        logits = logits + left.clone().clamp_min(1.0).log() + hidden_where_zero(left.clamp(0.0, 1.0), self.tile);
+        logits = logits + left.clone().clamp_min(1.0).log() + hidden_where_zero(left.clamp(0.0, 1.0));
         if let Some(open) = open {
             let open = self.by_section(open, BLOCKS, count).unsqueeze_dim(2);
-            logits = logits + hidden_where_zero(open, self.tile);
+            logits = logits + hidden_where_zero(open);
         }
         let width = self.view.values.dims()[3];
         let sections = self.candidates.sections.len();
@@ -251,7 +251,7 @@ impl Choice<'_> {
         let first = |rows: Tensor<4>| rows.narrow(2, 0, self.candidates.far);
         let through = self.view.through.clone().map(|means| first(means.1));
         let logits = self.masses(far, &self.first(&self.view.means), through) + self.log_counts(far);
-        let logits = logits + hidden_where_zero(open.unsqueeze_dim(2).neg() + 1.0, self.tile);
+        let logits = logits + hidden_where_zero(open.unsqueeze_dim(2).neg() + 1.0);
         self.part(logits, first(self.view.values.clone()))
     }
 
@@ -260,9 +260,9 @@ impl Choice<'_> {
     }
 }
 
-/// [`MASKED`] where `mask` is 0, 0 where it is 1, of the type of the tile.
-fn hidden_where_zero(mask: Tensor<5>, tile: &Tile) -> Tensor<5> {
-    ((mask - 1.0) * -MASKED).cast(tile.query.dtype())
+/// [`MASKED`] where `mask` is 0, 0 where it is 1.
+fn hidden_where_zero(mask: Tensor<5>) -> Tensor<5> {
+    (mask - 1.0) * -MASKED
 }
 
 /// `[batch, kv_heads, 1, tokens, columns]` without the axis of heads.
