@@ -54,11 +54,11 @@ fn attention(criterion: &mut Criterion) {
         });
         // The default settings.
         let index = IndexOptions {
-            exact_tokens: 1024,
+            exact_tokens: 512,
             log_threshold: (1.0_f32 / 2048.0).ln(),
             max_keys: 1024,
             fine_tokens: 8192,
-            max_sections: 64,
+            max_sections: 32,
             far: true,
             far_shift: 0.0,
         };

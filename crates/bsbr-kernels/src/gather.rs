@@ -1,6 +1,8 @@
 //! Loops over rows that lie anywhere: the keys and values that one query chose.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use pulp::Simd;
 
 use crate::heads::Rows;
@@ -10,45 +12,75 @@ pub(crate) const TOGETHER: usize = 16;
 /// Registers that hold a stretch of an output while the rows go by.
 const STRETCH: usize = 4;
 
-/// Dot products of `query` with up to [`TOGETHER`] rows, those at `positions`.
+/// Rows at some positions, all of which there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gathered<'a> {
+    rows: Rows<'a>,
+    positions: &'a [u32],
+}
+
+impl<'a> Gathered<'a> {
+    /// Those of `rows` at `positions`.
+    ///
+    /// # Panics
+    ///
+    /// If a position has no row.
+    #[inline(always)]
+    pub(crate) fn new(rows: Rows<'a>, positions: &'a [u32]) -> Self {
+        let mut last = 0;
+        for &position in positions {
+            last = last.max(position);
+        }
+        // What the loops below rely on.
+        assert!(positions.is_empty() || last as usize * rows.stride() + rows.width() <= rows.data().len());
+        Self { rows, positions }
+    }
+
+    /// Some of them.
+    #[inline(always)]
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        Self { rows: self.rows, positions: &self.positions[range] }
+    }
+}
+
+/// Dot products of `query` with the first rows, as many as `scores` has: in steps of [`TOGETHER`] rows, the last of which may
+/// hold fewer.
 #[inline(always)]
-pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], rows: Rows<'_>, positions: &[u32], scores: &mut [f32]) {
+pub(crate) fn dots<S: Simd>(simd: S, query: &[f32], rows: Gathered<'_>, scores: &mut [f32]) {
+    assert_eq!(query.len(), rows.rows.width());
     match query.len() / S::F32_LANES {
-        2 => dots_of::<S, 2>(simd, query, rows, positions, scores),
-        1 => dots_of::<S, 1>(simd, query, rows, positions, scores),
-        4 => dots_of::<S, 4>(simd, query, rows, positions, scores),
-        5 => dots_of::<S, 5>(simd, query, rows, positions, scores),
-        6 => dots_of::<S, 6>(simd, query, rows, positions, scores),
-        8 => dots_of::<S, 8>(simd, query, rows, positions, scores),
-        16 => dots_of::<S, 16>(simd, query, rows, positions, scores),
-        _ => dots_of::<S, 0>(simd, query, rows, positions, scores),
+        2 => dots_of::<S, 2>(simd, query, rows, scores),
+        1 => dots_of::<S, 1>(simd, query, rows, scores),
+        4 => dots_of::<S, 4>(simd, query, rows, scores),
+        5 => dots_of::<S, 5>(simd, query, rows, scores),
+        6 => dots_of::<S, 6>(simd, query, rows, scores),
+        8 => dots_of::<S, 8>(simd, query, rows, scores),
+        16 => dots_of::<S, 16>(simd, query, rows, scores),
+        _ => dots_of::<S, 0>(simd, query, rows, scores),
     }
 }
 
 /// [`dots`] of queries of `V` registers, or 0 for any number.
 #[inline(always)]
-fn dots_of<S: Simd, const V: usize>(simd: S, query: &[f32], rows: Rows<'_>, positions: &[u32], scores: &mut [f32]) {
-    check(rows, positions, query.len());
-    let Some(&first) = positions.first() else { return };
-    // Fewer rows than go together: the first in place of what is missing.
-    let mut at = [first; TOGETHER];
-    if let Some(whole) = positions.as_array::<TOGETHER>() {
-        at = *whole;
-    } else {
-        at[..positions.len()].copy_from_slice(positions);
+fn dots_of<S: Simd, const V: usize>(simd: S, query: &[f32], rows: Gathered<'_>, scores: &mut [f32]) {
+    let Gathered { rows, positions } = rows;
+    let (steps, last) = positions.as_chunks::<TOGETHER>();
+    let (step_scores, last_scores) = scores.as_chunks_mut::<TOGETHER>();
+    for (at, scores) in steps.iter().zip(step_scores) {
+        *scores = dots_of_step::<S, V>(simd, query, rows, at);
     }
-    let (query_vectors, query_rest) = S::as_simd_f32s(query);
-    // Written out, so that sums stay in registers.
-    let [a, b, c, d] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[0], at[1], at[2], at[3]]);
-    let [e, f, g, h] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[4], at[5], at[6], at[7]]);
-    let [i, j, k, l] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[8], at[9], at[10], at[11]]);
-    let [m, n, o, p] = dots_of_four::<S, V>(simd, query_vectors, rows, [at[12], at[13], at[14], at[15]]);
-    let sums = sum_each(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
-    if let Some(scores) = scores.as_mut_array::<TOGETHER>() {
-        *scores = sums;
-    } else {
-        scores.copy_from_slice(&sums[..scores.len()]);
+    if let Some(&first) = last.first() {
+        // Fewer rows than go together: the first in place of what is missing.
+        let mut at = [first; TOGETHER];
+        for (at, &position) in at.iter_mut().zip(last) {
+            *at = position;
+        }
+        let sums = dots_of_step::<S, V>(simd, query, rows, &at);
+        for (score, sum) in last_scores.iter_mut().zip(sums) {
+            *score = sum;
+        }
     }
+    let (_, query_rest) = S::as_simd_f32s(query);
     if !query_rest.is_empty() {
         for (score, &position) in scores.iter_mut().zip(positions) {
             *score += dot_rest::<S>(query_rest, &rows.row(position as usize)[..query.len()]);
@@ -56,14 +88,21 @@ fn dots_of<S: Simd, const V: usize>(simd: S, query: &[f32], rows: Rows<'_>, posi
     }
 }
 
-/// What the loops below rely on: rows of at least `width` numbers lie at all of `positions`.
+/// Products of the whole registers of a query and of the rows at `at`, which were checked.
 #[inline(always)]
-fn check(rows: Rows<'_>, positions: &[u32], width: usize) {
-    let mut last = 0;
-    for &position in positions {
-        last = last.max(position);
-    }
-    assert!(positions.is_empty() || last as usize * rows.stride() + width <= rows.data().len());
+fn dots_of_step<S: Simd, const V: usize>(
+    simd: S,
+    query: &[f32],
+    rows: Rows<'_>,
+    at: &[u32; TOGETHER],
+) -> [f32; TOGETHER] {
+    let (query, _) = S::as_simd_f32s(query);
+    // Written out, so that sums stay in registers.
+    let [a, b, c, d] = dots_of_four::<S, V>(simd, query, rows, [at[0], at[1], at[2], at[3]]);
+    let [e, f, g, h] = dots_of_four::<S, V>(simd, query, rows, [at[4], at[5], at[6], at[7]]);
+    let [i, j, k, l] = dots_of_four::<S, V>(simd, query, rows, [at[8], at[9], at[10], at[11]]);
+    let [m, n, o, p] = dots_of_four::<S, V>(simd, query, rows, [at[12], at[13], at[14], at[15]]);
+    sum_each(simd, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
 
 /// The registers of the row at `position`.
@@ -125,22 +164,23 @@ fn dots_of_four<S: Simd, const V: usize>(
     [a, b, c, d]
 }
 
-/// `output += sum_i weights[i] row_i` over the rows at `positions`.
+/// `output += sum_i weights[i] row_i`.
 #[inline(always)]
-pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], rows: Rows<'_>, positions: &[u32], output: &mut [f32]) {
+pub(crate) fn add<S: Simd>(simd: S, weights: &[f32], rows: Gathered<'_>, output: &mut [f32]) {
+    let Gathered { rows, positions } = rows;
     let stretch = STRETCH * S::F32_LANES;
     let width = output.len();
-    check(rows, positions, width);
+    assert_eq!(width, rows.width());
+    let (pairs, last) = positions.as_chunks::<2>();
+    let (weight_pairs, last_weight) = weights.as_chunks::<2>();
     let mut at = 0;
     while at + stretch <= width {
         let mut sums = [[simd.splat_f32s(0.0); STRETCH]; 2];
         sums[0].copy_from_slice(S::as_simd_f32s(&output[at..at + stretch]).0);
-        let (pairs, last) = positions.as_chunks::<2>();
-        let (weight_pairs, last_weight) = weights.as_chunks::<2>();
         let vectors = (at / S::F32_LANES) + STRETCH;
         for (pair, weights) in pairs.iter().zip(weight_pairs) {
             for i in 0..2 {
-                // SAFETY: the rows are as long as the output, which was checked.
+                // SAFETY: the rows are as long as the output, and were checked.
                 let row = unsafe { row::<S>(rows, pair[i], vectors) };
                 sums[i] = add_row(simd, weights[i], &row[vectors - STRETCH..], sums[i]);
             }

@@ -20,7 +20,7 @@ use crate::{
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
 /// Rows of queries in a tile where there are few blocks.
-const ROWS: usize = 128;
+const ROWS: usize = 64;
 /// The fewest rows that are worth a matrix product.
 const FEWEST_ROWS: usize = 32;
 

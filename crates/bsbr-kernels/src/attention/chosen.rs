@@ -43,8 +43,11 @@ pub(super) struct TokenScratch {
     thresholds: Vec<i32>,
     masks: Vec<u16>,
     union: Vec<u16>,
-    pub(super) contest: Vec<(f32, u32)>,
-    pub(super) order: Vec<(f32, u32)>,
+    /// By how much the bound of each section passes, for the head for which it passes most.
+    pub(super) margins: Vec<f32>,
+    /// Those margins that do and their sections, and the same once more in any order.
+    pub(super) contest: Vec<u64>,
+    pub(super) order: Vec<u64>,
 }
 
 impl ChosenKeys {
@@ -125,9 +128,9 @@ impl Retrieval<'_> {
         }
         together.join(columns.first_block, union);
         integer::push_positions(union, columns.first_block * BLOCK, positions);
-        counts.clear();
-        for mask in union.iter() {
-            counts.push(mask.count_ones() as u8);
+        counts.resize(union.len(), 0);
+        for (count, mask) in counts.iter_mut().zip(&*union) {
+            *count = mask.count_ones() as u8;
         }
         self.count_opened(tile, token, chosen);
         chosen.starts.push(chosen.positions.len());
@@ -251,12 +254,7 @@ impl ChosenKeys {
     /// How many keys pass.
     #[inline(always)]
     fn passing(&self, token: usize) -> usize {
-        let opened = &self.opened.masks[self.opened.of(token)];
-        let mut count = 0;
-        for mask in self.token.union.iter().chain(opened.as_flattened()) {
-            count += mask.count_ones();
-        }
-        count as usize
+        count(&self.token.union) + count(self.opened.masks[self.opened.of(token)].as_flattened())
     }
 
     /// Hides the tokens before `first` from the opened sections.
@@ -273,6 +271,20 @@ impl ChosenKeys {
     }
 }
 
+/// How many bits of masks are set, four masks at a time.
+#[inline(always)]
+fn count(masks: &[u16]) -> usize {
+    let (fours, rest) = masks.as_chunks::<4>();
+    let mut count = 0;
+    for [a, b, c, d] in fours {
+        count += (u64::from(*a) | u64::from(*b) << 16 | u64::from(*c) << 32 | u64::from(*d) << 48).count_ones();
+    }
+    for mask in rest {
+        count += mask.count_ones();
+    }
+    count as usize
+}
+
 /// Hides the tokens before `first` from the masks of blocks.
 #[inline(always)]
 fn hide(masks: &mut [u16], first_block: usize, first: usize) {
@@ -287,16 +299,5 @@ fn visible_lanes(block: usize, first: usize) -> u16 {
     match first.saturating_sub(block * BLOCK) {
         hidden if hidden < BLOCK => u16::MAX << hidden,
         _ => 0,
-    }
-}
-
-/// Keeps the `count` largest of entries with ascending numbers, the later of equals, in their order.
-pub(super) fn keep_largest(entries: &mut Vec<(f32, u32)>, count: usize, order: &mut Vec<(f32, u32)>) {
-    if entries.len() > count {
-        order.clear();
-        order.extend_from_slice(entries);
-        let before = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1));
-        let (_, &mut first_left, _) = order.select_nth_unstable_by(count, before);
-        entries.retain(|entry| before(entry, &first_left).is_lt());
     }
 }

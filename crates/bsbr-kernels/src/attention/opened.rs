@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::{
-    chosen::{ChosenKeys, TokenScratch, keep_largest},
+    chosen::{ChosenKeys, TokenScratch},
     limits::cap_inverse,
     retrieval::{Columns, Retrieval, RetrievalScratch},
     tile::QueryTile,
@@ -116,33 +116,44 @@ impl Retrieval<'_> {
         let Range { start, end } = self.candidates.sections;
         let skipped = start % BLOCK;
         let first_seen = (self.options.first_visible(tile.start + token) / SECTION).max(start);
-        let TokenScratch { contest, order, .. } = &mut chosen.token;
-        contest.clear();
+        let TokenScratch { margins, contest, order, .. } = &mut chosen.token;
+        margins.clear();
+        margins.resize(end.saturating_sub(first_seen), f32::NEG_INFINITY);
         for g in 0..tile.group {
             let row = g * tile.tokens + token;
             let limit = scratch.limits.limit(row);
             let bounds = &scratch.bound(row, columns)[skipped + first_seen - start..skipped + end - start];
-            for (number, bounds) in bounds.chunks(BLOCK).enumerate() {
-                let mut any = false;
-                for &bound in bounds {
-                    any |= bound > limit;
-                }
-                if !any {
-                    continue;
-                }
-                for (at, &bound) in bounds.iter().enumerate() {
-                    if bound > limit {
-                        contest.push((bound - limit, (first_seen + number * BLOCK + at) as u32));
-                    }
+            for (margin, bound) in margins.iter_mut().zip(bounds) {
+                let above = bound - limit;
+                *margin = if above > *margin { above } else { *margin };
+            }
+        }
+        contest.clear();
+        for (number, margins) in margins.chunks(BLOCK).enumerate() {
+            let mut any = false;
+            for &margin in margins {
+                any |= margin > 0.0;
+            }
+            if !any {
+                continue;
+            }
+            for (at, &margin) in margins.iter().enumerate() {
+                if margin > 0.0 {
+                    // Bits of positive numbers are in their order, so that these are in that of margins, then of sections.
+                    let section = (first_seen + number * BLOCK + at) as u64;
+                    contest.push(u64::from(margin.to_bits()) << u32::BITS | section);
                 }
             }
         }
-        if tile.group > 1 {
-            contest.sort_unstable_by(|a, b| a.1.cmp(&b.1).then(b.0.total_cmp(&a.0)));
-            contest.dedup_by_key(|(_, section)| *section);
+        if contest.len() > self.settings.max_sections {
+            order.clear();
+            order.extend_from_slice(contest);
+            let lowest = order.len() - self.settings.max_sections;
+            // Those below the lowest that is left, of which there are as many as are too many.
+            let first_kept = if lowest < order.len() { *order.select_nth_unstable(lowest).1 } else { u64::MAX };
+            contest.retain(|&entry| entry >= first_kept);
         }
-        keep_largest(contest, self.settings.max_sections, order);
-        chosen.opened.sections.extend(contest.iter().map(|(_, section)| *section));
+        chosen.opened.sections.extend(contest.iter().map(|&entry| entry as u32));
     }
 
     /// Scores the sections that any row of a step opened.

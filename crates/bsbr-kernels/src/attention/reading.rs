@@ -1,7 +1,8 @@
 //! Reading the keys that the tokens of a tile chose.
 //!
-//! Neighbouring tokens choose much the same keys. So a few tokens read together: a stretch of the keys that any of them chose
-//! at a time, each token what it chose of it, so that rows are brought into the nearest cache once for all.
+//! Neighbouring tokens choose much the same keys. So a few tokens first score all keys, one token after the other, and then
+//! read all values: most of what a token reads is in the nearest cache from the token before it. Rows that are stored in fewer
+//! bytes are widened once for all of those tokens.
 
 use std::ops::Range;
 
@@ -9,31 +10,28 @@ use pulp::Simd;
 
 use super::{CausalOptions, chosen::ChosenKeys, sums::Sums, tile::QueryTile};
 use crate::{
-    gather,
+    gather::{self, Gathered},
     heads::Rows,
     index::{BLOCK, integer},
-    prefetch::prefetch,
     stored::StoredRows,
     vector,
 };
 
 /// Tokens that read together.
-pub(super) const TOKENS: usize = 16;
-/// Keys of a stretch.
-const STRETCH: usize = 64;
-/// Rows of the next stretch that are asked for with each step of a token.
-const ASKED: usize = 4;
+pub(super) const TOKENS: usize = 32;
 
-/// Keys that any token of those that read together chose.
+/// Keys that any token of those that read together chose, where rows are widened.
 #[derive(Default)]
 pub(super) struct Together {
+    /// Whether rows are.
+    widens: bool,
     /// The first block that has a mask.
     first_block: usize,
     masks: Vec<u16>,
     positions: Vec<u32>,
     /// Where the keys of each block begin among them.
     starts: Vec<u32>,
-    /// For each key of each token its place among them, where rows are widened.
+    /// For each key of each token its place among them.
     places: Vec<u32>,
     widened: Vec<f32>,
 }
@@ -41,17 +39,20 @@ pub(super) struct Together {
 impl Together {
     /// Forgets all keys, for others of the blocks `blocks`.
     #[inline(always)]
-    pub(super) fn clear(&mut self, blocks: Range<usize>) {
+    pub(super) fn clear(&mut self, blocks: Range<usize>, (keys, values): (StoredRows<'_>, StoredRows<'_>)) {
+        self.widens = !matches!((keys, values), (StoredRows::F32(_), StoredRows::F32(_)));
         self.first_block = blocks.start;
         self.masks.clear();
-        self.masks.resize(blocks.len(), 0);
+        self.masks.resize(if self.widens { blocks.len() } else { 0 }, 0);
     }
 
     /// Adds keys of blocks from `first_block` on; blocks beyond the last have none.
     #[inline(always)]
     pub(super) fn join(&mut self, first_block: usize, masks: &[u16]) {
-        for (all, mask) in self.masks[first_block - self.first_block..].iter_mut().zip(masks) {
-            *all |= mask;
+        if self.widens {
+            for (all, mask) in self.masks[first_block - self.first_block..].iter_mut().zip(masks) {
+                *all |= mask;
+            }
         }
     }
 
@@ -106,18 +107,18 @@ impl ChosenKeys {
         if positions.is_empty() {
             return;
         }
-        together.list();
-        if !matches!((keys, values), (StoredRows::F32(_), StoredRows::F32(_))) {
+        if together.widens {
+            together.list();
             together.find(positions);
         }
         let weights = &mut weights[begin..end];
         let mut list = List { tile, first: tokens.start, starts, places: positions };
         match keys {
-            StoredRows::F32(rows) => list.score(simd, rows, Some(&together.positions), weights),
+            StoredRows::F32(rows) => list.score(simd, rows, weights),
             narrow => {
                 list.places = &together.places;
                 let rows = narrow.gathered(&together.positions, &mut together.widened);
-                list.score(simd, rows, None, weights);
+                list.score(simd, rows, weights);
             }
         }
         for token in tokens.clone() {
@@ -142,12 +143,12 @@ impl ChosenKeys {
         match values {
             StoredRows::F32(rows) => {
                 list.places = positions;
-                list.add(simd, rows, Some(&together.positions), weights, sums.output);
+                list.add(simd, rows, weights, sums.output);
             }
             narrow => {
                 list.places = &together.places;
                 let rows = narrow.gathered(&together.positions, &mut together.widened);
-                list.add(simd, rows, None, weights, sums.output);
+                list.add(simd, rows, weights, sums.output);
             }
         }
     }
@@ -164,100 +165,44 @@ struct List<'a> {
     places: &'a [u32],
 }
 
-impl List<'_> {
-    /// Scores of the keys, `[heads, keys]` for each token. Asks for the rows `all`, those of all tokens.
+impl<'a> List<'a> {
+    /// Those of the token `token`, and the place of the first among those of all.
     #[inline(always)]
-    fn score<S: Simd>(&self, simd: S, rows: Rows<'_>, all: Option<&[u32]>, scores: &mut [f32]) {
+    fn of(&self, token: usize) -> Range<usize> {
+        self.starts[token] - self.starts[0]..self.starts[token + 1] - self.starts[0]
+    }
+
+    /// Scores of the keys, `[heads, keys]` for each token.
+    #[inline(always)]
+    fn score<S: Simd>(&self, simd: S, rows: Rows<'_>, scores: &mut [f32]) {
         let (tile, width) = (self.tile, rows.width());
-        let mut done = [0; TOKENS];
-        let mut ahead = Asked::new(rows, all);
-        while let Some(end) = ahead.next_stretch() {
-            for (token, done) in done.iter_mut().enumerate().take(self.starts.len() - 1) {
-                let start = self.starts[token] - self.starts[0];
-                let places = &self.places[start..self.starts[token + 1] - self.starts[0]];
-                let scores = &mut scores[start * tile.group..][..places.len() * tile.group];
-                let mut at = *done;
-                while at < places.len() && places[at] < end {
-                    ahead.ask(ASKED);
-                    let to = places.len().min(at + gather::TOGETHER);
-                    for g in 0..tile.group {
-                        let row = g * tile.tokens + self.first + token;
-                        let query = &tile.rows[row * width..(row + 1) * width];
-                        let scores = &mut scores[g * places.len()..(g + 1) * places.len()];
-                        gather::dots(simd, query, rows, &places[at..to], &mut scores[at..to]);
-                    }
-                    at = to;
-                }
-                *done = at;
+        let all = Gathered::new(rows, self.places);
+        for token in 0..self.starts.len() - 1 {
+            let own = self.of(token);
+            let (from, count) = (own.start * tile.group, own.len());
+            let keys = all.part(own);
+            for g in 0..tile.group {
+                let row = g * tile.tokens + self.first + token;
+                let query = &tile.rows[row * width..(row + 1) * width];
+                gather::dots(simd, query, keys, &mut scores[from + g * count..][..count]);
             }
         }
     }
 
     /// Adds the weighted values.
     #[inline(always)]
-    fn add<S: Simd>(&self, simd: S, rows: Rows<'_>, all: Option<&[u32]>, weights: &[f32], output: &mut [f32]) {
+    fn add<S: Simd>(&self, simd: S, rows: Rows<'_>, weights: &[f32], output: &mut [f32]) {
         let (tile, width) = (self.tile, rows.width());
-        let mut done = [0; TOKENS];
-        let mut ahead = Asked::new(rows, all);
-        while let Some(end) = ahead.next_stretch() {
-            for (token, done) in done.iter_mut().enumerate().take(self.starts.len() - 1) {
-                let start = self.starts[token] - self.starts[0];
-                let places = &self.places[start..self.starts[token + 1] - self.starts[0]];
-                let weights = &weights[start * tile.group..][..places.len() * tile.group];
-                let mut at = *done;
-                while at < places.len() && places[at] < end {
-                    ahead.ask(ASKED);
-                    let to = places.len().min(at + gather::TOGETHER);
-                    for g in 0..tile.group {
-                        let row = g * tile.tokens + self.first + token;
-                        let weights = &weights[g * places.len()..(g + 1) * places.len()];
-                        let output = &mut output[row * width..(row + 1) * width];
-                        gather::add(simd, &weights[at..to], rows, &places[at..to], output);
-                    }
-                    at = to;
-                }
-                *done = at;
+        let all = Gathered::new(rows, self.places);
+        for token in 0..self.starts.len() - 1 {
+            let own = self.of(token);
+            let (from, count) = (own.start * tile.group, own.len());
+            let values = all.part(own);
+            for g in 0..tile.group {
+                let row = g * tile.tokens + self.first + token;
+                let output = &mut output[row * width..(row + 1) * width];
+                gather::add(simd, &weights[from + g * count..][..count], values, output);
             }
         }
-    }
-}
-
-/// Goes through rows in stretches, and asks for those of the next while one is read.
-struct Asked<'a> {
-    rows: Rows<'a>,
-    /// None where they lie in the cache already.
-    all: Option<&'a [u32]>,
-    asked: usize,
-    end: usize,
-}
-
-impl<'a> Asked<'a> {
-    #[inline(always)]
-    fn new(rows: Rows<'a>, all: Option<&'a [u32]>) -> Self {
-        Self { rows, all, asked: 0, end: 0 }
-    }
-
-    /// The first place beyond the next stretch.
-    #[inline(always)]
-    fn next_stretch(&mut self) -> Option<u32> {
-        let count = self.all.map_or(self.rows.len(), <[u32]>::len);
-        if self.end >= count {
-            return None;
-        }
-        self.ask(usize::MAX);
-        self.end = count.min(self.end + STRETCH);
-        let last = self.all.map_or(self.end as u32 - 1, |all| all[self.end - 1]);
-        Some(last + 1)
-    }
-
-    /// Asks for the next rows, at most `count`, up to the end of the stretch after this.
-    #[inline(always)]
-    fn ask(&mut self, count: usize) {
-        let Some(all) = self.all else { return };
-        let end = all.len().min(self.end + STRETCH).min(self.asked.saturating_add(count));
-        for &position in &all[self.asked.min(end)..end] {
-            prefetch(self.rows.row(position as usize));
-        }
-        self.asked = self.asked.max(end);
     }
 }

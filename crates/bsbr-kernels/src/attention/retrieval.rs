@@ -128,7 +128,7 @@ impl Retrieval<'_> {
         let first_block = if columns.closed > 0 { opened.min(columns.first_block) } else { columns.first_block };
         for first in (0..tile.tokens).step_by(reading::TOKENS) {
             let tokens = first..tile.tokens.min(first + reading::TOKENS);
-            chosen.together.clear(first_block..self.candidates.blocks.end);
+            chosen.together.clear(first_block..self.candidates.blocks.end, rows);
             for token in tokens.clone() {
                 let capped = self.choose(tile, token, columns, scratch, &mut chosen);
                 retrieved.keys += chosen.of(token).len() as u64;
