@@ -15,7 +15,7 @@ use crate::{
     layer_attention::{LayerTrace, attend},
     modules::{Block, Normalisation},
     ops,
-    rotary::{Rotation, rotary_set},
+    rotary::{Rotation, rotary_set, rotary_sets},
 };
 
 /// A decoder with its weights.
@@ -167,6 +167,20 @@ impl Decoder {
         visit: &mut (dyn FnMut(LayerTrace) + Send),
     ) -> Result<Tensor<2>, ModelError> {
         self.hidden_seen(&[tokens.to_vec()], cache, Some(visit))
+    }
+
+    /// Queries or keys of a layer, `[batch, heads, tokens, head_dim]` as [`Decoder::trace`] shows them, as they would be if
+    /// their text began `by` tokens later: turned by so many positions where the layer has a rotary embedding, and otherwise
+    /// the same.
+    ///
+    /// Scores between rows that were moved alike do not change. So texts that were read one by one can be put one behind
+    /// the other.
+    pub fn moved(&self, layer: usize, rows: Tensor<4>, by: usize) -> Tensor<4> {
+        let [batch, heads, tokens, width] = rows.dims();
+        let Some(set) = rotary_set(&self.config.decoder, layer) else { return rows };
+        let (frequencies, _) = rotary_sets(&self.config.decoder, tokens).swap_remove(set);
+        let rotation = Rotation::new([(by, &(frequencies, 1.0))].into_iter(), &rows.device(), rows.dtype());
+        rotation.apply(rows.reshape([1, batch * heads * tokens, width])).reshape([batch, heads, tokens, width])
     }
 
     fn hidden_seen(

@@ -1,8 +1,10 @@
 //! Queries, keys and values of a model, glued to the length that is measured.
 //!
 //! What attention costs by an index depends on how much its heads agree on, which no random rows imitate. Here they are those
-//! of a model that reads a text with its own attention; a longer text is the same rows again. So that no key has an equal
-//! elsewhere, the keys of each later copy are a little shorter: times a factor from 0.9 to 1 of its own.
+//! of a model that reads windows of a text with its own attention, each as long as it was trained for. The windows lie one
+//! behind the other: queries and keys of a later one are turned to the positions where it begins. A text that is longer than
+//! all of them is the same rows again. So that no key has an equal elsewhere, the keys of each later copy are a little
+//! shorter: times a factor from 0.9 to 1 of its own.
 
 use std::ops::Range;
 
@@ -32,44 +34,33 @@ pub(crate) struct ModelRows {
 }
 
 impl ModelRows {
-    /// Those of `layers` of a model that reads `text` with its original attention.
-    pub(crate) fn of(decoder: &Decoder, text: &[u32], layers: &[usize]) -> Result<Self> {
+    /// Those of `layers` of a model that reads each of `windows`, all of one length, with its original attention.
+    pub(crate) fn of(decoder: &Decoder, windows: &[&[u32]], layers: &[usize]) -> Result<Self> {
         let model = &decoder.config().decoder;
         if let Some(layer) = layers.iter().find(|&&layer| layer >= model.layers) {
             bail!("--layers names layer {layer}, the model has layers 0 to {}", model.layers - 1);
         }
-        let (kv_heads, width) = (model.kv_heads, model.head_dim);
         let original = decoder.with_config(|config| config.attention = None)?;
-        let mut rows = Self { heads: Vec::new(), layers: layers.to_vec(), tokens: text.len(), width };
-        let mut failed = None;
-        let mut take = |trace: LayerTrace| {
-            if !layers.contains(&trace.layer) {
-                return;
+        let mut rows = Self { heads: Vec::new(), layers: layers.to_vec(), tokens: 0, width: model.head_dim };
+        for window in windows {
+            let heads = read_window(&original, window, layers, rows.tokens)?;
+            rows.tokens += window.len();
+            if rows.heads.is_empty() {
+                rows.heads = heads;
+                continue;
             }
-            let of_heads = |tensor: Tensor<4>| -> Result<Vec<Vec<f32>>> {
-                let numbers = tensor.cast(DType::F32).try_into_vec_as::<f32>();
-                let numbers = numbers.map_err(|error| anyhow::anyhow!("numbers cannot be read back: {error:?}"))?;
-                Ok(numbers.chunks_exact(text.len() * width).map(<[f32]>::to_vec).collect())
-            };
-            match (of_heads(trace.query), of_heads(trace.keys), of_heads(trace.values)) {
-                (Ok(mut queries), Ok(keys), Ok(values)) => {
-                    let group = queries.len() / kv_heads;
-                    for (keys, values) in keys.into_iter().zip(values) {
-                        let rest = queries.split_off(group);
-                        rows.heads.push(KvHead { queries: std::mem::replace(&mut queries, rest), keys, values });
-                    }
+            for (all, new) in rows.heads.iter_mut().zip(heads) {
+                all.keys.extend(new.keys);
+                all.values.extend(new.values);
+                for (all, new) in all.queries.iter_mut().zip(new.queries) {
+                    all.extend(new);
                 }
-                (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => failed = Some(error),
             }
-        };
-        original.trace(text, &mut original.new_cache(&[text.len()])?, &mut take)?;
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(rows),
         }
+        Ok(rows)
     }
 
-    /// Tokens of the text.
+    /// Tokens of all windows.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
@@ -116,6 +107,40 @@ impl ModelRows {
             numbers.extend(rows[from * self.width..(from + count) * self.width].iter().map(|x| x * factor));
             at += count;
         }
+    }
+}
+
+/// What `layers` read of a window that begins at `start`: the KV heads of one layer after the other.
+fn read_window(original: &Decoder, window: &[u32], layers: &[usize], start: usize) -> Result<Vec<KvHead>> {
+    let model = &original.config().decoder;
+    let (kv_heads, width) = (model.kv_heads, model.head_dim);
+    let mut heads = Vec::new();
+    let mut failed = None;
+    let mut take = |trace: LayerTrace| {
+        if !layers.contains(&trace.layer) {
+            return;
+        }
+        let of_heads = |tensor: Tensor<4>| -> Result<Vec<Vec<f32>>> {
+            let numbers = tensor.cast(DType::F32).try_into_vec_as::<f32>();
+            let numbers = numbers.map_err(|error| anyhow::anyhow!("numbers cannot be read back: {error:?}"))?;
+            Ok(numbers.chunks_exact(window.len() * width).map(<[f32]>::to_vec).collect())
+        };
+        let moved = |rows: Tensor<4>| original.moved(trace.layer, rows, start);
+        match (of_heads(moved(trace.query)), of_heads(moved(trace.keys)), of_heads(trace.values)) {
+            (Ok(mut queries), Ok(keys), Ok(values)) => {
+                let group = queries.len() / kv_heads;
+                for (keys, values) in keys.into_iter().zip(values) {
+                    let rest = queries.split_off(group);
+                    heads.push(KvHead { queries: std::mem::replace(&mut queries, rest), keys, values });
+                }
+            }
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => failed = Some(error),
+        }
+    };
+    original.trace(window, &mut original.new_cache(&[window.len()])?, &mut take)?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(heads),
     }
 }
 

@@ -222,15 +222,18 @@ impl Loaded {
         Ok(Self { decoder, text, converted, kv_bytes_per_token })
     }
 
-    /// What some layers read of as much of the text as they were trained for and `longest` asks for.
+    /// What some layers read of as many windows of the text as `longest` asks for and the text has, each as long as they
+    /// were trained for.
     fn rows(&self, args: &Args, shape: Shape, longest: usize) -> Result<ModelRows> {
         let model = &self.decoder.config().decoder;
         let tokens = self.text.len().min(model.max_positions).min(longest.clamp(1, LONGEST_READ));
         let layers = args.layers.clone().unwrap_or_else(|| {
             let count = (shape.batch * shape.kv_heads).div_ceil(model.kv_heads).min(model.layers);
-            (0..count).map(|nth| nth * model.layers / count).collect()
+            // The middle layer of each of so many parts of the model.
+            (0..count).map(|nth| (2 * nth + 1) * model.layers / (2 * count)).collect()
         });
-        ModelRows::of(&self.decoder.clone().with_cache_type(DType::F32), &self.text[..tokens], &layers)
+        let windows: Vec<&[u32]> = self.text.chunks_exact(tokens).take(longest.div_ceil(tokens)).collect();
+        ModelRows::of(&self.decoder.clone().with_cache_type(DType::F32), &windows, &layers)
     }
 }
 
