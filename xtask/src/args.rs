@@ -67,7 +67,7 @@ pub(crate) struct AttentionArgs {
     /// How the rest is read: none, blocks, state, additive [default: blocks]
     #[arg(long, value_name = "KIND", value_parser = by_name::<Retrieval>)]
     retrieval: Option<Retrieval>,
-    /// Chunks that end within the first N tokens read everything [default: 1024]
+    /// Chunks that end within the first N tokens read everything [default: 512]
     #[arg(long, value_name = "N")]
     exact_tokens: Option<usize>,
     /// What chooses the keys that are read exactly: index, meta [default: index]
@@ -86,7 +86,7 @@ pub(crate) struct AttentionArgs {
     /// What is further back than N tokens is scored by sections of 64 tokens first [default: 8192]
     #[arg(long, value_name = "N")]
     fine_tokens: Option<usize>,
-    /// Most of those sections whose keys a token scores [default: 64]
+    /// Most of those sections whose keys a token scores [default: 32]
     #[arg(long, value_name = "N")]
     max_sections: Option<usize>,
     /// Tokens of a block with --retrieval state or --selector meta [default: 16]

@@ -66,8 +66,8 @@ fn attention(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("blocks", tokens), |bencher| {
             bencher.iter(|| {
                 let mut index = KeyIndex::new([1, HEADS, HEAD_DIM], HEAD_DIM / 2, settings.sink_tokens);
-                index.watch(query, 0..1024);
-                index.found(keys, 1024);
+                index.watch(query, 0..512);
+                index.found(keys, 512);
                 index.extend(keys, values, tokens / SECTION);
                 let (keys, values, index) = (keys.into(), values.into(), Some(&index));
                 let input = BlockInput { query, keys, values, first: 0, sinks: None, index, near: None };

@@ -175,7 +175,7 @@ mod tests {
         // 100 chunks before the local region: 16 of them block by block, the 168 sections of the others first, 64 of which are
         // opened.
         let at = 102 * 128 - 1..102 * 128;
-        let blocks = BlockAttentionConfig { fine_tokens: 2048, ..config(Retrieval::Blocks) };
+        let blocks = BlockAttentionConfig { fine_tokens: 2048, max_sections: 64, ..config(Retrieval::Blocks) };
         let found = operations(Some(&blocks), 64, at, Some(0.0));
         let scored = f64::from(16 * 8 + 64 * 4) * (2.0 * 64.0 + 16.0 * 2.0 * 32.0) + 168.0 * 4.0 * 64.0;
         assert_eq!(found.integer, scored);

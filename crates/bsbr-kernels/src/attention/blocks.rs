@@ -19,7 +19,9 @@ use crate::{
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
 const SCORES: usize = 1 << 18;
-/// Rows of queries in a tile where there are few blocks.
+/// Rows of queries in a tile that reads everything, as many as dense attention has.
+const ALL_ROWS: usize = 128;
+/// Rows of queries in a tile that chooses keys among few blocks: fewer, so that it masks less of the local region.
 const ROWS: usize = 64;
 /// The fewest rows that are worth a matrix product.
 const FEWEST_ROWS: usize = 32;
@@ -188,8 +190,10 @@ pub fn block_attention_into(
     let next = |from: usize| {
         let chunk = (begin + from) / settings.chunk_size;
         let candidates = settings.index.as_ref().and_then(|index| settings.candidates(chunk, index, options));
-        let scored = candidates.map_or(0, |candidates| candidates.blocks.len() + candidates.sections.len());
-        let rows = (SCORES / scored.max(1_usize)).clamp(FEWEST_ROWS, ROWS);
+        let rows = candidates.map_or(ALL_ROWS, |candidates| {
+            let scored = candidates.blocks.len() + candidates.sections.len();
+            (SCORES / scored.max(1_usize)).clamp(FEWEST_ROWS, ROWS)
+        });
         // A tile lies within one chunk.
         (from + (rows / group).max(1)).min((chunk + 1) * settings.chunk_size - begin)
     };

@@ -12,6 +12,45 @@ use super::{
 };
 use crate::{heads::Rows, stored::StoredRows};
 
+/// Adds the squares of queries in each channel: token by token, within a token head by head.
+pub(super) struct Watch<'a> {
+    pub(super) head: &'a mut HeadIndex,
+    pub(super) queries: &'a [Rows<'a>],
+    pub(super) tokens: Range<usize>,
+}
+
+impl WithSimd for Watch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for token in self.tokens {
+            for query in self.queries {
+                for (sum, value) in self.head.query_squares.iter_mut().zip(query.row(token)) {
+                    *sum += value * value;
+                }
+            }
+        }
+    }
+}
+
+/// [`HeadIndex::found`], for the best instructions of the machine.
+pub(super) struct Found<'a> {
+    pub(super) head: &'a mut HeadIndex,
+    pub(super) keys: StoredRows<'a>,
+    pub(super) blocks: usize,
+    pub(super) sinks: usize,
+}
+
+impl WithSimd for Found<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.head.found(self.keys, self.blocks, self.sinks);
+    }
+}
+
 /// Memory for one section at a time.
 #[derive(Default)]
 struct Scratch {
@@ -20,6 +59,8 @@ struct Scratch {
     /// Mean keys of the blocks of a section, and of the section.
     means: Vec<f32>,
     mean: Vec<f32>,
+    /// What a key has beyond the mean of its block.
+    beyond: Vec<f32>,
     residuals: Vec<f32>,
     radii: Vec<f32>,
     codes: Vec<i8>,
@@ -49,7 +90,8 @@ impl WithSimd for Extend<'_> {
 }
 
 impl HeadIndex {
-    pub(super) fn found(&mut self, keys: StoredRows<'_>, blocks: usize, sinks: usize) {
+    #[inline(always)]
+    fn found(&mut self, keys: StoredRows<'_>, blocks: usize, sinks: usize) {
         let width = self.width;
         let (mut sum, mut squares) = (vec![0.0; width], vec![0.0_f32; width]);
         let (mut mean, mut widened, mut count) = (vec![0.0; width], Vec::new(), 0);
@@ -101,7 +143,8 @@ impl HeadIndex {
             value.fill(0.0);
             return;
         }
-        let Scratch { keys: key_numbers, values: value_numbers, means, mean, residuals, radii, codes } = scratch;
+        let Scratch { keys: key_numbers, values: value_numbers, means, mean, beyond, residuals, radii, codes } =
+            scratch;
         let rows = values.range(held.clone()).widened(value_numbers);
         mean_of(&rows, 0..rows.len(), value);
         let rows = keys.range(held.clone()).widened(key_numbers);
@@ -120,7 +163,7 @@ impl HeadIndex {
             for (sum, of_block) in mean.iter_mut().zip(&*of_block) {
                 *sum += of_block * count;
             }
-            self.take_in_block(&rows, own, block, of_block, residuals, codes);
+            self.take_in_block(&rows, own, block, of_block, (beyond, residuals), codes);
         }
         let share = 1.0 / held.len() as f32;
         for sum in mean.iter_mut() {
@@ -148,18 +191,24 @@ impl HeadIndex {
         own: Range<usize>,
         block: usize,
         mean: &mut [f32],
-        residuals: &mut Vec<f32>,
+        (beyond, residuals): (&mut Vec<f32>, &mut Vec<f32>),
         codes: &mut Vec<i8>,
     ) {
         let channels = self.channels.len();
+        beyond.resize(self.width, 0.0);
         residuals.clear();
         residuals.resize(BLOCK * channels, 0.0);
         // Keys after sinks are the last of their block.
         let skipped = BLOCK - own.len();
         for (key, residual) in own.zip(residuals[skipped * channels..].chunks_exact_mut(channels)) {
-            let row = rows.row(key);
-            for ((residual, &channel), balance) in residual.iter_mut().zip(&self.channels).zip(&self.balance) {
-                *residual = (row[channel as usize] - mean[channel as usize]) / balance;
+            for ((beyond, key), mean) in beyond.iter_mut().zip(rows.row(key)).zip(&*mean) {
+                *beyond = key - mean;
+            }
+            for (residual, &channel) in residual.iter_mut().zip(&self.channels) {
+                *residual = beyond[channel as usize];
+            }
+            for (residual, balance) in residual.iter_mut().zip(&self.balance) {
+                *residual /= balance;
             }
         }
         let largest = largest(residuals);
@@ -211,9 +260,13 @@ fn encode(numbers: &[f32], factor: f32, offset: i32, codes: &mut Vec<i8>, lane: 
     codes.clear();
     codes.resize(numbers.len().next_multiple_of(QUAD), 0);
     integer::encode(numbers, factor, codes);
+    for code in codes.iter_mut() {
+        *code = code.wrapping_add(offset as i8);
+    }
     for (quad, codes) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
         let place = place(lane, quad * QUAD);
-        panel[place..place + QUAD].copy_from_slice(&codes.map(|code| (code as u8).wrapping_add(offset as u8)));
+        let bytes = [codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8];
+        panel[place..place + QUAD].copy_from_slice(&bytes);
     }
 }
 

@@ -1,7 +1,5 @@
 //! The index of one KV head: what is kept, and where.
 
-use std::ops::Range;
-
 use super::{BLOCK, BLOCKS_OF_SECTION};
 use crate::heads::Rows;
 
@@ -88,17 +86,6 @@ impl HeadIndex {
             section_means: Codes::default(),
             section_radii: Codes::default(),
             section_values: Vec::new(),
-        }
-    }
-
-    /// Adds the squares of queries: token by token, within a token head by head.
-    pub(super) fn watch(&mut self, queries: &[Rows<'_>], tokens: Range<usize>) {
-        for token in tokens {
-            for query in queries {
-                for (sum, value) in self.query_squares.iter_mut().zip(query.row(token)) {
-                    *sum += value * value;
-                }
-            }
         }
     }
 

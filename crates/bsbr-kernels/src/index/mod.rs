@@ -16,7 +16,7 @@ pub(crate) mod query;
 
 use std::ops::Range;
 
-use build::Extend;
+use build::{Extend, Found, Watch};
 pub(crate) use head::{Codes, HeadIndex};
 use rayon::prelude::*;
 
@@ -64,11 +64,13 @@ impl KeyIndex {
         let [batch, heads, _, width] = query.dims();
         assert!([batch, width] == [self.batch, self.width] && heads.is_multiple_of(self.kv_heads));
         let group = heads / self.kv_heads;
-        for (pair, head) in self.heads.iter_mut().enumerate() {
-            let (batch, kv_head) = (pair / self.kv_heads, pair % self.kv_heads);
+        let kv_heads = self.kv_heads;
+        self.heads.par_iter_mut().enumerate().for_each(|(pair, head)| {
+            let (batch, kv_head) = (pair / kv_heads, pair % kv_heads);
             let queries = (kv_head * group..(kv_head + 1) * group).map(|head| query.head(batch, head));
-            head.watch(&queries.collect::<Vec<_>>(), tokens.clone());
-        }
+            let queries = queries.collect::<Vec<_>>();
+            level::arch().dispatch(Watch { head, queries: &queries, tokens: tokens.clone() });
+        });
     }
 
     /// Decides from the first `tokens` keys, of which whole blocks count, and the queries that were
@@ -81,7 +83,8 @@ impl KeyIndex {
         let (keys, kv_heads, sinks) = (keys.into(), self.kv_heads, self.sinks);
         self.check(&keys);
         self.heads.par_iter_mut().enumerate().for_each(|(pair, head)| {
-            head.found(keys.head(pair / kv_heads, pair % kv_heads), tokens / BLOCK, sinks);
+            let keys = keys.head(pair / kv_heads, pair % kv_heads);
+            level::arch().dispatch(Found { head, keys, blocks: tokens / BLOCK, sinks });
         });
         self.founded = true;
     }
