@@ -40,7 +40,8 @@ impl RowBuffer {
         device: &Device,
         dtype: DType,
     ) -> Self {
-        Self { rows: Tensor::zeros([batch, heads, granularity, width], (device, dtype)), length: 0, granularity, dtype }
+        // One row keeps the shape, type and device until there are more; it is no room.
+        Self { rows: Tensor::zeros([batch, heads, 1, width], (device, dtype)), length: 0, granularity, dtype }
     }
 
     /// The empty buffer with its rows stored in another type.
@@ -51,8 +52,8 @@ impl RowBuffer {
     /// Makes room for `rows` rows in all, rounded up to the granularity.
     pub(crate) fn reserve(&mut self, rows: usize) {
         let rows = rows.next_multiple_of(self.granularity);
-        let [batch, heads, room, width] = self.rows.dims();
-        if rows > room {
+        let [batch, heads, _, width] = self.rows.dims();
+        if rows > self.room() {
             let options = (&self.rows.device(), self.rows.dtype());
             let grown = Tensor::zeros([batch, heads, rows, width], options);
             self.rows = if self.length == 0 {
@@ -148,8 +149,9 @@ impl RowBuffer {
         self.length
     }
 
+    /// Rows there is room for.
     pub(crate) fn room(&self) -> usize {
-        self.rows.dims()[2]
+        self.rows.dims()[2] / self.granularity * self.granularity
     }
 
     /// Bytes of the room.
