@@ -9,8 +9,10 @@ use bsbr_splitlinear::Tap;
 use burn::tensor::Tensor;
 
 use crate::{
-    BlockInput, Decoder, LinearPlace, LinearRole, ModelError, Projection, layer_attention::attend, ops,
-    rotary::Rotation, rotary::rotary_set,
+    BlockInput, Decoder, LinearPlace, LinearRole, ModelError, Projection,
+    layer_attention::attend,
+    ops,
+    rotary::{Places, Rotation, rotary_set, temperatures},
 };
 
 impl LinearPlace {
@@ -62,6 +64,8 @@ impl Decoder {
             let frequencies = cache.texts[0].frequencies.get(set)?;
             Some(Rotation::new((0..length).map(|position| (position, frequencies)), &device, states.dtype()))
         });
+        let temperature = temperatures(&self.config.decoder, 0..length);
+        let places = Places { rotation: rotation.as_ref(), temperature: temperature.as_deref() };
         let seen: Arc<Mutex<Vec<(LinearRole, Tensor<2>)>>> = Arc::default();
         let mut block = block.clone();
         // Queries stand for all that read their input, the way up for the gate.
@@ -77,7 +81,7 @@ impl Decoder {
         let states = ops::run(&device, || {
             block.forward(states, |projections, norm, x| {
                 let pieces = [(0, 0..length)];
-                Ok::<_, ModelError>(attend(projections, norm, x, rotation.as_ref(), &pieces, layer, &mut cache)?.1)
+                Ok::<_, ModelError>(attend(projections, norm, x, places, &pieces, layer, &mut cache)?.1)
             })
         })?;
         let seen = mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));

@@ -15,7 +15,7 @@ use crate::{
     layer_attention::{LayerTrace, attend},
     modules::{Block, Normalisation},
     ops,
-    rotary::{Rotation, rotary_set, rotary_sets},
+    rotary::{Places, Rotation, rotary_set, rotary_sets},
 };
 
 /// A decoder with its weights.
@@ -203,7 +203,7 @@ impl Decoder {
         cache: &mut DecoderCache,
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
-        let (x, rotations) = self.inputs(tokens, cache);
+        let (x, rotations, temperature) = self.inputs(tokens, cache);
         let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
         let mut start = 0;
         for (text, new) in tokens.iter().enumerate() {
@@ -212,7 +212,9 @@ impl Decoder {
             }
             start += new.len();
         }
-        let x = ops::run(&self.device(), || self.through_blocks(x, &rotations, &pieces, cache, visit))?;
+        let x = ops::run(&self.device(), || {
+            self.through_blocks(x, (&rotations, temperature.as_deref()), &pieces, cache, visit)
+        })?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
         }
@@ -223,15 +225,16 @@ impl Decoder {
     fn through_blocks(
         &self,
         mut x: Tensor<2>,
-        rotations: &[Rotation],
+        (rotations, temperature): (&[Rotation], Option<&[f32]>),
         pieces: &[(usize, Range<usize>)],
         cache: &mut DecoderCache,
         mut visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
+            let places = Places { rotation, temperature };
             x = block.forward(x, |projections, norm, x| {
-                let (heads, read) = attend(projections, norm, x, rotation, pieces, layer, cache)?;
+                let (heads, read) = attend(projections, norm, x, places, pieces, layer, cache)?;
                 if let Some(visit) = &mut visit {
                     let normed = match norm {
                         Some(norm) => norm.forward(x.clone()),

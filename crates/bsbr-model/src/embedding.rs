@@ -2,12 +2,19 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::{Decoder, DecoderCache, PositionPolicy, rotary::Rotation};
+use crate::{
+    Decoder, DecoderCache, PositionPolicy,
+    rotary::{Rotation, temperatures},
+};
 
 impl Decoder {
-    /// What the first block reads of the next tokens of each text, `[tokens, hidden_size]`, and their rotations, one entry
-    /// for each way a layer rotates.
-    pub(crate) fn inputs(&self, tokens: &[Vec<u32>], cache: &DecoderCache) -> (Tensor<2>, Vec<Rotation>) {
+    /// What the first block reads of the next tokens of each text, `[tokens, hidden_size]`, their rotations, one entry for each
+    /// way a layer rotates, and the factors on their queries.
+    pub(crate) fn inputs(
+        &self,
+        tokens: &[Vec<u32>],
+        cache: &DecoderCache,
+    ) -> (Tensor<2>, Vec<Rotation>, Option<Vec<f32>>) {
         let positions: Vec<(usize, usize)> = tokens
             .iter()
             .enumerate()
@@ -21,7 +28,8 @@ impl Decoder {
             Rotation::new(tokens, &x.device(), x.dtype())
         });
         let rotations = rotations.collect();
-        (x, rotations)
+        let temperature = temperatures(&self.config.decoder, positions.iter().map(|&(_, position)| position));
+        (x, rotations, temperature)
     }
 
     /// What the first block reads of tokens that stand at `positions`, texts and places in them.

@@ -12,7 +12,7 @@ use crate::{
     DecoderCache, ModelError,
     modules::{Normalisation, Projections},
     ops,
-    rotary::Rotation,
+    rotary::{Places, Rotation},
 };
 
 /// What the attention of one layer made of the tokens of one text.
@@ -38,7 +38,7 @@ pub(crate) fn attend(
     projections: &Projections,
     norm: Option<&Normalisation>,
     x: &Tensor<2>,
-    rotation: Option<&Rotation>,
+    places: Places<'_>,
     pieces: &[(usize, Range<usize>)],
     layer: usize,
     cache: &mut DecoderCache,
@@ -49,7 +49,7 @@ pub(crate) fn attend(
         Some(norm) => norm.forward(x.clone()),
         None => x.clone(),
     });
-    let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
+    let heads = ops::heads(x, norm, projections, places, made.head_dim).map(Tensor::unsqueeze::<4>);
     for (text, range) in pieces {
         cache.make_room(*text, layer, range.len());
     }
@@ -59,7 +59,7 @@ pub(crate) fn attend(
             [_] => heads.clone(),
             _ => heads.clone().narrow(2, range.start, range.len()),
         });
-        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, rotation, range, cache));
+        let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, places.rotation, range, cache));
         cache.prefill(query, key, value, meta)
     };
     let mut outputs = ops::each(&heads[0], caches, read).into_iter().collect::<Result<Vec<_>, _>>()?;

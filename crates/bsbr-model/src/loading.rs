@@ -13,13 +13,15 @@ use burn::{
 };
 
 use crate::{
-    AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole, ModelConfig,
-    ModelError, Norm, Projection, WeightSpec,
+    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole,
+    ModelConfig, ModelError, Norm, Projection, WeightSpec,
     modules::{
         Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+        Xielu,
     },
     split::rest,
     weight_specs,
+    weights::XIELU,
 };
 
 /// Where weights come from.
@@ -147,16 +149,17 @@ impl Loader<'_> {
     fn norm(&mut self, name: &str, kind: Norm, epsilon: f64, width: usize) -> Result<Normalisation, ModelError> {
         let gamma = self.optional(&format!("{name}.weight"))?;
         Ok(match kind {
-            Norm::Layer | Norm::LayerWeight | Norm::LayerPlain => {
+            Norm::Layer | Norm::LayerWeight | Norm::LayerPlain | Norm::LayerPlusOne => {
                 let mut norm = LayerNormConfig::new(width).with_epsilon(epsilon).with_bias(false).init(self.device);
                 norm.gamma = gamma.unwrap_or(norm.gamma);
                 norm.beta = self.optional(&format!("{name}.bias"))?;
-                Normalisation::Layer(LayerNormalisation { norm, epsilon })
+                let norm = LayerNormalisation { norm, epsilon };
+                if kind == Norm::LayerPlusOne { Normalisation::LayerPlusOne(norm) } else { Normalisation::Layer(norm) }
             }
-            Norm::Rms | Norm::RmsPlusOne => {
+            Norm::Rms | Norm::RmsPlusOne | Norm::RmsPlain => {
                 let gamma = gamma.unwrap_or_else(|| Param::from_tensor(Tensor::ones([width], self.device)));
                 let norm = RmsNorm { gamma, epsilon };
-                if kind == Norm::Rms { Normalisation::Rms(norm) } else { Normalisation::RmsPlusOne(norm) }
+                if kind == Norm::RmsPlusOne { Normalisation::RmsPlusOne(norm) } else { Normalisation::Rms(norm) }
             }
         })
     }
@@ -172,13 +175,20 @@ impl Loader<'_> {
     }
 
     /// The normalisation of queries or keys, where the decoder has one.
-    fn head_norm(&mut self, name: &str, decoder: &DecoderConfig) -> Result<Option<HeadNormalisation>, ModelError> {
+    fn head_norm(
+        &mut self,
+        name: &str,
+        heads: usize,
+        decoder: &DecoderConfig,
+    ) -> Result<Option<HeadNormalisation>, ModelError> {
         let Some(over) = decoder.block.head_norm else { return Ok(None) };
         let kind = decoder.norm.without_bias();
         Ok(Some(match over {
             HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, decoder.head_dim)?),
-            // The width of what is normalised is that of the weight.
-            HeadNorm::AllHeads => HeadNormalisation::AllHeads(self.norm(name, kind, decoder.norm_eps, 1)?),
+            HeadNorm::AllHeads => {
+                let width = heads * decoder.head_dim;
+                HeadNormalisation::AllHeads(self.norm(name, kind, decoder.norm_eps, width)?)
+            }
             HeadNorm::EachHead => {
                 let weight = Param::from_tensor(self.tensor::<2>(&format!("{name}.weight"))?);
                 let plain = if kind.is_layer() { Norm::LayerPlain } else { Norm::Rms };
@@ -222,8 +232,9 @@ impl Loader<'_> {
                 key: projection(self, LinearRole::Key)?,
                 value: projection(self, LinearRole::Value)?,
                 output: projection(self, LinearRole::Output)?,
-                query_norm: self.head_norm(&at("attention.query_norm"), decoder)?,
-                key_norm: self.head_norm(&at("attention.key_norm"), decoder)?,
+                query_norm: self.head_norm(&at("attention.query_norm"), decoder.heads, decoder)?,
+                key_norm: self.head_norm(&at("attention.key_norm"), decoder.kv_heads, decoder)?,
+                norm_after_rotary: decoder.block.head_norm_after_rotary,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
                 state_basis: self.optional(&extra("state_basis"))?,
@@ -237,10 +248,20 @@ impl Loader<'_> {
                 up: projection(self, LinearRole::Up)?,
                 down: projection(self, LinearRole::Down)?,
                 activation: decoder.activation,
+                xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
             },
             mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
             config: decoder.block,
         })
+    }
+
+    fn xielu(&mut self, layer: usize) -> Result<Xielu, ModelError> {
+        let mut stored = [0.0; 4];
+        for (part, number) in XIELU.iter().zip(&mut stored) {
+            // One number, as the loader has checked.
+            *number = self.numbers(&format!("layers.{layer}.mlp.xielu.{part}"))?.0[0];
+        }
+        Ok(Xielu::of_stored(stored))
     }
 
     fn table(&mut self, name: &str) -> Result<Embedding, ModelError> {

@@ -17,6 +17,8 @@ pub enum Normalisation {
     Rms(RmsNorm),
     /// Root mean square, times `1 + weight`. The weight stays as it is stored: adding 1 would lose bits of it.
     RmsPlusOne(RmsNorm),
+    /// Mean and variance, times `1 + weight`.
+    LayerPlusOne(LayerNormalisation),
 }
 
 /// LayerNorm, and its epsilon for everyone to see.
@@ -91,10 +93,13 @@ pub struct Projections {
     pub value: Projection,
     /// `[heads * head_dim]` to `[hidden_size]`.
     pub output: Projection,
-    /// Of the queries, before they are rotated.
+    /// Of the queries.
     pub query_norm: Option<HeadNormalisation>,
     /// Of the keys.
     pub key_norm: Option<HeadNormalisation>,
+    /// Queries and keys are rotated before they are normalised.
+    #[module(skip)]
+    pub norm_after_rotary: bool,
     /// `[hidden_size]` to `[heads * head_dim]`.
     pub meta_query: Option<Linear>,
     /// `[hidden_size]` to `[heads * head_dim]`.
@@ -190,6 +195,39 @@ pub struct Mlp {
     /// The non-linearity.
     #[module(skip)]
     pub activation: Activation,
+    /// The numbers of [`Activation::Xielu`].
+    #[module(skip)]
+    pub xielu: Option<Xielu>,
+}
+
+/// The numbers of [`Activation::Xielu`] in one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    /// Factor on the square of what is above 0: the softplus of what is stored.
+    pub above: f32,
+    /// Factor on the exponential below 0, less `linear`: likewise.
+    pub below: f32,
+    /// Factor on the number itself.
+    pub linear: f32,
+    /// The exponential is taken of what is at most this.
+    pub limit: f32,
+}
+
+impl Xielu {
+    /// From the four numbers in a checkpoint.
+    pub fn of_stored([above, below, linear, limit]: [f32; 4]) -> Self {
+        // As in torch: beyond 20 the rest is lost in rounding.
+        let softplus = |x: f32| if x > 20.0 { x } else { f64::from(x).exp().ln_1p() as f32 };
+        Self { above: softplus(above), below: softplus(below), linear, limit }
+    }
+
+    /// What becomes of `x`.
+    pub fn of(&self, x: f32) -> f32 {
+        if x > 0.0 {
+            return self.above * x * x + self.linear * x;
+        }
+        (x.min(self.limit).exp_m1() - x) * (self.linear + self.below) + self.linear * x
+    }
 }
 
 impl Mlp {

@@ -108,6 +108,22 @@ fn local_bases(decoder: &DecoderConfig) -> Vec<f64> {
     bases
 }
 
+/// What the positions of some tokens do to their queries and keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Places<'a> {
+    /// Turns both, where the layer rotates.
+    pub(crate) rotation: Option<&'a Rotation>,
+    /// A factor on the query of each token, where any is not 1.
+    pub(crate) temperature: Option<&'a [f32]>,
+}
+
+/// The factors on the queries at `positions`; `None` where all are 1.
+pub(crate) fn temperatures(decoder: &DecoderConfig, positions: impl Iterator<Item = usize>) -> Option<Vec<f32>> {
+    let temperature = decoder.query_temperature?;
+    let factors: Vec<f32> = positions.map(|position| temperature.at(position) as f32).collect();
+    factors.iter().any(|&factor| factor != 1.0).then_some(factors)
+}
+
 /// Cosines and sines of some positions, ready to rotate with.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotation {

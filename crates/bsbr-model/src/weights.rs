@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{AdapterConfig, DecoderConfig, HeadNorm, ModelConfig, Positions};
+use crate::{Activation, AdapterConfig, DecoderConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub struct WeightSpec {
     pub whole: bool,
 }
 
+/// Names of the four numbers of [`Activation::Xielu`], in their order.
+pub(crate) const XIELU: [&str; 4] = ["alpha_p", "alpha_n", "beta", "eps"];
+
 /// Prefix of the weights BSBR adds.
 pub const EXTRA_PREFIX: &str = "bsbr.";
 
@@ -25,7 +28,7 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
-/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `final_norm.{weight,bias}`, `project_out.weight`,
+/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
 /// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for
 /// gates `bsbr.layers.{i}.gates`, for adapters `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`.
@@ -137,6 +140,7 @@ impl List<'_> {
         if let Some(over) = d.block.head_norm {
             for (part, heads) in [("attention.query_norm.weight", d.heads), ("attention.key_norm.weight", d.kv_heads)] {
                 match over {
+                    HeadNorm::Head | HeadNorm::AllHeads if !d.norm.has_weight() => {}
                     HeadNorm::Head => self.add(at(part), &[d.head_dim]),
                     HeadNorm::EachHead => self.add(at(part), &[heads, d.head_dim]),
                     HeadNorm::AllHeads => self.add(at(part), &[heads * d.head_dim]),
@@ -148,6 +152,13 @@ impl List<'_> {
         }
         self.linear(at("mlp.up"), d.intermediate_size, d.hidden_size, d.mlp_bias);
         self.linear(at("mlp.down"), d.hidden_size, d.intermediate_size, d.mlp_bias);
+        if d.activation == Activation::Xielu {
+            // Shapes as the numbers have them in checkpoints.
+            let shapes: [&[usize]; 4] = [&[1], &[1], &[], &[]];
+            for (part, shape) in XIELU.into_iter().zip(shapes) {
+                self.add(at(&format!("mlp.xielu.{part}")), shape);
+            }
+        }
         if meta {
             for part in ["meta_query", "meta_key"] {
                 self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);

@@ -4,7 +4,7 @@ mod common;
 
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, DecoderConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
-    Positions, RotaryScaling,
+    Positions, QueryTemperature, RotaryScaling,
 };
 use common::{
     devices, difference, families, gemma_like, gpt2_like, llama_like, load, logits, multi_query, naive::Naive, rotary,
@@ -53,7 +53,8 @@ fn long_texts_cross_the_tiles_of_full_attention() {
 
 #[test]
 fn every_activation_runs_plain_and_gated() {
-    for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Relu] {
+    for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Relu, Activation::Relu2]
+    {
         for gated_mlp in [false, true] {
             // The other activation of each base, so that there is something to change.
             let other = if activation == Activation::Relu { Activation::Silu } else { Activation::Relu };
@@ -69,6 +70,44 @@ fn every_activation_runs_plain_and_gated() {
 fn the_two_forms_of_gelu_are_told_apart() {
     check_switch(gpt2_like(), |decoder| decoder.activation = Activation::GeluErf);
     check_switch(multi_query(), |decoder| decoder.activation = Activation::GeluTanh);
+}
+
+#[test]
+fn every_layer_has_the_numbers_of_its_own_xielu() {
+    for base in [gpt2_like(), llama_like()] {
+        let base = DecoderConfig { gated_mlp: false, ..base };
+        check_switch(base, |decoder| decoder.activation = Activation::Xielu);
+    }
+}
+
+#[test]
+fn norms_add_one_to_their_weights_or_have_none() {
+    for base in [gpt2_like(), llama_like()] {
+        check_switch(base.clone(), |decoder| decoder.norm = Norm::LayerPlusOne);
+        check_switch(base, |decoder| decoder.norm = Norm::RmsPlain);
+    }
+    let block = BlockConfig { head_norm: Some(HeadNorm::Head), ..Default::default() };
+    let base = DecoderConfig { norm: Norm::RmsPlain, ..llama_like() };
+    check_switch(base, |decoder| decoder.block = block);
+}
+
+#[test]
+fn heads_are_normalised_before_or_after_they_are_rotated() {
+    for over in [HeadNorm::Head, HeadNorm::EachHead] {
+        for rotary_dim in [4, 8] {
+            let block = BlockConfig { head_norm: Some(over), ..Default::default() };
+            let base = DecoderConfig { block, positions: rotary(rotary_dim), ..llama_like() };
+            check_switch(base, |decoder| decoder.block.head_norm_after_rotary = true);
+        }
+    }
+}
+
+#[test]
+fn queries_grow_with_their_position() {
+    for base in [gpt2_like(), llama_like(), gemma_like()] {
+        let temperature = QueryTemperature { beta: 0.7, length: 6 };
+        check_switch(base, |decoder| decoder.query_temperature = Some(temperature));
+    }
 }
 
 #[test]

@@ -74,6 +74,7 @@ pub(super) fn decoder(
         block: BlockConfig::default(),
         head: HeadConfig::default(),
         layer_rotary: Vec::new(),
+        query_temperature: None,
     };
     Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared.is_some() })
 }

@@ -20,6 +20,8 @@ pub enum Activation {
     Silu,
     /// `max(x, 0)`.
     Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
 }
 
 #[inline(always)]
@@ -38,6 +40,11 @@ pub(super) fn activated<S: Simd>(simd: S, activation: Activation, x: S::f32s) ->
         Activation::Relu => {
             let zero = simd.splat_f32s(0.0);
             simd.select_f32s(simd.less_than_f32s(x, zero), zero, x)
+        }
+        Activation::Relu2 => {
+            let zero = simd.splat_f32s(0.0);
+            let above = simd.select_f32s(simd.less_than_f32s(x, zero), zero, x);
+            simd.mul_f32s(above, above)
         }
     }
 }
@@ -107,6 +114,7 @@ mod tests {
             Activation::GeluErf => 0.5 * x * erfc(-x / 2f64.sqrt()),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Relu => x.max(0.0),
+            Activation::Relu2 => x.max(0.0).powi(2),
         }
     }
 
@@ -125,6 +133,7 @@ mod tests {
                 (Activation::GeluErf, 13.0),
                 (Activation::Silu, 87.0),
                 (Activation::Relu, 100.0),
+                (Activation::Relu2, 100.0),
             ];
             for (activation, limit) in cases {
                 let x = numbers(limit);
@@ -138,6 +147,7 @@ mod tests {
                         Activation::GeluErf => 6e-7,
                         Activation::Silu => 4e-7,
                         Activation::Relu => 0.0,
+                        Activation::Relu2 => 6e-8,
                     };
                     let error = (found as f64 - expected).abs();
                     assert!(

@@ -18,8 +18,17 @@ pub struct Rotation<'a> {
     pub interleaved: bool,
 }
 
-/// Writes `x`, `[tokens, heads * width]`, to `out` as `[heads, tokens, width]`; each head is normalised first and
-/// rotated then, where wanted. Weight and bias of the norm are as wide as a head, or hold such a one for each head.
+/// Which of the two comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadOrder {
+    /// A head is normalised, then rotated.
+    NormThenRotate,
+    /// A head is rotated, then normalised.
+    RotateThenNorm,
+}
+
+/// Writes `x`, `[tokens, heads * width]`, to `out` as `[heads, tokens, width]`; each head is normalised and
+/// rotated, where wanted, in this `order`. Weight and bias of the norm are as wide as a head, or hold such a one for each head.
 ///
 /// # Panics
 ///
@@ -29,6 +38,7 @@ pub fn write_heads(
     width: usize,
     norm: Option<&RowNorm<'_>>,
     rotation: Option<&Rotation<'_>>,
+    order: HeadOrder,
     out: &mut [f32],
 ) {
     struct Run<'a> {
@@ -36,6 +46,7 @@ pub fn write_heads(
         width: usize,
         norm: Option<RowNorm<'a>>,
         rotation: Option<Rotation<'a>>,
+        order: HeadOrder,
         first: usize,
     }
     impl WithSimd for Run<'_> {
@@ -43,11 +54,14 @@ pub fn write_heads(
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
             for (token, row) in self.rows.chunks_exact_mut(self.width).enumerate() {
-                if let Some(norm) = self.norm {
+                if let (Some(norm), HeadOrder::NormThenRotate) = (self.norm, self.order) {
                     norm.apply(simd, row);
                 }
                 if let Some(rotation) = self.rotation {
                     rotation.apply(self.first + token, row);
+                }
+                if let (Some(norm), HeadOrder::RotateThenNorm) = (self.norm, self.order) {
+                    norm.apply(simd, row);
                 }
             }
         }
@@ -77,7 +91,7 @@ pub fn write_heads(
                 }
             });
             if norm.is_some() || rotation.is_some() {
-                x.arch.dispatch(Run { rows, width, norm, rotation: rotation.copied(), first: at * lanes });
+                x.arch.dispatch(Run { rows, width, norm, rotation: rotation.copied(), order, first: at * lanes });
             }
         }
     });
@@ -119,20 +133,30 @@ mod tests {
     const HEADS: usize = 3;
 
     /// What it should be, in f64: normalised, rotated, `[heads, tokens, width]`.
-    fn exact(x: &[f32], width: usize, norm: Option<&RowNorm<'_>>, rotation: Option<&Rotation<'_>>) -> Vec<f64> {
+    fn exact(
+        x: &[f32],
+        width: usize,
+        norm: Option<&RowNorm<'_>>,
+        rotation: Option<&Rotation<'_>>,
+        order: HeadOrder,
+    ) -> Vec<f64> {
         let tokens = x.len() / (HEADS * width);
         let mut out = Vec::new();
         for head in 0..HEADS {
             for token in 0..tokens {
                 let start = (token * HEADS + head) * width;
                 let mut row: Vec<f64> = x[start..start + width].iter().map(|&x| x as f64).collect();
-                if let Some(norm) = norm {
+                let normed = |row: &mut Vec<f64>| {
+                    let Some(norm) = norm else { return };
                     let square = row.iter().map(|x| x * x).sum::<f64>() / width as f64 + norm.epsilon as f64;
                     let weight = norm.weight.unwrap();
                     let weight = if weight.len() == width { weight } else { &weight[head * width..] };
                     for (x, &weight) in row.iter_mut().zip(weight) {
                         *x *= weight as f64 / square.sqrt();
                     }
+                };
+                if order == HeadOrder::NormThenRotate {
+                    normed(&mut row);
                 }
                 if let Some(rotation) = rotation {
                     for pair in 0..rotation.half {
@@ -142,6 +166,9 @@ mod tests {
                         let (cos, sin) = (rotation.cos[at] as f64, rotation.sin[at] as f64);
                         (row[a], row[b]) = (row[a] * cos - row[b] * sin, row[b] * cos + row[a] * sin);
                     }
+                }
+                if order == HeadOrder::RotateThenNorm {
+                    normed(&mut row);
                 }
                 out.extend(row);
             }
@@ -174,12 +201,14 @@ mod tests {
                             plus_one: false,
                             bias: None,
                         });
-                        let mut out = vec![f32::NAN; x.len()];
-                        write_heads(&panels, width, norm.as_ref(), rotation.as_ref(), &mut out);
-                        let expected = exact(&x, width, norm.as_ref(), rotation.as_ref());
-                        for (found, expected) in out.iter().zip(expected) {
-                            let error = (*found as f64 - expected).abs();
-                            assert!(error <= 2e-6, "{arch:?} {tokens} x {width}: {found}, expected {expected}");
+                        for order in [HeadOrder::NormThenRotate, HeadOrder::RotateThenNorm] {
+                            let mut out = vec![f32::NAN; x.len()];
+                            write_heads(&panels, width, norm.as_ref(), rotation.as_ref(), order, &mut out);
+                            let expected = exact(&x, width, norm.as_ref(), rotation.as_ref(), order);
+                            for (found, expected) in out.iter().zip(expected) {
+                                let error = (*found as f64 - expected).abs();
+                                assert!(error <= 2e-6, "{arch:?} {tokens} x {width}: {found}, expected {expected}");
+                            }
                         }
                     }
                 }

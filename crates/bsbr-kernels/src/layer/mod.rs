@@ -26,7 +26,7 @@ mod transpose;
 
 pub use activation::{Activation, activate, activate_gated};
 pub use divergence::{log_sum_exp, mean_gap};
-pub use heads::{Rotation, write_heads};
+pub use heads::{HeadOrder, Rotation, write_heads};
 pub use level::in_pool;
 #[cfg(test)]
 pub(crate) use level::levels;

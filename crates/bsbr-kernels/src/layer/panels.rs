@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    level::registers,
+    level::{TASK, registers},
     norm::RowNorm,
     scratch::Scratch,
     transpose::{SIDE, transposed},
@@ -200,6 +200,11 @@ impl Panels {
             ordered.data.par_chunks_exact_mut(size).zip(self.data.par_chunks_exact(size)).for_each(copy);
         }
         ordered
+    }
+
+    /// Every number through `f`.
+    pub fn each(&mut self, f: impl Fn(f32) -> f32 + Sync) {
+        self.data.par_chunks_mut(TASK).for_each(|numbers| numbers.iter_mut().for_each(|x| *x = f(*x)));
     }
 
     /// As rows `[tokens, width]`, written to `out`.

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, BlockConfig, EmbeddingConfig, HeadConfig, LayerRotary, Norm, Positions, RotaryScaling};
+use super::{
+    Activation, BlockConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, Norm, Positions, QueryTemperature,
+    RotaryScaling,
+};
 use crate::ModelError;
 
 /// Far above every decoder there is, and low enough that a list of all weights, and the product of two sizes, stay small.
@@ -69,6 +72,9 @@ pub struct DecoderConfig {
     /// What each layer does with rotary positions; empty when all do the same.
     #[serde(default)]
     pub layer_rotary: Vec<LayerRotary>,
+    /// Factor on queries by their position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_temperature: Option<QueryTemperature>,
 }
 
 impl DecoderConfig {
@@ -131,6 +137,18 @@ impl DecoderConfig {
                 return fail(setting, format!("is {value}, expected a positive number"));
             }
         }
+        if self.block.head_norm.is_some() && self.norm == Norm::LayerPlusOne {
+            return fail("block.head_norm", "has no form with a mean and `1 + weight`".into());
+        }
+        if self.block.head_norm_after_rotary
+            && !matches!(self.block.head_norm, Some(HeadNorm::Head | HeadNorm::EachHead))
+        {
+            let problem = "is set, expected a norm of each head in block.head_norm";
+            return fail("block.head_norm_after_rotary", problem.into());
+        }
+        if self.activation == Activation::Xielu && self.gated_mlp {
+            return fail("gated_mlp", "is true, but the activation xielu is of an MLP without a gate".into());
+        }
         self.validate_positions()
     }
 
@@ -150,6 +168,10 @@ impl DecoderConfig {
             if let LayerRotary::Local { theta } = layer {
                 positive("layer_rotary.theta", *theta)?;
             }
+        }
+        if let Some(QueryTemperature { beta, length }) = self.query_temperature {
+            positive("query_temperature.beta", beta)?;
+            positive("query_temperature.length", length as f64)?;
         }
         match &self.positions {
             Positions::Rotary { theta, rotary_dim, scaling } => {

@@ -10,7 +10,7 @@ use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
-pub use positions::{LayerRotary, PositionPolicy, Positions, RotaryScaling};
+pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
 use serde::{Deserialize, Serialize};
 
 use crate::{LinearPlace, ModelError};

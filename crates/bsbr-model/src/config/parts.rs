@@ -16,25 +16,29 @@ pub enum Norm {
     Rms,
     /// Root mean square, times `1 + weight`.
     RmsPlusOne,
+    /// Root mean square, without parameters.
+    RmsPlain,
+    /// Mean and variance, times `1 + weight`, with bias.
+    LayerPlusOne,
 }
 
 impl Norm {
     /// Whether it has a weight.
     pub fn has_weight(self) -> bool {
-        self != Self::LayerPlain
+        !matches!(self, Self::LayerPlain | Self::RmsPlain)
     }
 
     /// Whether it has a bias.
     pub fn has_bias(self) -> bool {
-        self == Self::Layer
+        matches!(self, Self::Layer | Self::LayerPlusOne)
     }
 
     /// Whether it subtracts the mean.
     pub(crate) fn is_layer(self) -> bool {
-        matches!(self, Self::Layer | Self::LayerWeight | Self::LayerPlain)
+        matches!(self, Self::Layer | Self::LayerWeight | Self::LayerPlain | Self::LayerPlusOne)
     }
 
-    /// The same without a bias: the form that queries and keys are normalised in.
+    /// The same without a bias: the form that queries and keys are normalised in. Of [`Norm::LayerPlusOne`] there is none.
     pub(crate) fn without_bias(self) -> Self {
         if self == Self::Layer { Self::LayerWeight } else { self }
     }
@@ -52,6 +56,11 @@ pub enum Activation {
     Silu,
     /// `max(x, 0)`.
     Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    /// xIELU (Huang et al. 2024), of an MLP without a gate, with four numbers `p, n, b, e` of each layer: `softplus(p) x^2 + b x`
+    /// where `x > 0`, else `(b + softplus(n)) (exp(min(x, e)) - 1 - x) + b x`.
+    Xielu,
 }
 
 /// How attention and MLP are joined to the residual stream `x`.
@@ -94,7 +103,8 @@ impl BlockForm {
     }
 }
 
-/// What queries and keys are normalised over, before they are rotated. The kind is [`Norm`] without a bias.
+/// What queries and keys are normalised over, before they are rotated unless a block says otherwise. The kind is [`Norm`]
+/// without a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadNorm {
@@ -114,6 +124,9 @@ pub struct BlockConfig {
     pub form: BlockForm,
     /// Normalisation of queries and keys.
     pub head_norm: Option<HeadNorm>,
+    /// Queries and keys are rotated before they are normalised, head by head.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub head_norm_after_rotary: bool,
     /// Factor on what attention and MLP add to the residual stream.
     pub residual_multiplier: Option<f64>,
 }

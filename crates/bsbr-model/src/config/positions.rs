@@ -131,6 +131,24 @@ pub enum LayerRotary {
     Off,
 }
 
+/// Queries grow slowly with their position: that of token `t`, counted from 0, is multiplied by
+/// `1 + beta ln(1 + floor(t / length))`, which is 1 up to `length`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryTemperature {
+    /// How fast.
+    pub beta: f64,
+    /// Tokens that are read as they are.
+    pub length: usize,
+}
+
+impl QueryTemperature {
+    /// The factor on the query at `position`.
+    pub fn at(&self, position: usize) -> f64 {
+        1.0 + self.beta * ((position / self.length.max(1)) as f64).ln_1p()
+    }
+}
+
 /// What happens past the last learned position.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -15,7 +15,7 @@ use super::show;
 use crate::{
     Activation, AdapterTarget, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
-    rotary::Rotation,
+    rotary::Places,
 };
 
 type Memory = <Flex as BackendTypes>::FloatTensorPrimitive;
@@ -153,18 +153,20 @@ struct Norm {
 impl Norm {
     fn of(norm: &Normalisation) -> Option<Self> {
         let (gamma, epsilon) = match norm {
-            Normalisation::Layer(norm) => (&norm.norm.gamma, norm.epsilon),
+            Normalisation::Layer(norm) | Normalisation::LayerPlusOne(norm) => (&norm.norm.gamma, norm.epsilon),
             Normalisation::Rms(norm) | Normalisation::RmsPlusOne(norm) => (&norm.gamma, norm.epsilon),
         };
         let (kind, bias) = match norm {
-            Normalisation::Layer(norm) => (NormKind::Layer, norm.norm.beta.as_ref()),
+            Normalisation::Layer(norm) | Normalisation::LayerPlusOne(norm) => {
+                (NormKind::Layer, norm.norm.beta.as_ref())
+            }
             Normalisation::Rms(_) | Normalisation::RmsPlusOne(_) => (NormKind::Rms, None),
         };
         let bias = match bias {
             Some(bias) => Some(Numbers::of(bias)?),
             None => None,
         };
-        let plus_one = matches!(norm, Normalisation::RmsPlusOne(_));
+        let plus_one = matches!(norm, Normalisation::RmsPlusOne(_) | Normalisation::LayerPlusOne(_));
         Some(Self { kind, epsilon, weight: Numbers::of(gamma)?, plus_one, bias })
     }
 
@@ -225,7 +227,7 @@ pub(super) fn heads(
     x: &Tensor<2>,
     norm: Option<&Normalisation>,
     projections: &Projections,
-    rotation: Option<&Rotation>,
+    places: Places<'_>,
     width: usize,
 ) -> Option<[Tensor<3>; 3]> {
     let [tokens, hidden] = x.dims();
@@ -235,7 +237,7 @@ pub(super) fn heads(
     let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
     let adapter = |target| LowRank::of(projections.adapter(target));
     let adapters = [adapter(AdapterTarget::Query)?, adapter(AdapterTarget::Key)?, adapter(AdapterTarget::Value)?];
-    let angles = match rotation {
+    let angles = match places.rotation {
         Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
         None => None,
     };
@@ -246,8 +248,10 @@ pub(super) fn heads(
     let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
     let projected = project(&x, &[&query, &key, &value]);
     let rotations = [rotation, rotation, None];
-    let parts = projected.into_iter().zip(adapters).zip(norms).zip(rotations);
-    let heads = parts.map(|(((mut y, adapter), norm), rotation)| {
+    let temperatures = [places.temperature, None, None];
+    let norm_last = projections.norm_after_rotary;
+    let parts = projected.into_iter().zip(adapters).zip(norms).zip(rotations).zip(temperatures);
+    let heads = parts.map(|((((mut y, adapter), norm), rotation), temperature)| {
         let total = y.width();
         let mut out = vec![0.0; tokens * total];
         if let Some(adapter) = adapter {
@@ -263,7 +267,15 @@ pub(super) fn heads(
             Some(HeadNorm::Each(norm)) => Some(norm.view()),
             Some(HeadNorm::All(_)) | None => None,
         };
-        layer::write_heads(&y, width, norm.as_ref(), rotation.as_ref(), &mut out);
+        let order = if norm_last { layer::HeadOrder::RotateThenNorm } else { layer::HeadOrder::NormThenRotate };
+        layer::write_heads(&y, width, norm.as_ref(), rotation.as_ref(), order, &mut out);
+        if let Some(factors) = temperature {
+            for head in out.chunks_exact_mut(tokens * width) {
+                for (row, factor) in head.chunks_exact_mut(width).zip(factors) {
+                    row.iter_mut().for_each(|x| *x *= factor);
+                }
+            }
+        }
         tensor(out, [total / width, tokens, width])
     });
     let heads: Vec<Tensor<3>> = heads.collect();
@@ -351,7 +363,18 @@ impl<'a> WholeMlp<'a> {
             None => None,
         };
         let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
-        let activation = activation(mlp.activation);
+        let activation = match (mlp.activation, mlp.xielu) {
+            (Activation::GeluTanh, _) => layer::Activation::GeluTanh,
+            (Activation::GeluErf, _) => layer::Activation::GeluErf,
+            (Activation::Silu, _) => layer::Activation::Silu,
+            (Activation::Relu, _) => layer::Activation::Relu,
+            (Activation::Relu2, _) => layer::Activation::Relu2,
+            (Activation::Xielu, xielu) => {
+                let (xielu, mut inner) = (xielu?, project(&x, &[&up]).pop()?);
+                inner.each(|x| xielu.of(x));
+                return gate.is_none().then_some(Self { inner, mlp, down });
+            }
+        };
         let inner = match (&gate, up.dense()) {
             (None, Some(up)) => layer::gated(&x, None, up.view(), activation),
             (Some(gate), Some(up)) if gate.dense().is_some() => {
@@ -376,13 +399,4 @@ impl<'a> WholeMlp<'a> {
 
 pub(super) fn softcap(x: Tensor<2>, cap: f64) -> Tensor<2> {
     changed(x, |x| layer::softcap(x, cap as f32))
-}
-
-fn activation(activation: Activation) -> layer::Activation {
-    match activation {
-        Activation::GeluTanh => layer::Activation::GeluTanh,
-        Activation::GeluErf => layer::Activation::GeluErf,
-        Activation::Silu => layer::Activation::Silu,
-        Activation::Relu => layer::Activation::Relu,
-    }
 }

@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor};
 use crate::{
     Projection,
     modules::{Adapter, Mlp, Normalisation, Projections},
-    rotary::Rotation,
+    rotary::Places,
 };
 
 /// Runs the work of a device; on the CPU among the threads that its operations are shared by.
@@ -61,21 +61,21 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -
 }
 
 /// Queries, keys and values of `x` `[tokens, hidden_size]`, each `[heads, tokens, width]`: normalised by `norm`,
-/// projected, normalised by head and rotated.
+/// projected, normalised by head and rotated, queries then multiplied by their temperature.
 pub(crate) fn heads(
     x: &Tensor<2>,
     norm: Option<&Normalisation>,
     projections: &Projections,
-    rotation: Option<&Rotation>,
+    places: Places<'_>,
     width: usize,
 ) -> [Tensor<3>; 3] {
     let Projections { query, key, value, .. } = projections;
     show([query, key, value].map(Some), || normalised(norm, x));
     #[cfg(feature = "flex")]
-    if let Some(heads) = fused::heads(x, norm, projections, rotation, width) {
+    if let Some(heads) = fused::heads(x, norm, projections, places, width) {
         return heads;
     }
-    plain::heads(x, norm, projections, rotation, width)
+    plain::heads(x, norm, projections, places, width)
 }
 
 /// What the heads read, `[1, heads, tokens, width]`, through the output projection and its adapter; with `onto`, a factor

@@ -2,19 +2,28 @@
 
 use burn::{
     module::ParamId,
-    tensor::{Tensor, activation},
+    tensor::{Tensor, TensorData, activation},
 };
 
 use super::show;
 use crate::{
     Activation, AdapterTarget, Projection,
-    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
-    rotary::Rotation,
+    modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections, Xielu},
+    rotary::{Places, Rotation},
 };
 
 pub(super) fn normalise<const D: usize>(norm: &Normalisation, x: Tensor<D>) -> Tensor<D> {
     match norm {
         Normalisation::Layer(norm) => norm.norm.forward(x),
+        Normalisation::LayerPlusOne(norm) => {
+            let centred = x.clone() - x.mean_dim(D - 1);
+            let variance = centred.clone().square().mean_dim(D - 1) + norm.epsilon;
+            let y = centred / variance.sqrt() * (norm.norm.gamma.val() + 1.0).unsqueeze();
+            match &norm.norm.beta {
+                Some(beta) => y + beta.val().unsqueeze(),
+                None => y,
+            }
+        }
         Normalisation::Rms(norm) => norm.forward(x),
         Normalisation::RmsPlusOne(norm) => {
             let mean_square = x.clone().square().mean_dim(D - 1) + norm.epsilon;
@@ -35,7 +44,7 @@ pub(super) fn heads(
     x: &Tensor<2>,
     norm: Option<&Normalisation>,
     projections: &Projections,
-    rotation: Option<&Rotation>,
+    places: Places<'_>,
     width: usize,
 ) -> [Tensor<3>; 3] {
     let x = match norm {
@@ -47,16 +56,29 @@ pub(super) fn heads(
         let y = adapted((projection, projections.adapter(target)), x.clone(), &mut reduced);
         let [tokens, total] = y.dims();
         let mut y = y.reshape([tokens, total / width, width]);
-        if let Some(norm) = norm {
-            y = norm.forward(y);
+        let normed = |y: Tensor<3>| norm.map_or_else(|| y.clone(), |norm| norm.forward(y.clone()));
+        if !projections.norm_after_rotary {
+            y = normed(y);
         }
         if let Some(rotation) = rotation {
             y = rotation.apply(y);
         }
+        if projections.norm_after_rotary {
+            y = normed(y);
+        }
         y.swap_dims(0, 1)
     };
+    let rotation = places.rotation;
+    let query = of(AdapterTarget::Query, &projections.query, projections.query_norm.as_ref(), rotation);
+    let query = match places.temperature {
+        Some(factors) => {
+            let (tokens, device, dtype) = (factors.len(), query.device(), query.dtype());
+            query * Tensor::<3>::from_data(TensorData::new(factors.to_vec(), [1, tokens, 1]), (&device, dtype))
+        }
+        None => query,
+    };
     [
-        of(AdapterTarget::Query, &projections.query, projections.query_norm.as_ref(), rotation),
+        query,
         of(AdapterTarget::Key, &projections.key, projections.key_norm.as_ref(), rotation),
         of(AdapterTarget::Value, &projections.value, None, None),
     ]
@@ -96,8 +118,8 @@ pub(super) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: O
     let mut reduced = Vec::new();
     let up = mlp.up.forward_with(input.clone(), &mut reduced);
     let inner = match &mlp.gate {
-        Some(gate) => activate(gate.forward_with(input, &mut reduced), mlp.activation) * up,
-        None => activate(up, mlp.activation),
+        Some(gate) => activate(gate.forward_with(input, &mut reduced), mlp) * up,
+        None => activate(up, mlp),
     };
     show([Some(&mlp.down)], || inner.clone());
     let branch = mlp.down.forward_with(inner, &mut Vec::new());
@@ -111,8 +133,8 @@ fn scaled(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x * factor }
 }
 
-fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
-    match activation {
+fn activate(x: Tensor<2>, mlp: &Mlp) -> Tensor<2> {
+    match mlp.activation {
         // Written out: burn's form cubes with `powf`, many times slower.
         Activation::GeluTanh => {
             let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / std::f64::consts::PI).sqrt();
@@ -121,5 +143,16 @@ fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
         Activation::GeluErf => activation::gelu(x),
         Activation::Silu => activation::silu(x),
         Activation::Relu => activation::relu(x),
+        Activation::Relu2 => activation::relu(x).square(),
+        Activation::Xielu => {
+            // The loader gives every such MLP its numbers.
+            let Some(Xielu { above, below, linear, limit }) = mlp.xielu else { return x };
+            let positive = x.clone().clamp_min(0.0);
+            let negative = x.clone().clamp_max(0.0);
+            let exponential = negative.clone().clamp_max(limit).exp() - 1.0 - negative.clone();
+            // At 0 the part below is exp(limit) - 1, and not nothing.
+            let below_zero = x.clone().lower_equal_elem(0.0).float().cast(x.dtype());
+            positive.square() * above + exponential * below_zero * (linear + below) + x * linear
+        }
     }
 }

@@ -9,7 +9,8 @@ use burn::{
 use super::*;
 use crate::{
     Activation,
-    modules::{EachHeadNorm, HeadNormalisation, LayerNormalisation},
+    modules::{EachHeadNorm, HeadNormalisation, LayerNormalisation, Xielu},
+    rotary::Rotation,
 };
 
 const HEADS: usize = 3;
@@ -44,12 +45,20 @@ fn layer_norm(width: usize, bias: bool, device: &Device) -> Normalisation {
     Normalisation::Layer(LayerNormalisation { norm, epsilon })
 }
 
+fn layer_plus_one(width: usize, device: &Device) -> Normalisation {
+    match layer_norm(width, true, device) {
+        Normalisation::Layer(norm) => Normalisation::LayerPlusOne(norm),
+        other => other,
+    }
+}
+
 fn norms(width: usize, device: &Device) -> Vec<Normalisation> {
     vec![
         Normalisation::Rms(rms(width, device)),
         Normalisation::RmsPlusOne(rms(width, device)),
         layer_norm(width, false, device),
         layer_norm(width, true, device),
+        layer_plus_one(width, device),
     ]
 }
 
@@ -73,6 +82,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         output: map(HEADS * WIDTH, HIDDEN, bias, device).into(),
         query_norm: norm.clone(),
         key_norm: norm,
+        norm_after_rotary: false,
         meta_query: None,
         meta_key: None,
         state_basis: None,
@@ -87,6 +97,7 @@ fn an_mlp(activation: Activation, gate: bool, bias: bool, device: &Device) -> Ml
         up: map(HIDDEN, 50, bias, device).into(),
         down: map(50, HIDDEN, bias, device).into(),
         activation,
+        xielu: Some(Xielu::of_stored([0.8, 0.3, 0.5, -1e-6])),
     }
 }
 
@@ -140,15 +151,21 @@ mod fused_and_plain {
         let device = device();
         for (at, head_norm) in head_norms(&device).into_iter().enumerate() {
             let tokens = TOKENS[at % TOKENS.len()];
-            let projections = projections(head_norm, at % 2 == 0, &device);
+            // All heads together are normalised first, whatever they are rotated by.
+            let together = matches!(head_norm, Some(HeadNormalisation::AllHeads(_)));
+            let mut projections = projections(head_norm, at % 2 == 0, &device);
+            projections.norm_after_rotary = !together && at % 3 == 0;
+            let factors: Vec<f32> = (0..tokens).map(|token| 1.0 + token as f32 / 7.0).collect();
+            let temperature = (at % 2 == 1).then_some(&factors[..]);
             let x = random([tokens, HIDDEN], &device);
             for rotated in [0, 4, WIDTH] {
                 let frequencies = ((0..rotated / 2).map(|at| 0.3 / (at + 1) as f64).collect::<Vec<_>>(), 1.1);
                 let positions = (0..tokens).map(|position| (position, &frequencies));
                 let rotation = (rotated > 0).then(|| Rotation::new(positions, &device, DType::F32));
                 for norm in norms(HIDDEN, &device).iter().map(Some).chain([None]) {
-                    let found = fused::heads(&x, norm, &projections, rotation.as_ref(), WIDTH).unwrap();
-                    let expected = plain::heads(&x, norm, &projections, rotation.as_ref(), WIDTH);
+                    let places = Places { rotation: rotation.as_ref(), temperature };
+                    let found = fused::heads(&x, norm, &projections, places, WIDTH).unwrap();
+                    let expected = plain::heads(&x, norm, &projections, places, WIDTH);
                     for (found, expected) in found.iter().zip(&expected) {
                         assert!(difference(found, expected) <= CLOSE, "{:?}", projections.query_norm);
                     }
@@ -184,10 +201,18 @@ mod fused_and_plain {
     #[test]
     fn every_mlp_is_the_same() {
         let device = device();
-        for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Relu] {
+        for activation in [
+            Activation::GeluTanh,
+            Activation::GeluErf,
+            Activation::Silu,
+            Activation::Relu,
+            Activation::Relu2,
+            Activation::Xielu,
+        ] {
             for (at, tokens) in TOKENS.into_iter().enumerate() {
-                let block = an_mlp(activation, at % 2 == 0, at % 3 == 0, &device);
-                let norm = &norms(HIDDEN, &device)[at % 4];
+                let gate = at % 2 == 0 && activation != Activation::Xielu;
+                let block = an_mlp(activation, gate, at % 3 == 0, &device);
+                let norm = &norms(HIDDEN, &device)[at % 5];
                 for (norm, factor) in [(None, None), (Some(norm), Some(1.0)), (Some(norm), Some(0.3))] {
                     let x = random([tokens, HIDDEN], &device);
                     assert!(fused::WholeMlp::new(&x, norm, &block).is_some());
@@ -219,7 +244,7 @@ mod fused_and_plain {
 
 /// A block in small: norm, heads, join, MLP, to one number.
 fn one_number(x: Tensor<2>, norm: &Normalisation, projections: &Projections, block: &Mlp) -> Tensor<1> {
-    let [query, key, value] = heads(&x, Some(norm), projections, None, WIDTH).map(Tensor::unsqueeze::<4>);
+    let [query, key, value] = heads(&x, Some(norm), projections, Places::default(), WIDTH).map(Tensor::unsqueeze::<4>);
     let read = query * key + value;
     let x = join_heads(read, (&projections.output, None), Some((x, 0.5)));
     mlp(x, Some(norm), block, Some(1.0)).square().sum()

@@ -12,7 +12,7 @@ use crate::{
     layer_attention::meta_inputs,
     modules::{Normalisation, Projections},
     ops,
-    rotary::{Rotation, rotary_set},
+    rotary::{Places, Rotation, rotary_set},
 };
 
 /// Attention of whole texts with gradients, one text at a time.
@@ -23,6 +23,7 @@ pub(super) struct Student<'a> {
     /// The same for tensors with gradients.
     tracked: DecoderCache,
     rotations: Vec<Rotation>,
+    temperature: Option<Vec<f32>>,
     tokens: usize,
 }
 
@@ -35,8 +36,8 @@ impl<'a> Student<'a> {
             DecoderCache::with_kernel(&decoder.config, &[tokens.len()], (decoder.kernel, DType::F32), &device)?;
         let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
         let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
-        let (x, rotations) = decoder.inputs(&[tokens.to_vec()], &cache);
-        Ok((Self { decoder, cache, tracked, rotations, tokens: tokens.len() }, x))
+        let (x, rotations, temperature) = decoder.inputs(&[tokens.to_vec()], &cache);
+        Ok((Self { decoder, cache, tracked, rotations, temperature, tokens: tokens.len() }, x))
     }
 
     fn options(&self, layer: usize) -> AttentionOptions {
@@ -55,7 +56,8 @@ impl<'a> Student<'a> {
         let cache = &self.cache.texts[0].layers[layer];
         let made = cache.config();
         let rotation = rotary_set(&self.decoder.config.decoder, layer).and_then(|set| self.rotations.get(set));
-        let heads = ops::heads(x, norm, projections, rotation, made.head_dim).map(Tensor::unsqueeze::<4>);
+        let places = Places { rotation, temperature: self.temperature.as_deref() };
+        let heads = ops::heads(x, norm, projections, places, made.head_dim).map(Tensor::unsqueeze::<4>);
         let meta = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta).then(|| {
             let normed = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
             meta_inputs(projections, &normed, rotation, &(0..self.tokens), cache)

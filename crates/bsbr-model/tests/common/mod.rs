@@ -72,6 +72,9 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
     let (centre, spread) = match spec.name.as_str() {
         name if name.ends_with("bias") => (0.0, 0.2),
         name if name.contains("norm") => (1.0, 0.1),
+        // The exponential is taken of numbers below 0.
+        name if name.ends_with("xielu.eps") => (-0.1, 0.02),
+        name if name.contains("xielu") => (0.5, 0.3),
         "embed.weight" | "position.weight" => (0.0, 0.5),
         _ => (0.0, 1.3 / (spec.shape[1] as f64).sqrt()),
     };
@@ -106,6 +109,7 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         block: BlockConfig::default(),
         head: HeadConfig::default(),
         layer_rotary: vec![],
+        query_temperature: None,
     }
 }
 

@@ -118,9 +118,9 @@ impl Naive {
         let mut inner = self.linear(&at("up"), x);
         if self.config.decoder.gated_mlp {
             let gate = self.linear(&at("gate"), x);
-            inner.iter_mut().zip(gate).for_each(|(up, gate)| *up *= self.activate(gate));
+            inner.iter_mut().zip(gate).for_each(|(up, gate)| *up *= self.activate(layer, gate));
         } else {
-            inner.iter_mut().for_each(|x| *x = self.activate(*x));
+            inner.iter_mut().for_each(|x| *x = self.activate(layer, *x));
         }
         self.linear(&at("down"), &inner)
     }
@@ -133,15 +133,28 @@ impl Naive {
             normed.iter().map(|x| self.linear(&format!("layers.{layer}.attention.{part}"), x)).collect()
         };
         let (mut queries, mut keys, values) = (project("query"), project("key"), project("value"));
-        for (rows, name) in [(&mut queries, "query_norm"), (&mut keys, "key_norm")] {
-            for row in rows {
-                self.norm_heads(&format!("layers.{layer}.attention.{name}.weight"), row);
+        let (query_norm, key_norm) =
+            ["query_norm", "key_norm"].map(|name| format!("layers.{layer}.attention.{name}.weight")).into();
+        let last = decoder.block.head_norm_after_rotary;
+        for (rows, name) in [(&mut queries, &query_norm), (&mut keys, &key_norm)] {
+            if !last {
+                rows.iter_mut().for_each(|row| self.norm_heads(name, row));
             }
         }
-        let rotated = |head: &[f64], position| {
+        let rotated = |head: &[f64], position, name: &str, number: usize| {
             let mut head = head.to_vec();
             self.rotate(layer, &mut head, position);
+            if last {
+                self.norm_head(name, number, &mut head);
+            }
             head
+        };
+        let warmed = |mut query: Vec<f64>, position: usize| {
+            if let Some(temperature) = decoder.query_temperature {
+                let steps = (position / temperature.length) as f64;
+                query.iter_mut().for_each(|x| *x *= 1.0 + temperature.beta * (1.0 + steps).ln());
+            }
+            query
         };
         let divisor = if decoder.scale_by_layer { (layer + 1) as f64 } else { 1.0 };
         let window = decoder.windows.get(layer).copied().flatten().unwrap_or(usize::MAX);
@@ -154,9 +167,9 @@ impl Naive {
                 let weights: Vec<(usize, f64)> = seen
                     .map(|key| {
                         let (query_position, key_position) = (self.standing)(token, key);
-                        let query = rotated(query, query_position);
-                        let score = decoder.attention_scale / divisor
-                            * dot(&query, &rotated(&keys[key][kv..][..width], key_position));
+                        let query = warmed(rotated(query, query_position, &query_norm, head), token);
+                        let key_head = rotated(&keys[key][kv..][..width], key_position, &key_norm, kv / width);
+                        let score = decoder.attention_scale / divisor * dot(&query, &key_head);
                         let capped = decoder.attention_softcap.map_or(score, |cap| cap * (score / cap).tanh());
                         (key, (capped + self.bias(head, token - key)).exp())
                     })
@@ -186,13 +199,18 @@ impl Naive {
         let decoder = &self.config.decoder;
         let Some(over) = decoder.block.head_norm else { return };
         let size = if over == HeadNorm::AllHeads { row.len() } else { decoder.head_dim };
-        let weight = &self.weights[name];
         for (n, head) in row.chunks_exact_mut(size).enumerate() {
-            let from = if over == HeadNorm::EachHead { n * size } else { 0 };
-            let normed = self.normalise(head);
-            for (x, (normed, weight)) in head.iter_mut().zip(normed.iter().zip(&weight[from..])) {
-                *x = normed * self.weight_of_norm(*weight);
-            }
+            self.norm_head(name, n, head);
+        }
+    }
+
+    fn norm_head(&self, name: &str, number: usize, head: &mut [f64]) {
+        let each = self.config.decoder.block.head_norm == Some(HeadNorm::EachHead);
+        let from = if each { number * head.len() } else { 0 };
+        let normed = self.normalise(head);
+        head.copy_from_slice(&normed);
+        if let Some(weight) = self.weights.get(name) {
+            head.iter_mut().zip(&weight[from..]).for_each(|(x, weight)| *x *= self.weight_of_norm(*weight));
         }
     }
 
@@ -240,13 +258,13 @@ impl Naive {
     }
 
     fn weight_of_norm(&self, weight: f64) -> f64 {
-        if self.config.decoder.norm == Norm::RmsPlusOne { 1.0 + weight } else { weight }
+        if matches!(self.config.decoder.norm, Norm::RmsPlusOne | Norm::LayerPlusOne) { 1.0 + weight } else { weight }
     }
 
     fn normalise(&self, x: &[f64]) -> Vec<f64> {
         let decoder = &self.config.decoder;
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let centre = if matches!(decoder.norm, Norm::Rms | Norm::RmsPlusOne) { 0.0 } else { mean(x) };
+        let centre = if matches!(decoder.norm, Norm::Rms | Norm::RmsPlusOne | Norm::RmsPlain) { 0.0 } else { mean(x) };
         let centred: Vec<f64> = x.iter().map(|x| x - centre).collect();
         let squares: Vec<f64> = centred.iter().map(|x| x * x).collect();
         let size = (mean(&squares) + decoder.norm_eps).sqrt();
@@ -267,12 +285,23 @@ impl Naive {
         self.weights[table][row * width..][..width].to_vec()
     }
 
-    fn activate(&self, x: f64) -> f64 {
+    fn activate(&self, layer: usize, x: f64) -> f64 {
         match self.config.decoder.activation {
             Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
             Activation::GeluErf => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Relu => x.max(0.0),
+            Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Xielu => {
+                let [positive, negative, linear, limit] = ["alpha_p", "alpha_n", "beta", "eps"]
+                    .map(|part| self.weights[&format!("layers.{layer}.mlp.xielu.{part}")][0]);
+                let softplus = |x: f64| x.exp().ln_1p();
+                if x > 0.0 {
+                    softplus(positive) * x * x + linear * x
+                } else {
+                    (linear + softplus(negative)) * (x.min(limit).exp_m1() - x) + linear * x
+                }
+            }
         }
     }
 }
