@@ -218,7 +218,7 @@ fn record(
         hub: options.hub.clone(),
         rules: plan.architecture.id.to_owned(),
         rules_version: plan.architecture.version,
-        prefix: plan.prefix.clone(),
+        prefix: plan.prefix.body.to_owned(),
         head: plan.head,
         settings: options.attention.clone(),
         dtype: options.dtype,

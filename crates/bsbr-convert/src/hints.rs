@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use crate::json::ConfigFile;
 use crate::ops;
-use crate::rules::{Architecture, Rule, SourceModel, expand, per_layer};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, expand, per_layer};
 
 /// The shapes a checkpoint would need under other settings.
 #[derive(Debug)]
 pub(crate) struct Hints<'a> {
     architecture: &'a Architecture,
-    prefix: &'a str,
+    prefix: Prefix,
     /// `key=value` and the model it gives.
     alternatives: Vec<(String, SourceModel)>,
 }
@@ -22,7 +22,7 @@ impl<'a> Hints<'a> {
     /// Reads the configuration again with each alternative key set the other way.
     pub(crate) fn new(
         architecture: &'a Architecture,
-        prefix: &'a str,
+        prefix: Prefix,
         config: &ConfigFile,
         model: &SourceModel,
     ) -> Self {
@@ -66,7 +66,7 @@ impl<'a> Hints<'a> {
             }
             let Ok(ops) = ops::resolve(ops, &model.decoder) else { continue };
             for layer in 0..if per_layer(source) { model.decoder.layers } else { 1 } {
-                let targets = targets.iter().map(|target| shapes.get(&expand(target, "", layer, 0)).cloned());
+                let targets = targets.iter().map(|target| shapes.get(&expand(target, self.prefix, layer, 0)).cloned());
                 let Some(targets) = targets.collect::<Option<Vec<_>>>() else { continue };
                 let Ok(sources) = ops::source_shapes(&ops, &targets) else { continue };
                 for (part, shape) in sources.into_iter().enumerate() {

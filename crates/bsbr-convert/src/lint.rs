@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::rules::{Architecture, Op, Rule, When, expand};
+use crate::rules::{Architecture, Op, Prefix, Rule, When, expand, is_of_part};
+
+const BARE: Prefix = Prefix::of_body("");
 
 /// Everything that is wrong with a rule table: an empty list for a sound one.
 ///
@@ -24,7 +26,7 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
                 sources.push((head.to_owned(), When::Always));
                 targets.push((target, When::Always));
             }
-            Rule::Ignore { .. } => {}
+            Rule::Ignore { .. } | Rule::IgnorePart { .. } => {}
         }
     }
     for (what, uses) in [("target", &targets), ("source", &sources.iter().map(|(s, w)| (s.as_str(), *w)).collect())] {
@@ -35,13 +37,18 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
         }
     }
     // Concrete names, so that an ignore rule with another placeholder in the same place is seen too.
-    let concrete: HashSet<String> = sources.iter().map(|(source, _)| expand(source, "", 0, 0)).collect();
+    let concrete: HashSet<String> = sources.iter().map(|(source, _)| expand(source, BARE, 0, 0)).collect();
     let mut anchored = false;
     for rule in architecture.rules {
         if let Rule::Ignore { name, .. } = rule
-            && concrete.contains(&expand(name, "", 0, 0))
+            && concrete.contains(&expand(name, BARE, 0, 0))
         {
             problems.push(format!("ignoring `{name}` shadows a source of another rule"));
+        }
+        if let Rule::IgnorePart { start, .. } = rule
+            && concrete.iter().any(|source| is_of_part(source, start, BARE, 1..2))
+        {
+            problems.push(format!("ignoring what begins with `{start}` shadows a source of another rule"));
         }
         anchored |= matches!(rule, Rule::Map { source, .. } if *source == architecture.anchor);
         if let Rule::Tie { embed, .. } = rule
@@ -72,10 +79,19 @@ fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {
         match op {
             Op::Transpose if n > 0 => problems.push(format!("`{source}`: transpose must be the first op")),
             Op::Stack { .. } if outputs > 1 => problems.push(format!("`{source}`: stack cannot follow split")),
-            Op::Split { .. } | Op::RopePermute { .. } if outputs > 1 => {
+            Op::Split { .. } | Op::RopePermute { .. } | Op::SwapHalves { .. } if outputs > 1 => {
                 problems.push(format!("`{source}`: nothing can follow split"));
             }
             Op::Split { parts, .. } => outputs = parts.len(),
+            Op::Each(lists) => {
+                if lists.len() != outputs {
+                    problems.push(format!("`{source}`: ops for each of {} tensors, there are {outputs}", lists.len()));
+                }
+                let several = |op: &Op| !matches!(op, Op::RopePermute { .. } | Op::SwapHalves { .. });
+                if lists.iter().copied().flatten().any(several) {
+                    problems.push(format!("`{source}`: only a permutation can follow split"));
+                }
+            }
             _ => {}
         }
     }
@@ -89,8 +105,8 @@ fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {
         if source.contains("{i}") != target.contains("{i}") {
             problems.push(format!("`{source}` and `{target}` must both name `{{i}}` or neither"));
         }
-        if target.contains("{p}") || target.contains("{j}") {
-            problems.push(format!("`{target}` must not name `{{p}}` or `{{j}}`"));
+        if ["{p}", "{h}", "{j}"].iter().any(|part| target.contains(part)) {
+            problems.push(format!("`{target}` must not name `{{p}}`, `{{h}}` or `{{j}}`"));
         }
     }
     problems

@@ -13,6 +13,8 @@ pub(crate) enum SizedOp {
     Transpose,
     Split { groups: usize, parts: Vec<usize> },
     RopePermute { heads: usize, head_dim: usize, rotary: usize },
+    SwapHalves { heads: usize, head_dim: usize },
+    Each(Vec<Vec<SizedOp>>),
     Stack { count: usize },
 }
 
@@ -23,6 +25,11 @@ impl fmt::Display for SizedOp {
             Self::Split { groups, parts } => write!(f, "split {groups} x {parts:?}"),
             Self::RopePermute { heads, head_dim, rotary } => {
                 write!(f, "rope-permute {heads} x {head_dim} (first {rotary})")
+            }
+            Self::SwapHalves { heads, head_dim } => write!(f, "swap-halves {heads} x {head_dim}"),
+            Self::Each(lists) => {
+                let lists = lists.iter().map(|ops| ops.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+                write!(f, "each [{}]", lists.collect::<Vec<_>>().join(" | "))
             }
             Self::Stack { count } => write!(f, "stack {count}"),
         }
@@ -46,6 +53,12 @@ pub(crate) fn resolve(ops: &[Op], decoder: &DecoderConfig) -> Result<Vec<SizedOp
                 },
                 Op::RopePermute { heads, head_dim, rotary } => {
                     SizedOp::RopePermute { heads: size(heads)?, head_dim: size(head_dim)?, rotary: size(rotary)? }
+                }
+                Op::SwapHalves { heads, head_dim } => {
+                    SizedOp::SwapHalves { heads: size(heads)?, head_dim: size(head_dim)? }
+                }
+                Op::Each(lists) => {
+                    SizedOp::Each(lists.iter().map(|ops| resolve(ops, decoder)).collect::<Result<_, String>>()?)
                 }
                 Op::Stack { count } => SizedOp::Stack { count: size(count)? },
             })
@@ -83,6 +96,21 @@ pub(crate) fn source_shapes(ops: &[SizedOp], targets: &[Vec<usize>]) -> Result<V
                 if shape.first() == Some(&(heads * head_dim)) && rotary <= head_dim && rotary % 2 == 0 =>
             {
                 vec![shape.clone()]
+            }
+            (SizedOp::SwapHalves { heads, head_dim }, [shape])
+                if shape.first() == Some(&(heads * head_dim)) && head_dim % 2 == 0 =>
+            {
+                vec![shape.clone()]
+            }
+            (SizedOp::Each(lists), shapes) if shapes.len() == lists.len() => {
+                let of = |(ops, shape): (&Vec<SizedOp>, &Vec<usize>)| {
+                    let mut shapes = source_shapes(ops, std::slice::from_ref(shape))?;
+                    shapes
+                        .pop()
+                        .filter(|_| shapes.is_empty())
+                        .ok_or_else(|| format!("`{op}` takes one tensor for each"))
+                };
+                lists.iter().zip(shapes).map(of).collect::<Result<_, String>>()?
             }
             (SizedOp::Stack { count }, [shape]) if shape.first() == Some(count) => vec![shape[1..].to_vec(); *count],
             (op, shapes) => return Err(format!("has shape {shapes:?}, which `{op}` cannot give")),
@@ -223,6 +251,21 @@ fn apply(op: &SizedOp, tensors: Vec<Moved>) -> Result<Vec<Moved>, String> {
                 pairs.chain(std::iter::once((first + rotary, head_dim - rotary)))
             });
             Ok(vec![tensor.select(rows)])
+        }
+        (SizedOp::SwapHalves { heads, head_dim }, [tensor]) => {
+            if tensor.shape.first() != Some(&(heads * head_dim)) || head_dim % 2 != 0 {
+                return Err(misfit(tensor));
+            }
+            let half = head_dim / 2;
+            Ok(vec![tensor.select((0..2 * heads).map(|n| ((n ^ 1) * half, half)))])
+        }
+        (SizedOp::Each(lists), tensors) if tensors.len() == lists.len() => {
+            let of = |(ops, tensor): (&Vec<SizedOp>, &Moved)| {
+                let moved = ops.iter().try_fold(vec![tensor.clone()], |tensors, op| apply(op, tensors))?;
+                <[Moved; 1]>::try_from(moved).map_err(|_| format!("`{op}` gives one tensor for each"))
+            };
+            let moved = lists.iter().zip(tensors).map(of).collect::<Result<Vec<_>, String>>()?;
+            Ok(moved.into_iter().flatten().collect())
         }
         (SizedOp::Stack { count }, [first, ..]) if tensors.len() == *count => {
             if let Some(other) = tensors.iter().find(|tensor| tensor.shape != first.shape) {

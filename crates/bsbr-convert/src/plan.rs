@@ -9,7 +9,7 @@ use crate::ConvertError;
 use crate::hints::Hints;
 use crate::ops::{self, SizedOp};
 use crate::problem::PlanProblem;
-use crate::rules::{Architecture, Rule, SourceModel, expand, per_layer};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, Wrapper, expand, is_of_part, per_layer};
 use crate::tensors::Block;
 use crate::tie::HeadForm;
 
@@ -64,8 +64,10 @@ pub struct IgnoredTensor {
 pub struct Plan {
     /// The rules.
     pub architecture: &'static Architecture,
+    /// The model around the decoder, if there is one.
+    pub wrapper: Option<&'static Wrapper>,
     /// The prefix in the names of the checkpoint.
-    pub prefix: String,
+    pub prefix: Prefix,
     /// What `config.json` says, with `tied_head` as found in the file.
     pub model: SourceModel,
     /// How the head is stored.
@@ -85,8 +87,8 @@ impl Plan {
     ///
     /// Every problem there is, in the order of the rules, then of the tensors.
     pub(crate) fn build(
-        architecture: &'static Architecture,
-        prefix: &str,
+        (architecture, wrapper): (&'static Architecture, Option<&'static Wrapper>),
+        prefix: Prefix,
         model: SourceModel,
         head: HeadForm,
         tensors: Vec<SourceTensor>,
@@ -102,7 +104,7 @@ impl Plan {
             problems: Vec::new(),
         };
         let (mut steps, mut ignored, mut tied_copy) = (Vec::new(), Vec::new(), None);
-        for (number, rule) in architecture.rules.iter().enumerate() {
+        for (number, rule) in all_rules(architecture, wrapper).enumerate() {
             let layers = |template: &str| if per_layer(template) { model.decoder.layers } else { 1 };
             match *rule {
                 Rule::Map { source, targets, ops, when } => {
@@ -136,14 +138,25 @@ impl Plan {
                         ignored.extend(tensor.map(|tensor| IgnoredTensor { tensor: tensor.clone(), why }));
                     }
                 }
+                Rule::IgnorePart { start, why } => {
+                    let of_part = |name: &str| is_of_part(name, start, prefix, model.layers_beyond());
+                    for tensor in tensors.iter().filter(|tensor| of_part(&tensor.name)) {
+                        let tensor = builder.take(&tensor.name);
+                        ignored.extend(tensor.map(|tensor| IgnoredTensor { tensor: tensor.clone(), why }));
+                    }
+                }
             }
         }
         let problems = builder.finish(&tensors, &specs);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let prefix = prefix.to_owned();
-        Ok(Self { architecture, prefix, model, head, steps, ignored, tied_copy })
+        Ok(Self { architecture, wrapper, prefix, model, head, steps, ignored, tied_copy })
+    }
+
+    /// The rules, those of a model around the decoder last.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &'static Rule> {
+        all_rules(self.architecture, self.wrapper)
     }
 
     /// For each target of `step`, where its numbers come from.
@@ -176,8 +189,15 @@ impl Plan {
     }
 }
 
+fn all_rules(
+    architecture: &'static Architecture,
+    wrapper: Option<&'static Wrapper>,
+) -> impl Iterator<Item = &'static Rule> {
+    architecture.rules.iter().chain(wrapper.into_iter().flat_map(|wrapper| wrapper.aside))
+}
+
 struct Builder<'a> {
-    prefix: &'a str,
+    prefix: Prefix,
     hints: &'a Hints<'a>,
     tensors: HashMap<&'a str, &'a SourceTensor>,
     /// Weights by name, with whether one was filled.
@@ -215,7 +235,7 @@ impl<'a> Builder<'a> {
 
     /// One rule in one layer. `None` after reporting a problem.
     fn step(&mut self, rule: usize, source: &str, targets: &[&str], ops: &[SizedOp], layer: usize) -> Option<Step> {
-        let names: Vec<String> = targets.iter().map(|target| expand(target, "", layer, 0)).collect();
+        let names: Vec<String> = targets.iter().map(|target| expand(target, self.prefix, layer, 0)).collect();
         let shapes: Vec<Option<Vec<usize>>> = names.iter().map(|name| self.fill(name)).collect();
         let shapes = shapes.into_iter().collect::<Option<Vec<_>>>()?;
         let expected = match ops::source_shapes(ops, &shapes) {

@@ -6,13 +6,13 @@ use std::path::Path;
 use bsbr_model::ModelConfig;
 
 use crate::ConvertError;
-use crate::arch::{architecture, default_stop_token};
+use crate::arch::{Found, default_stop_token, find_rules};
 use crate::checkpoint::Checkpoint;
 use crate::hints::Hints;
 use crate::json::ConfigFile;
 use crate::placeholder::check_file;
 use crate::plan::{Plan, SourceTensor};
-use crate::rules::{Architecture, SourceModel, expand};
+use crate::rules::{Prefix, SourceModel, expand};
 use crate::tensors::{Header, Recipe};
 use crate::tie::{HeadForm, head_form};
 
@@ -31,12 +31,11 @@ impl PlannedCheckpoint {
     /// What is worth telling a reader about the checkpoint.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let declared = self.plan.model.tie_declared.then_some(());
         match self.plan.head {
             HeadForm::TiedCopy => {
                 notes.push("the output head is in the file and equal to the embedding table: stored once".to_owned());
             }
-            HeadForm::Own if declared.is_some() && self.declares_tied() => notes.push(
+            HeadForm::Own if self.plan.model.tie_declared == Some(true) => notes.push(
                 "config.json ties the output head to the embedding table, the file has another head: the file is \
                  followed"
                     .to_owned(),
@@ -67,10 +66,6 @@ impl PlannedCheckpoint {
         let blocks = self.plan.blocks(step)?.swap_remove(target);
         Ok(Some(Recipe { sources, blocks, dtype: step.dtype, shape: step.targets[target].shape.clone() }))
     }
-
-    fn declares_tied(&self) -> bool {
-        self.checkpoint.config().bool_or("tie_word_embeddings", false).unwrap_or(false)
-    }
 }
 
 /// Opens the Hugging Face checkpoint in `dir`, or the GGUF file `dir`, and plans its conversion. Reads headers, and the head and embedding
@@ -86,12 +81,13 @@ pub fn plan_checkpoint(dir: &Path) -> Result<PlannedCheckpoint, ConvertError> {
         .tensors()
         .map(|(_, t)| SourceTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
         .collect();
-    let (architecture, model) = read_model(config, tensors.len())?;
-    let prefix = find_prefix(dir, architecture, &model, &tensors)?;
-    let head = head_form(&checkpoint, architecture, prefix, &model)?;
-    let plan = build(dir, architecture, prefix, config, model, head, tensors)?;
+    let found = find_rules(config)?;
+    let model = read_model(&found, tensors.len())?;
+    let prefix = find_prefix(dir, &found, &model, &tensors)?;
+    let head = head_form(&checkpoint, found.architecture, prefix, &model)?;
+    let plan = build(dir, &found, prefix, model, head, tensors)?;
     let mut model_config = ModelConfig::original(plan.model.decoder.clone());
-    model_config.stop_tokens = stop_tokens(dir, config, &plan.model)?;
+    model_config.stop_tokens = stop_tokens(dir, [config, &found.config], &plan.model)?;
     Ok(PlannedCheckpoint { checkpoint, plan, config: model_config })
 }
 
@@ -110,14 +106,15 @@ pub(crate) fn plan_recorded(
     let tensors = headers.iter().flat_map(|header| &header.tensors);
     let tensors: Vec<SourceTensor> =
         tensors.map(|t| SourceTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();
-    let (architecture, model) = read_model(config, tensors.len())?;
-    let prefix = architecture.prefixes.iter().find(|known| **known == prefix).copied().unwrap_or_default();
-    build(dir, architecture, prefix, config, model, head, tensors)
+    let found = find_rules(config)?;
+    let model = read_model(&found, tensors.len())?;
+    let known = found.prefixes().into_iter().find(|known| known.body == prefix);
+    build(dir, &found, known.unwrap_or(Prefix::of_body("")), model, head, tensors)
 }
 
 /// Reads the configuration of a checkpoint with `tensors` tensors.
-fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architecture, SourceModel), ConvertError> {
-    let architecture = architecture(config)?;
+fn read_model(found: &Found, tensors: usize) -> Result<SourceModel, ConvertError> {
+    let config = &found.config;
     let refuse = |key: &str, expected: String, found: usize| {
         let (path, key, found) = (config.path().to_owned(), key.to_owned(), found.to_string());
         Err(ConvertError::ConfigKey { path, key, expected, found })
@@ -129,7 +126,7 @@ fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architect
             return refuse("number of layers", format!("at most the {tensors} tensors of the checkpoint"), layers);
         }
     }
-    let model = (architecture.read_config)(config)?;
+    let model = found.read()?;
     let d = &model.decoder;
     // Sizes no file could hold would only overflow or fill the memory with names further on.
     if d.layers > tensors {
@@ -149,19 +146,19 @@ fn read_model(config: &ConfigFile, tensors: usize) -> Result<(&'static Architect
         }
     }
     d.validate()?;
-    Ok((architecture, model))
+    Ok(model)
 }
 
 fn build(
     dir: &Path,
-    architecture: &'static Architecture,
-    prefix: &str,
-    config: &ConfigFile,
+    found: &Found,
+    prefix: Prefix,
     mut model: SourceModel,
     head: HeadForm,
     tensors: Vec<SourceTensor>,
 ) -> Result<Plan, ConvertError> {
     model.decoder.tied_head = head.is_tied();
+    let Found { architecture, wrapper, config, .. } = found;
     let hints = Hints::new(architecture, prefix, config, &model);
     let d = &model.decoder;
     let sizes = format!(
@@ -169,7 +166,7 @@ fn build(
          max_positions {}",
         d.vocab_size, d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim, d.intermediate_size, d.max_positions
     );
-    Plan::build(architecture, prefix, model, head, tensors, &hints).map_err(|problems| {
+    Plan::build((architecture, *wrapper), prefix, model, head, tensors, &hints).map_err(|problems| {
         let rules = format!("the rules `{}`", architecture.id);
         ConvertError::Plan { dir: dir.to_owned(), rules, sizes, problems }
     })
@@ -179,21 +176,22 @@ fn build(
 /// then reports the anchor as missing.
 fn find_prefix(
     dir: &Path,
-    architecture: &'static Architecture,
+    found: &Found,
     model: &SourceModel,
     tensors: &[SourceTensor],
-) -> Result<&'static str, ConvertError> {
+) -> Result<Prefix, ConvertError> {
+    let (architecture, prefixes) = (found.architecture, found.prefixes());
     let names: HashSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    let anchors = architecture.prefixes.iter().map(|prefix| (*prefix, expand(architecture.anchor, prefix, 0, 0)));
+    let anchors = prefixes.iter().map(|&prefix| (prefix, expand(architecture.anchor, prefix, 0, 0)));
     if let Some((prefix, _)) = anchors.clone().find(|(_, anchor)| names.contains(anchor.as_str())) {
         return Ok(prefix);
     }
-    let known = |prefix: &str| {
+    let known = |prefix: Prefix| {
         let sources = architecture.source_names(prefix, model.decoder.layers);
         sources.iter().filter(|name| names.contains(name.as_str())).count()
     };
     // The first of the best: `max_by_key` would take the last.
-    let best = architecture.prefixes.iter().rev().map(|prefix| (known(prefix), *prefix)).max_by_key(|(n, _)| *n);
+    let best = prefixes.iter().rev().map(|&prefix| (known(prefix), prefix)).max_by_key(|(n, _)| *n);
     match best {
         Some((count, prefix)) if count > 0 => Ok(prefix),
         _ => {
@@ -206,17 +204,20 @@ fn find_prefix(
 }
 
 /// The tokens that end a text: those of `generation_config.json` alone where there is one, as in transformers; else those of
-/// `config.json`, and where it has no such key at all, not even null, that of the class.
-fn stop_tokens(dir: &Path, config: &ConfigFile, model: &SourceModel) -> Result<Vec<u32>, ConvertError> {
+/// `config.json`, those of a model around the decoder first, and where it has no such key at all, not even null, that of the
+/// class.
+fn stop_tokens(dir: &Path, configs: [&ConfigFile; 2], model: &SourceModel) -> Result<Vec<u32>, ConvertError> {
     const KEY: &str = "eos_token_id";
     let generation = dir.join("generation_config.json");
     check_file(&generation)?;
     let mut tokens = if generation.is_file() {
         ConfigFile::open(&generation)?.token_ids(KEY)?
-    } else if config.contains(KEY) {
+    } else if let Some(config) = configs.into_iter().find(|config| config.get(KEY).is_some()) {
         config.token_ids(KEY)?
+    } else if configs.iter().any(|config| config.contains(KEY)) {
+        Vec::new()
     } else {
-        let default = config.optional_str("model_type")?.and_then(|kind| default_stop_token(&kind));
+        let default = configs[1].optional_str("model_type")?.and_then(|kind| default_stop_token(&kind));
         default.filter(|&token| (token as usize) < model.decoder.vocab_size).into_iter().collect()
     };
     tokens.sort_unstable();

@@ -1,12 +1,14 @@
 //! The rule language: how the tensors of one architecture become the weights of the decoder, as data.
 //!
 //! Rules name tensors by full-name templates, never by patterns, so that both directions are plain lists:
-//! `{p}` stands for the prefix of the checkpoint, `{i}` for the layer and `{j}` for the parts of an [`Op::Stack`].
+//! `{p}` stands for the prefix of the checkpoint, `{h}` for that of its output head, `{i}` for the layer and `{j}` for the
+//! parts of an [`Op::Stack`]. Only whole parts of a file that belong to no decoder are named by how they begin.
 //! No rule computes with weights: every op moves numbers without changing them, and so has an exact inverse. What
 //! would need arithmetic (a scale, an offset) is a setting of the decoder instead.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 
 use bsbr_model::{DecoderConfig, Positions};
 
@@ -39,7 +41,7 @@ pub struct Architecture {
 impl Architecture {
     /// Every name under which a rule reads a weight in a checkpoint of so many layers, whatever its settings. Of a stack
     /// only the first part.
-    pub(crate) fn source_names(&self, prefix: &str, layers: usize) -> HashSet<String> {
+    pub(crate) fn source_names(&self, prefix: Prefix, layers: usize) -> HashSet<String> {
         let sources = self.rules.iter().filter_map(|rule| match *rule {
             Rule::Map { source, .. } => Some(source),
             _ => None,
@@ -51,6 +53,54 @@ impl Architecture {
             })
             .collect()
     }
+}
+
+/// What stands before the names of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    /// For `{p}`: before the embedding table, the layers and the last norm.
+    pub body: &'static str,
+    /// For `{h}`: before the output head.
+    pub head: &'static str,
+}
+
+impl Prefix {
+    /// With a head that has none.
+    pub const fn of_body(body: &'static str) -> Self {
+        Self { body, head: "" }
+    }
+}
+
+/// A model around a decoder that reads more than texts: the decoder is the part that one object of `config.json` describes,
+/// the tensors of all other parts are kept aside.
+#[derive(Debug, Clone, Copy)]
+pub struct Wrapper {
+    /// Values of `model_type` in `config.json`.
+    pub model_types: &'static [&'static str],
+    /// `model_type` of the decoder where its object does not say it, or where its settings stand beside those of the others.
+    pub text_type: &'static str,
+    /// Whether older files have the settings of the decoder beside those of the other parts.
+    pub flat: bool,
+    /// Which flag ties the output head.
+    pub tie: TieFlag,
+    /// Keys of the decoder's object that this model does not read, although the decoder alone does.
+    pub unread: &'static [&'static str],
+    /// What may stand for `{p}` and `{h}`, tried in order.
+    pub prefixes: &'static [Prefix],
+    /// What is kept aside.
+    pub aside: &'static [Rule],
+}
+
+/// The `tie_word_embeddings` that counts where there are two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TieFlag {
+    /// That of the whole, with its default; the one inside is not read.
+    Outer {
+        /// Where the key is absent.
+        default: bool,
+    },
+    /// Either.
+    Either,
 }
 
 /// A key of `config.json` that must not be `true`.
@@ -69,11 +119,18 @@ pub struct SourceModel {
     pub decoder: DecoderConfig,
     /// Conditions that rules ask for.
     pub flags: BTreeMap<&'static str, bool>,
-    /// Whether `tie_word_embeddings` was in the file.
-    pub tie_declared: bool,
+    /// What `tie_word_embeddings` in the file says.
+    pub tie_declared: Option<bool>,
+    /// Layers after the last that predict further tokens, in files that hold them.
+    pub next_token_layers: usize,
 }
 
 impl SourceModel {
+    /// The numbers of the layers after the last.
+    pub(crate) fn layers_beyond(&self) -> Range<usize> {
+        self.decoder.layers..self.decoder.layers.saturating_add(self.next_token_layers)
+    }
+
     /// Whether a condition holds; `None` for a flag nobody sets.
     pub fn flag(&self, name: &str) -> Option<bool> {
         self.flags.get(name).copied()
@@ -107,6 +164,13 @@ pub enum Rule {
     Ignore {
         /// Template of its full name.
         name: &'static str,
+        /// What it is.
+        why: &'static str,
+    },
+    /// A part that is none of the decoder: every tensor whose name begins so. Kept aside likewise.
+    IgnorePart {
+        /// Template of the beginning; with `{i}` it stands for [the layers beyond the last](SourceModel::layers_beyond).
+        start: &'static str,
         /// What it is.
         why: &'static str,
     },
@@ -171,6 +235,15 @@ pub enum Op {
         /// Rows of a head that rotate.
         rotary: Dim,
     },
+    /// Rows `[x, y]` of each head, halves of its width, to `[y, x]`: from rotary positions that turn backwards to the decoder's.
+    SwapHalves {
+        /// Heads in axis 0.
+        heads: Dim,
+        /// Rows of a head.
+        head_dim: Dim,
+    },
+    /// What happens to each of several tensors by itself, one list of ops for each; only after [`Op::Split`].
+    Each(&'static [&'static [Op]]),
     /// `count` tensors, named by `{j}`, to one with a new first axis.
     Stack {
         /// How many.
@@ -254,16 +327,31 @@ impl fmt::Display for Op {
                 write!(f, "split {groups} x [{}]", parts.join(", "))
             }
             Self::RopePermute { heads, head_dim, rotary } => write!(f, "rope-permute {heads} x {head_dim} ({rotary})"),
+            Self::SwapHalves { heads, head_dim } => write!(f, "swap-halves {heads} x {head_dim}"),
+            Self::Each(lists) => {
+                let lists = lists.iter().map(|ops| ops.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+                write!(f, "each [{}]", lists.collect::<Vec<_>>().join(" | "))
+            }
             Self::Stack { count } => write!(f, "stack {count}"),
         }
     }
 }
 
 /// Fills a template. Indices that the template does not name are not used.
-pub(crate) fn expand(template: &str, prefix: &str, layer: usize, part: usize) -> String {
-    // The prefix last: it is the only text that does not come from a table.
+pub(crate) fn expand(template: &str, prefix: Prefix, layer: usize, part: usize) -> String {
     let name = template.replace("{i}", &layer.to_string()).replace("{j}", &part.to_string());
-    name.replace("{p}", prefix)
+    name.replace("{p}", prefix.body).replace("{h}", prefix.head)
+}
+
+/// Whether `name` belongs to the part that begins with `start`: with `{i}`, to one of `layers`.
+pub(crate) fn is_of_part(name: &str, start: &str, prefix: Prefix, layers: Range<usize>) -> bool {
+    let start = start.replace("{p}", prefix.body).replace("{h}", prefix.head);
+    let Some((before, after)) = start.split_once("{i}") else { return name.starts_with(&start) };
+    let layer = || {
+        let (digits, rest) = name.strip_prefix(before)?.split_at_checked(name[before.len()..].find(after)?)?;
+        rest.starts_with(after).then_some(digits.parse::<usize>().ok()?)
+    };
+    layer().is_some_and(|layer| layers.contains(&layer))
 }
 
 /// Whether the template stands for one tensor per layer.

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::plan::{Plan, SourceTensor, Step};
-use crate::rules::{Architecture, Rule, expand};
+use crate::rules::{Architecture, Rule, expand, is_of_part};
 
 impl fmt::Display for Plan {
     /// One line per rule, with `{i}` for the layer: source, shape, dtype, what happens, targets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows = vec![["source", "shape", "dtype", "how", "target"].map(str::to_owned)];
-        for (number, rule) in self.architecture.rules.iter().enumerate() {
+        for (number, rule) in self.rules().enumerate() {
             rows.extend(self.row(number, rule));
         }
         let read = self.steps.iter().map(|step| step.sources.len()).sum::<usize>();
@@ -19,7 +19,7 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "rules `{}` version {}, prefix `{}`",
-            self.architecture.id, self.architecture.version, self.prefix
+            self.architecture.id, self.architecture.version, self.prefix.body
         )?;
         writeln!(
             f,
@@ -34,7 +34,7 @@ impl fmt::Display for Plan {
 impl Plan {
     /// `None` for a rule that did not apply.
     fn row(&self, number: usize, rule: &Rule) -> Option<[String; 5]> {
-        let name = |template: &str| template.replace("{p}", &self.prefix);
+        let name = |template: &str| template.replace("{p}", self.prefix.body).replace("{h}", self.prefix.head);
         match *rule {
             Rule::Map { source, targets, .. } => self.step_row(number, name(source), targets),
             Rule::Tie { head, target, embed } => match &self.tied_copy {
@@ -46,10 +46,18 @@ impl Plan {
             },
             Rule::Ignore { name: template, why } => {
                 let layers = 0..self.model.decoder.layers;
-                let names: BTreeSet<String> = layers.map(|layer| expand(template, &self.prefix, layer, 0)).collect();
+                let names: BTreeSet<String> = layers.map(|layer| expand(template, self.prefix, layer, 0)).collect();
                 let found = self.ignored.iter().map(|ignored| &ignored.tensor).filter(|t| names.contains(&t.name));
                 let [shape, dtype] = describe(found);
                 (!shape.is_empty()).then(|| [name(template), shape, dtype, "keep aside".to_owned(), format!("({why})")])
+            }
+            Rule::IgnorePart { start, why } => {
+                let of_part = |name: &str| is_of_part(name, start, self.prefix, self.model.layers_beyond());
+                let found = self.ignored.iter().filter(|ignored| of_part(&ignored.tensor.name)).count();
+                let row = || [part(&name(start)), format!("{found} tensors"), String::new()];
+                (found > 0)
+                    .then(row)
+                    .map(|[source, shape, dtype]| [source, shape, dtype, "keep aside".to_owned(), format!("({why})")])
             }
         }
     }
@@ -87,9 +95,17 @@ impl fmt::Display for Architecture {
             Rule::Ignore { name, why } => {
                 [name.to_owned(), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]
             }
+            Rule::IgnorePart { start, why } => {
+                [part(start), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]
+            }
         }));
         write_rows(f, &rows)
     }
+}
+
+/// The tensors that begin with `start`.
+fn part(start: &str) -> String {
+    if start.contains("{i}") { format!("{start}*, beyond the last layer") } else { format!("{start}*") }
 }
 
 /// Writes cells in columns, each as wide as its widest cell.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::ConvertError;
 use crate::checkpoint::Checkpoint;
 use crate::hints;
-use crate::rules::{Architecture, Rule, SourceModel, expand};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, expand};
 use crate::tensors::{TensorBytes, TensorRef};
 
 /// How a checkpoint stores its output head.
@@ -36,7 +36,7 @@ impl HeadForm {
 pub(crate) fn head_form(
     checkpoint: &Checkpoint,
     architecture: &Architecture,
-    prefix: &str,
+    prefix: Prefix,
     model: &SourceModel,
 ) -> Result<HeadForm, ConvertError> {
     let tie = architecture.rules.iter().find_map(|rule| match *rule {
@@ -52,7 +52,7 @@ pub(crate) fn head_form(
         (Some(_), _) => Ok(HeadForm::Own),
         (None, _) if model.decoder.tied_head => Ok(HeadForm::Absent),
         (None, _) => {
-            let declared = if model.tie_declared {
+            let declared = if model.tie_declared.is_some() {
                 "\"tie_word_embeddings\": false in config.json"
             } else {
                 "the default of this model type, as config.json has no `tie_word_embeddings`,"

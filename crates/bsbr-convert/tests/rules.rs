@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use bsbr_convert::rules::{Dim, Op, Rule, When};
-use bsbr_convert::{ARCHITECTURES, ConfigFile, ConvertError, architecture, lint};
+use bsbr_convert::{ARCHITECTURES, ConfigFile, ConvertError, WRAPPERS, find_rules, lint};
 use bsbr_model::{Activation, DecoderConfig, Positions, rotary_frequencies};
 use serde_json::{Value, json};
 
 fn read(config: &Value) -> Result<DecoderConfig, ConvertError> {
     let file = ConfigFile::parse(Path::new("config.json"), config.to_string().as_bytes())?;
-    Ok((architecture(&file)?.read_config)(&file)?.decoder)
+    Ok(find_rules(&file)?.read()?.decoder)
 }
 
 fn fixture(name: &str, file: &str) -> Value {
@@ -36,7 +36,8 @@ fn every_rule_table_is_sound() {
 
 #[test]
 fn no_two_tables_serve_the_same_model_type() {
-    let mut types: Vec<&str> = ARCHITECTURES.iter().flat_map(|arch| arch.model_types).copied().collect();
+    let types = ARCHITECTURES.iter().map(|arch| arch.model_types).chain(WRAPPERS.iter().map(|it| it.model_types));
+    let mut types: Vec<&str> = types.flatten().copied().collect();
     types.sort_unstable();
     let count = types.len();
     types.dedup();
@@ -88,8 +89,8 @@ fn every_flag_a_rule_asks_for_is_one_that_its_configuration_sets() {
     for name in common::BOTH_STYLES.into_iter().chain(common::VARIANTS) {
         let path = common::fixtures().join(name).join("config.json");
         let config = ConfigFile::open(&path).expect("a fixture");
-        let architecture = architecture(&config).expect("supported");
-        let model = (architecture.read_config)(&config).expect("sound");
+        let found = find_rules(&config).expect("supported");
+        let (architecture, model) = (found.architecture, found.read().expect("sound"));
         for rule in architecture.rules {
             if let Rule::Map { source, when, .. } = rule {
                 assert!(when.holds(&model).is_some(), "{source}");

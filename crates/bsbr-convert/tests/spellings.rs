@@ -5,13 +5,13 @@ mod common;
 use std::path::Path;
 
 use bsbr_convert::rules::SourceModel;
-use bsbr_convert::{ConfigFile, ConvertError, architecture};
+use bsbr_convert::{ConfigFile, ConvertError, find_rules};
 use bsbr_model::{Activation, DecoderConfig, Positions, RotaryScaling};
 use serde_json::{Value, json};
 
 fn read_source(config: &Value) -> Result<SourceModel, ConvertError> {
     let file = ConfigFile::parse(Path::new("config.json"), config.to_string().as_bytes())?;
-    (architecture(&file)?.read_config)(&file)
+    find_rules(&file)?.read()
 }
 
 /// The decoder of a fixture with other keys; `absent` takes a key away.

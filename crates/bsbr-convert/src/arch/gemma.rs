@@ -1,7 +1,7 @@
-//! Gemma, Gemma 2 and the text models of Gemma 3: Llama's names, norms that multiply by `1 + weight`, embeddings scaled by
+//! Gemma, Gemma 2, VaultGemma and the text models of Gemma 3: Llama's names, norms that multiply by `1 + weight`, embeddings scaled by
 //! `sqrt(hidden_size)`; from Gemma 2 on a norm on either side of attention and MLP.
 
-use bsbr_model::{Activation, BlockForm, HeadNorm, LayerRotary, Norm};
+use bsbr_model::{Activation, BlockForm, HeadNorm, Norm};
 
 use super::keys::{self, Defaults};
 use super::names::{
@@ -69,6 +69,29 @@ pub(super) const GEMMA3: Architecture = Architecture {
     ..GEMMA
 };
 
+/// Gemma 2 without the norms after attention and after the MLP.
+pub(super) const VAULTGEMMA: Architecture = Architecture {
+    id: "vaultgemma",
+    model_types: &["vaultgemma"],
+    rules: table![
+        LLAMA_EMBED,
+        NORMS_BEFORE,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_vaultgemma,
+    ..GEMMA
+};
+
+const NORMS_BEFORE: &[Rule] = &[
+    copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
+    copy("{p}layers.{i}.pre_feedforward_layernorm.weight", &["layers.{i}.mlp_norm.weight"]),
+];
+
 /// The name that stands before the MLP in Llama stands after attention here.
 const SANDWICH_NORMS: &[Rule] = &[
     copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
@@ -134,7 +157,25 @@ fn read_gemma2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     Ok(model)
 }
 
+fn read_vaultgemma(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let mut model = read_gemma2(config)?;
+    model.decoder.block.form = BlockForm::Sequential;
+    Ok(model)
+}
+
+/// What the first files of models around a Gemma 3 decoder leave out, where its class has it.
+const GEMMA3_SIZES: [(&str, usize); 5] = [
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+];
+
 fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let config = &GEMMA3_SIZES.iter().fold(config.clone(), |config, &(key, size)| {
+        if config.contains(key) { config } else { config.with(key, size.into()) }
+    });
     keys::reject_any(config, "attn_logit_softcapping", "transformers does not cap the scores of Gemma 3")?;
     let rope = RopeKeys { theta: ("rope_theta", 1e6), ..RopeKeys::LLAMA };
     let local = RopeKeys { theta: ("rope_local_base_freq", 1e4), ..rope };
@@ -156,9 +197,7 @@ fn read_gemma3(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     }
     let slides = |layer: usize| !(layer + 1).is_multiple_of(pattern);
     decoder.windows = keys::layer_windows(config, decoder.layers, Some(window), slides)?;
-    let rotary =
-        |window: &Option<usize>| if window.is_some() { LayerRotary::Local { theta } } else { LayerRotary::Global };
-    decoder.layer_rotary = decoder.windows.iter().map(rotary).collect();
     decoder.block.head_norm = Some(HeadNorm::Head);
+    keys::rotate_locally_within_windows(&mut model, theta);
     Ok(model)
 }

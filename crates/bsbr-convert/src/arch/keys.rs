@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bsbr_model::{Activation, BlockConfig, DecoderConfig, EmbeddingConfig, HeadConfig, Norm, Positions};
+use bsbr_model::{Activation, BlockConfig, DecoderConfig, EmbeddingConfig, HeadConfig, LayerRotary, Norm, Positions};
 
 use super::rope::{self, RopeKeys};
 use crate::ConvertError;
@@ -76,7 +76,7 @@ pub(super) fn decoder(
         layer_rotary: Vec::new(),
         query_temperature: None,
     };
-    Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared.is_some() })
+    Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared, next_token_layers: 0 })
 }
 
 /// Where the keys of the models after Llama differ, and the defaults of their classes.
@@ -141,16 +141,76 @@ pub(super) fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceMod
 
 /// Reads `attention_bias` into the decoder and a flag: biases on all four projections.
 pub(super) fn read_attention_bias(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
-    let bias = config.bool_or("attention_bias", false)?;
+    read_attention_bias_or(config, model, false)
+}
+
+/// The same with the default of the class.
+pub(super) fn read_attention_bias_or(
+    config: &ConfigFile,
+    model: &mut SourceModel,
+    default: bool,
+) -> Result<(), ConvertError> {
+    let bias = config.bool_or("attention_bias", default)?;
     model.decoder.qkv_bias = bias;
     model.decoder.attention_output_bias = bias;
     model.flags.insert("attention_bias", bias);
     Ok(())
 }
 
+/// Sets the biases of queries, keys and values, and that of the output projection, and their flags.
+pub(super) fn set_attention_biases(model: &mut SourceModel, qkv: bool, output: bool) {
+    model.decoder.qkv_bias = qkv;
+    model.decoder.attention_output_bias = output;
+    model.flags.extend([("qkv_bias", qkv), ("output_bias", output)]);
+}
+
+/// A window in the layers whose number is no multiple of `sliding_window_pattern`, unless `layer_types` says which have one.
+pub(super) fn read_pattern_windows(
+    config: &ConfigFile,
+    model: &mut SourceModel,
+    window: Option<usize>,
+    pattern: usize,
+) -> Result<(), ConvertError> {
+    let pattern = config.optional_usize("sliding_window_pattern")?.unwrap_or(pattern);
+    if pattern == 0 {
+        return Err(config.error("sliding_window_pattern", "1 or more"));
+    }
+    let slides = |layer: usize| !(layer + 1).is_multiple_of(pattern);
+    model.decoder.windows = layer_windows(config, model.decoder.layers, window, slides)?;
+    Ok(())
+}
+
+/// Layers without a window do not rotate.
+pub(super) fn rotate_within_windows_only(model: &mut SourceModel) {
+    let decoder = &mut model.decoder;
+    let rotary = |layer| if decoder.window(layer).is_some() { LayerRotary::Global } else { LayerRotary::Off };
+    decoder.layer_rotary = (0..decoder.layers).map(rotary).collect();
+}
+
+/// Layers with a window rotate with the base `theta`, without scaling.
+pub(super) fn rotate_locally_within_windows(model: &mut SourceModel, theta: f64) {
+    let rotary =
+        |window: &Option<usize>| if window.is_some() { LayerRotary::Local { theta } } else { LayerRotary::Global };
+    model.decoder.layer_rotary = model.decoder.windows.iter().map(rotary).collect();
+}
+
+/// `sliding_window`, which may be null, or the default of the class.
+pub(super) fn window(config: &ConfigFile, default: usize) -> Result<Option<usize>, ConvertError> {
+    if config.contains("sliding_window") { config.optional_usize("sliding_window") } else { Ok(Some(default)) }
+}
+
 /// Reads `mlp_bias` into the decoder and a flag.
 pub(super) fn read_mlp_bias(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
-    model.decoder.mlp_bias = config.bool_or("mlp_bias", false)?;
+    read_mlp_bias_or(config, model, false)
+}
+
+/// The same with the default of the class.
+pub(super) fn read_mlp_bias_or(
+    config: &ConfigFile,
+    model: &mut SourceModel,
+    default: bool,
+) -> Result<(), ConvertError> {
+    model.decoder.mlp_bias = config.bool_or("mlp_bias", default)?;
     model.flags.insert("mlp_bias", model.decoder.mlp_bias);
     Ok(())
 }
@@ -247,8 +307,9 @@ pub(super) fn activation(config: &ConfigFile, key: &str, default: Activation) ->
         "gelu" | "gelu_python" => Activation::GeluErf,
         "silu" | "swish" => Activation::Silu,
         "relu" => Activation::Relu,
+        "relu2" => Activation::Relu2,
         _ => {
-            let expected = "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu, swish, relu";
+            let expected = "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu, swish, relu, relu2";
             return Err(config.error(key, expected));
         }
     })
@@ -266,6 +327,19 @@ pub(super) fn head_dim(config: &ConfigFile, key: &str, width: usize, heads: usiz
 pub(super) fn rejected(config: &ConfigFile, key: &str, why: &'static str) -> ConvertError {
     let value = config.get(key).map_or("null".to_owned(), ToString::to_string);
     ConvertError::Rejected { path: config.path().to_owned(), key: config.full_key(key), value, why }
+}
+
+/// The object of rotary settings, which a class that has settings of its own for its absence must state.
+pub(super) fn stated_rope(config: &ConfigFile) -> Result<ConfigFile, ConvertError> {
+    let object = |key: &str| Ok::<_, ConvertError>(config.object(key)?.filter(|object| !object.entries().is_empty()));
+    match object("rope_scaling")? {
+        Some(object) => Ok(object),
+        None => object("rope_parameters")?.ok_or_else(|| {
+            let expected = "an object, or `rope_scaling` in older files: without either transformers scales this \
+                            architecture in a way of its own";
+            config.error("rope_parameters", expected)
+        }),
+    }
 }
 
 /// An error if `key` is there with any value.

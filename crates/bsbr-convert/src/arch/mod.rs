@@ -28,12 +28,14 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod stop;
+mod wrapper;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::Architecture;
+use crate::rules::{Architecture, Prefix, SourceModel, Wrapper};
 
 pub(crate) use stop::default_stop_token;
+pub use wrapper::WRAPPERS;
 
 /// Every architecture there are rules for.
 pub const ARCHITECTURES: &[Architecture] = &[
@@ -43,6 +45,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mistral::MISTRAL,
     qwen::QWEN2,
     qwen::QWEN3,
+    qwen::QWEN2_VL,
+    qwen::QWEN3_VL,
     phi3::PHI3,
     gpt_neox::GPT_NEOX,
     starcoder2::STARCODER2,
@@ -64,16 +68,72 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mpt::MPT,
 ];
 
-/// The architecture of a checkpoint, by the `model_type` of its configuration.
+/// The rules for a checkpoint, and the settings they read.
+#[derive(Debug)]
+pub struct Found {
+    /// Those of the decoder.
+    pub architecture: &'static Architecture,
+    /// The model around it, if there is one.
+    pub wrapper: Option<&'static Wrapper>,
+    /// The settings of the decoder.
+    pub config: ConfigFile,
+    tie_declared: Option<Option<bool>>,
+}
+
+impl Found {
+    /// What the settings of the decoder say.
+    ///
+    /// # Errors
+    ///
+    /// Those of the reader: a key that is missing, of another kind, or of a variant the decoder does not compute.
+    pub fn read(&self) -> Result<SourceModel, ConvertError> {
+        let mut model = (self.architecture.read_config)(&self.config)?;
+        if let Some(declared) = self.tie_declared {
+            model.tie_declared = declared;
+        }
+        Ok(model)
+    }
+
+    /// What may stand before the names of the tensors, tried in order.
+    pub(crate) fn prefixes(&self) -> Vec<Prefix> {
+        match self.wrapper {
+            Some(wrapper) => wrapper.prefixes.to_vec(),
+            None => self.architecture.prefixes.iter().copied().map(Prefix::of_body).collect(),
+        }
+    }
+}
+
+/// The rules for a checkpoint, by the `model_type` of its configuration and, where that is a model around a decoder, by that
+/// of the decoder.
 ///
 /// # Errors
 ///
 /// [`ConvertError::UnknownModelType`] listing the supported types, [`ConvertError::ConfigKey`] when the key is
 /// absent, [`ConvertError::Rejected`] for a variant the decoder does not compute.
+pub fn find_rules(config: &ConfigFile) -> Result<Found, ConvertError> {
+    let found = model_type(config)?;
+    let wrapper = WRAPPERS.iter().find(|wrapper| wrapper.model_types.contains(&found.as_str()));
+    let text = wrapper.map_or_else(|| Ok(config.clone()), |wrapper| wrapper.text_part(config))?;
+    let architecture = bare_architecture(&text)?;
+    let tie_declared = wrapper.map(|wrapper| wrapper.tie_declared(config, &text)).transpose()?;
+    Ok(Found { architecture, wrapper, config: text, tie_declared })
+}
+
+/// The architecture of the decoder of a checkpoint; see [`find_rules`].
+///
+/// # Errors
+///
+/// As [`find_rules`].
 pub fn architecture(config: &ConfigFile) -> Result<&'static Architecture, ConvertError> {
-    let Some(found) = config.optional_str("model_type")? else {
-        return Err(config.error("model_type", &format!("one of {}", supported())));
-    };
+    Ok(find_rules(config)?.architecture)
+}
+
+fn model_type(config: &ConfigFile) -> Result<String, ConvertError> {
+    config.optional_str("model_type")?.ok_or_else(|| config.error("model_type", &format!("one of {}", supported())))
+}
+
+fn bare_architecture(config: &ConfigFile) -> Result<&'static Architecture, ConvertError> {
+    let found = model_type(config)?;
     let known = ARCHITECTURES.iter().find(|arch| arch.model_types.contains(&found.as_str()));
     let Some(architecture) = known else {
         return Err(ConvertError::UnknownModelType { path: config.path().to_owned(), found, supported: supported() });
@@ -82,7 +142,7 @@ pub fn architecture(config: &ConfigFile) -> Result<&'static Architecture, Conver
         if config.bool_or(reject.key, false)? {
             return Err(ConvertError::Rejected {
                 path: config.path().to_owned(),
-                key: reject.key.to_owned(),
+                key: config.full_key(reject.key),
                 value: "true".to_owned(),
                 why: reject.why,
             });
@@ -108,6 +168,7 @@ pub fn architecture_by_name(name: &str) -> Result<&'static Architecture, Convert
 }
 
 fn supported() -> String {
-    let types = ARCHITECTURES.iter().flat_map(|arch| arch.model_types);
+    let types =
+        ARCHITECTURES.iter().map(|arch| arch.model_types).chain(WRAPPERS.iter().map(|it| it.model_types)).flatten();
     types.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

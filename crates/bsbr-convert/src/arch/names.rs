@@ -52,7 +52,17 @@ pub(super) const fn copy_if(source: &'static str, target: &'static [&'static str
 
 /// A tensor that becomes one weight or several by `ops`.
 pub(super) const fn map(source: &'static str, targets: &'static [&'static str], ops: &'static [Op]) -> Rule {
-    Map { source, targets, ops, when: Always }
+    map_if(source, targets, ops, Always)
+}
+
+/// The same under a condition.
+pub(super) const fn map_if(
+    source: &'static str,
+    targets: &'static [&'static str],
+    ops: &'static [Op],
+    when: When,
+) -> Rule {
+    Map { source, targets, ops, when }
 }
 
 pub(super) const QKV_WEIGHT: &[&str] =
@@ -83,7 +93,7 @@ pub(super) const LLAMA_EMBED: &[Rule] = &[copy("{p}embed_tokens.weight", &["embe
 
 /// The head, and buffers of old files.
 pub(super) const LLAMA_HEAD: &[Rule] = &[
-    Tie { head: "lm_head.weight", embed: "{p}embed_tokens.weight", target: "head.weight" },
+    Tie { head: "{h}lm_head.weight", embed: "{p}embed_tokens.weight", target: "head.weight" },
     Ignore { name: "{p}layers.{i}.self_attn.rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
     Ignore { name: "{p}rotary_emb.inv_freq", why: "rotary frequencies, computed anew" },
 ];
@@ -99,6 +109,41 @@ pub(super) const LLAMA_QKV_BIASES: &[Rule] = &[
     copy_if("{p}layers.{i}.self_attn.q_proj.bias", &["layers.{i}.attention.query.bias"], Flag("qkv_bias")),
     copy_if("{p}layers.{i}.self_attn.k_proj.bias", &["layers.{i}.attention.key.bias"], Flag("qkv_bias")),
     copy_if("{p}layers.{i}.self_attn.v_proj.bias", &["layers.{i}.attention.value.bias"], Flag("qkv_bias")),
+];
+
+/// [`LLAMA_QKV`] where rotary positions pair neighbours.
+pub(super) const NEIGHBOURS_QKV: &[Rule] = &[
+    map("{p}layers.{i}.self_attn.q_proj.weight", &["layers.{i}.attention.query.weight"], &[ROPE_QUERY]),
+    map("{p}layers.{i}.self_attn.k_proj.weight", &["layers.{i}.attention.key.weight"], &[ROPE_KEY]),
+    copy("{p}layers.{i}.self_attn.v_proj.weight", &["layers.{i}.attention.value.weight"]),
+];
+
+/// Its biases under the flag `qkv_bias`.
+pub(super) const NEIGHBOURS_QKV_BIASES: &[Rule] = &[
+    map_if("{p}layers.{i}.self_attn.q_proj.bias", &["layers.{i}.attention.query.bias"], &[ROPE_QUERY], QKV_BIASED),
+    map_if("{p}layers.{i}.self_attn.k_proj.bias", &["layers.{i}.attention.key.bias"], &[ROPE_KEY], QKV_BIASED),
+    copy_if("{p}layers.{i}.self_attn.v_proj.bias", &["layers.{i}.attention.value.bias"], QKV_BIASED),
+];
+const QKV_BIASED: When = Flag("qkv_bias");
+
+/// The bias of the output projection under the flag `output_bias`.
+pub(super) const LLAMA_OUTPUT_BIAS: &[Rule] =
+    &[copy_if("{p}layers.{i}.self_attn.o_proj.bias", &["layers.{i}.attention.output.bias"], Flag("output_bias"))];
+
+/// `[gate; up]` in one tensor.
+pub(super) const FUSED_MLP: &[Rule] = &[
+    map(
+        "{p}layers.{i}.mlp.gate_up_proj.weight",
+        &["layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"],
+        &[GATE_UP],
+    ),
+    copy("{p}layers.{i}.mlp.down_proj.weight", &["layers.{i}.mlp.down.weight"]),
+];
+
+/// Norms after attention and after the MLP, none before.
+pub(super) const NORMS_AFTER: &[Rule] = &[
+    copy("{p}layers.{i}.post_attention_layernorm.weight", &["layers.{i}.attention_post_norm.weight"]),
+    copy("{p}layers.{i}.post_feedforward_layernorm.weight", &["layers.{i}.mlp_post_norm.weight"]),
 ];
 
 pub(super) const LLAMA_OUTPUT: &[Rule] =
@@ -124,6 +169,21 @@ pub(super) const LLAMA_MLP_BIASES: &[Rule] = &[
     copy_if("{p}layers.{i}.mlp.gate_proj.bias", &["layers.{i}.mlp.gate.bias"], Flag("mlp_bias")),
     copy_if("{p}layers.{i}.mlp.up_proj.bias", &["layers.{i}.mlp.up.bias"], Flag("mlp_bias")),
     copy_if("{p}layers.{i}.mlp.down_proj.bias", &["layers.{i}.mlp.down.bias"], Flag("mlp_bias")),
+];
+
+/// An MLP without a gate, its biases under the flag `mlp_bias`.
+pub(super) const UNGATED_MLP: &[Rule] = &[
+    copy("{p}layers.{i}.mlp.up_proj.weight", &["layers.{i}.mlp.up.weight"]),
+    copy_if("{p}layers.{i}.mlp.up_proj.bias", &["layers.{i}.mlp.up.bias"], Flag("mlp_bias")),
+    copy("{p}layers.{i}.mlp.down_proj.weight", &["layers.{i}.mlp.down.weight"]),
+    copy_if("{p}layers.{i}.mlp.down_proj.bias", &["layers.{i}.mlp.down.bias"], Flag("mlp_bias")),
+];
+
+/// The biases of [`LLAMA_NORMS`] and [`LLAMA_FINAL_NORM`].
+pub(super) const NORM_BIASES: &[Rule] = &[
+    copy("{p}layers.{i}.input_layernorm.bias", &["layers.{i}.attention_norm.bias"]),
+    copy("{p}layers.{i}.post_attention_layernorm.bias", &["layers.{i}.mlp_norm.bias"]),
+    copy("{p}norm.bias", &["final_norm.bias"]),
 ];
 
 /// A norm before attention and one before the MLP: despite its name the second stands there.

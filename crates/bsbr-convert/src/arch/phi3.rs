@@ -2,7 +2,7 @@
 
 use super::keys::{self, Defaults};
 use super::names::{
-    GATE_UP, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, QKV, QKV_WEIGHT, copy, map, table,
+    FUSED_MLP, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, QKV, QKV_WEIGHT, map, table,
 };
 use super::rope::RopeKeys;
 use crate::ConvertError;
@@ -17,19 +17,11 @@ pub(super) const PHI3: Architecture = Architecture {
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
     rejects: &[],
-    rules: table![LLAMA_EMBED, LLAMA_NORMS, FUSED, LLAMA_OUTPUT, LLAMA_FINAL_NORM, LLAMA_HEAD],
+    rules: table![LLAMA_EMBED, LLAMA_NORMS, FUSED_QKV, LLAMA_OUTPUT, FUSED_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 
-const FUSED: &[Rule] = &[
-    map("{p}layers.{i}.self_attn.qkv_proj.weight", QKV_WEIGHT, &[QKV]),
-    map(
-        "{p}layers.{i}.mlp.gate_up_proj.weight",
-        &["layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"],
-        &[GATE_UP],
-    ),
-    copy("{p}layers.{i}.mlp.down_proj.weight", &["layers.{i}.mlp.down.weight"]),
-];
+const FUSED_QKV: &[Rule] = &[map("{p}layers.{i}.self_attn.qkv_proj.weight", QKV_WEIGHT, &[QKV])];
 
 const DEFAULTS: Defaults = Defaults {
     eps: ("rms_norm_eps", 1e-5),

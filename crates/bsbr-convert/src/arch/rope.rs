@@ -29,6 +29,10 @@ pub(super) struct RopeKeys {
     pub(super) trained: Option<usize>,
     /// The first files of Phi-3 call `longrope` `yarn`.
     pub(super) yarn_is_longrope: bool,
+    /// `mrope` is a kind: positions of images in several dimensions, which are equal in a text.
+    pub(super) mrope: bool,
+    /// `dynamic` with `alpha` does not grow with the text: the base is `theta alpha^(d / (d - 2))` for heads of width `d`.
+    pub(super) alpha: bool,
 }
 
 impl RopeKeys {
@@ -39,6 +43,8 @@ impl RopeKeys {
         repeated: false,
         trained: None,
         yarn_is_longrope: false,
+        mrope: false,
+        alpha: false,
     };
 }
 
@@ -107,6 +113,11 @@ fn positions(
     };
     if keys.repeated {
         places.agrees("rope_theta", outside, theta)?;
+    }
+    if let Some(alpha) = scaling::alpha(places, keys)? {
+        let width = head_dim as f64;
+        let theta = theta * alpha.powf(width / (width - 2.0));
+        return Ok(Positions::Rotary { theta, rotary_dim, scaling: None });
     }
     let scaling = scaling::read(places, keys, max_positions)?;
     Ok(Positions::Rotary { theta, rotary_dim, scaling })

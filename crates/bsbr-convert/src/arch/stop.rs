@@ -3,13 +3,18 @@
 /// The token for a `model_type`; `None` where the class has none either.
 pub(crate) fn default_stop_token(model_type: &str) -> Option<u32> {
     Some(match model_type {
-        "bloom" | "gpt_neox" | "granite" | "llama" | "mistral" | "opt" | "phi" => 2,
-        "cohere" => 255_001,
+        "apertus" | "bloom" | "ernie4_5" | "exaone4" | "gpt_neox" | "granite" | "granitemoehybrid" | "helium"
+        | "hunyuan_v1_dense" | "llama" | "ministral3" | "mistral" | "opt" | "phi" | "seed_oss" => 2,
+        "arcee" => 128_001,
+        "cohere" | "cohere2" => 255_001,
         "falcon" => 11,
-        "gemma" | "gemma2" | "gemma3_text" => 1,
-        "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "starcoder2" => 50_256,
-        "olmo" | "olmo2" => 50_279,
+        "gemma" | "gemma2" | "gemma3_text" | "nanochat" | "vaultgemma" => 1,
+        "codegen" | "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "starcoder2" => 50_256,
+        "jais2" => 150_024,
+        "nemotron" => 3,
+        "olmo" | "olmo2" | "olmo3" => 50_279,
         "phi3" => 32_000,
+        "qwen2_vl_text" | "qwen2_5_vl_text" => 151_645,
         "smollm3" => 128_001,
         "stablelm" => 0,
         _ => return None,

@@ -63,6 +63,17 @@ fn naive(ops: &[SizedOp], mut tensors: Vec<(Vec<usize>, Vec<u32>)>) -> Vec<(Vec<
                 }
                 vec![(shape.clone(), out)]
             }
+            SizedOp::SwapHalves { heads, head_dim } => {
+                let (shape, x) = &tensors[0];
+                let (width, half) = (size(&shape[1..]), head_dim / 2);
+                let from = |row: usize| row / head_dim * head_dim + (row % head_dim + half) % head_dim;
+                let rows = (0..heads * head_dim).flat_map(|row| &x[from(row) * width..(from(row) + 1) * width]);
+                vec![(shape.clone(), rows.copied().collect())]
+            }
+            SizedOp::Each(lists) => {
+                let each = lists.iter().zip(tensors).flat_map(|(ops, tensor)| naive(ops, vec![tensor]));
+                each.collect()
+            }
             SizedOp::Stack { count } => {
                 let shape = [&[*count], &tensors[0].0[..]].concat();
                 vec![(shape, tensors.into_iter().flat_map(|(_, x)| x).collect())]
@@ -136,6 +147,21 @@ proptest! {
     }
 
     #[test]
+    fn swapped_halves_move_and_what_is_done_to_each_part_is(
+        heads in 1..5_usize, half in 1..5_usize, groups in 1..3_usize, width in 1..9_usize, budget in 1..200_usize
+    ) {
+        let (head_dim, rows) = (2 * half, heads * 2 * half);
+        let swap = SizedOp::SwapHalves { heads, head_dim };
+        check(std::slice::from_ref(&swap), &[vec![rows, width]], budget)?;
+        check(std::slice::from_ref(&swap), &[vec![rows]], budget)?;
+        // Queries and keys permuted, values between them not.
+        let permute = SizedOp::RopePermute { heads: groups * heads, head_dim, rotary: head_dim };
+        let split = SizedOp::Split { groups, parts: vec![rows, 3, rows] };
+        let each = SizedOp::Each(vec![vec![permute.clone()], vec![], vec![permute]]);
+        check(&[split, each], &[vec![groups * (2 * rows + 3), width]], budget)?;
+    }
+
+    #[test]
     fn stack_moves_the_numbers_it_says_and_back(count in 1..6_usize, rows in 1..5_usize, width in 1..5_usize) {
         check(&[SizedOp::Stack { count }], &vec![vec![width]; count], 16)?;
         check(&[SizedOp::Stack { count }], &vec![vec![rows, width]; count], 16)?;
@@ -153,4 +179,7 @@ fn ops_that_do_not_fit_are_refused_in_both_directions() {
     let odd = SizedOp::RopePermute { heads: 1, head_dim: 4, rotary: 3 };
     assert!(blocks(&[odd], &[vec![4]]).is_err());
     assert!(blocks(&[SizedOp::Stack { count: 3 }], &[vec![4], vec![4]]).is_err());
+    assert!(blocks(&[SizedOp::SwapHalves { heads: 2, head_dim: 3 }], &[vec![6]]).is_err());
+    assert!(blocks(&[SizedOp::Each(vec![vec![], vec![]])], &[vec![6]]).is_err());
+    assert!(source_shapes(&[SizedOp::Each(vec![vec![]])], &[vec![6], vec![6]]).is_err());
 }

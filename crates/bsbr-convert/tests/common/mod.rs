@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 30] = [
+pub const BOTH_STYLES: [&str; 35] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -44,10 +44,15 @@ pub const BOTH_STYLES: [&str; 30] = [
     "opt_350m_like",
     "bloom",
     "mpt",
+    "gemma3",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral3_plain",
+    "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
-/// `fixtures/variants.py`.
+/// `fixtures/variants.py` and `fixtures/recent.py`.
 pub const VARIANTS: [&str; 28] = [
     "bloom_6_heads",
     "cohere_scaled",
@@ -79,8 +84,10 @@ pub const VARIANTS: [&str; 28] = [
     "starcoder2_plain",
 ];
 
-/// Those that only have the newer style.
-pub const NEWER_STYLE: [&str; 2] = ["gpt2_sharded", "llama_bf16"];
+/// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
+/// names that version 5 of transformers uses in memory.
+pub const NEWER_STYLE: [&str; 4] =
+    ["gpt2_sharded", "llama_bf16", "gemma3_new", "qwen2_5_vl_new"];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
 /// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.

@@ -36,11 +36,23 @@ pub(super) fn read(
     }))
 }
 
+/// What raises the base once and for all, where an architecture has that.
+pub(super) fn alpha(places: &Places<'_>, keys: &RopeKeys) -> Result<Option<f64>, ConvertError> {
+    let Some(scaling) = places.inside.as_ref().filter(|_| keys.alpha) else { return Ok(None) };
+    let alpha = scaling.optional_f64("alpha")?.filter(|&alpha| alpha != 0.0);
+    match alpha {
+        Some(alpha) if alpha < 0.0 => Err(scaling.error("alpha", "a number above 0")),
+        Some(alpha) if kind(places, scaling, keys)?.1 == "dynamic" => Ok(Some(alpha)),
+        _ => Ok(None),
+    }
+}
+
 /// The kind under its present name, and the key it stands under: `rope_type`, or `type` in older files.
 fn kind(places: &Places<'_>, scaling: &ConfigFile, keys: &RopeKeys) -> Result<(&'static str, String), ConvertError> {
     let present = |name: String| match name.as_str() {
         "su" => "longrope".to_owned(),
         "yarn" if keys.yarn_is_longrope => "longrope".to_owned(),
+        "mrope" if keys.mrope => "default".to_owned(),
         _ => name,
     };
     let (new, old) = (scaling.optional_str("rope_type")?.map(present), scaling.optional_str("type")?.map(present));
