@@ -66,6 +66,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     opt::OPT,
     bloom::BLOOM,
     mpt::MPT,
+    olmo::OLMO3,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 35] = [
+pub const BOTH_STYLES: [&str; 36] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -47,6 +47,7 @@ pub const BOTH_STYLES: [&str; 35] = [
     "gemma3",
     "qwen2_5_vl",
     "qwen3_vl",
+    "olmo3",
     "mistral3_plain",
     "internvl_qwen2",
 ];
