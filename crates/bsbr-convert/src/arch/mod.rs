@@ -5,6 +5,7 @@
 
 mod bloom;
 mod cohere;
+mod exaone;
 mod falcon;
 mod gemma;
 mod gpt2;
@@ -67,6 +68,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     bloom::BLOOM,
     mpt::MPT,
     olmo::OLMO3,
+    exaone::EXAONE4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 36] = [
+pub const BOTH_STYLES: [&str; 37] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -48,13 +48,14 @@ pub const BOTH_STYLES: [&str; 36] = [
     "qwen2_5_vl",
     "qwen3_vl",
     "olmo3",
+    "exaone4",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 28] = [
+pub const VARIANTS: [&str; 29] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -83,6 +84,7 @@ pub const VARIANTS: [&str; 28] = [
     "smollm3_biases",
     "stablelm_parallel",
     "starcoder2_plain",
+    "exaone4_full",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
