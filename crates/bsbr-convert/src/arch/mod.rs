@@ -8,6 +8,7 @@ mod cohere;
 mod exaone;
 mod falcon;
 mod gemma;
+mod glm;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
@@ -69,6 +70,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mpt::MPT,
     olmo::OLMO3,
     exaone::EXAONE4,
+    glm::GLM,
+    glm::GLM4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

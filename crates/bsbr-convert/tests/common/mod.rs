@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 37] = [
+pub const BOTH_STYLES: [&str; 38] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -49,13 +49,14 @@ pub const BOTH_STYLES: [&str; 37] = [
     "qwen3_vl",
     "olmo3",
     "exaone4",
+    "glm4",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 29] = [
+pub const VARIANTS: [&str; 30] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -84,6 +85,7 @@ pub const VARIANTS: [&str; 29] = [
     "smollm3_biases",
     "stablelm_parallel",
     "starcoder2_plain",
+    "glm_partial",
     "exaone4_full",
 ];
 
