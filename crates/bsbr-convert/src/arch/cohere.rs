@@ -1,11 +1,12 @@
-//! Cohere's Command R and Aya: Llama's names, one norm for attention and MLP side by side, rotary positions that pair
+//! Cohere's Command R, R7B, A and Aya: Llama's names, one norm for attention and MLP side by side, rotary positions that pair
 //! neighbours, scaled logits.
 
 use bsbr_model::{BlockForm, Norm};
 
 use super::keys::{self, Defaults};
 use super::names::{
-    LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_OUTPUT, ROPE_KEY, ROPE_QUERY, copy, map, table,
+    LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_OUTPUT, LLAMA_OUTPUT_BIAS, NEIGHBOURS_QKV,
+    NEIGHBOURS_QKV_BIASES, copy, table,
 };
 use super::rope::RopeKeys;
 use crate::ConvertError;
@@ -18,24 +19,30 @@ pub(super) const COHERE: Architecture = Architecture {
     model_types: &["cohere"],
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
-    alternatives: &[],
-    rejects: &[
-        Reject {
-            key: "use_qk_norm",
-            why: "there is no rule for norms of queries and keys whose positions pair neighbours",
-        },
-        Reject { key: "attention_bias", why: "there is no rule for biases whose positions pair neighbours" },
+    alternatives: &["attention_bias"],
+    rejects: &[Reject {
+        key: "use_qk_norm",
+        why: "there is no rule for norms of queries and keys whose positions pair neighbours",
+    }],
+    rules: table![
+        LLAMA_EMBED,
+        NORM,
+        NEIGHBOURS_QKV,
+        NEIGHBOURS_QKV_BIASES,
+        LLAMA_OUTPUT,
+        LLAMA_OUTPUT_BIAS,
+        LLAMA_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
     ],
-    rules: table![LLAMA_EMBED, ATTENTION, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,
 };
 
-const ATTENTION: &[Rule] = &[
-    copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
-    map("{p}layers.{i}.self_attn.q_proj.weight", &["layers.{i}.attention.query.weight"], &[ROPE_QUERY]),
-    map("{p}layers.{i}.self_attn.k_proj.weight", &["layers.{i}.attention.key.weight"], &[ROPE_KEY]),
-    copy("{p}layers.{i}.self_attn.v_proj.weight", &["layers.{i}.attention.value.weight"]),
-];
+/// Later: windows in most layers, and no rotation in the others.
+pub(super) const COHERE2: Architecture =
+    Architecture { id: "cohere2", model_types: &["cohere2"], read_config: read_cohere2, ..COHERE };
+
+const NORM: &[Rule] = &[copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"])];
 
 const DEFAULTS: Defaults = Defaults {
     norm: Norm::LayerWeight,
@@ -48,7 +55,23 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let mut model = keys::read(config, &DEFAULTS)?;
+    read(config, &DEFAULTS)
+}
+
+fn read_cohere2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let rope = RopeKeys { theta: ("rope_theta", 1e4), ..RopeKeys::LLAMA };
+    // What a file says about the width of a head nothing reads.
+    let mut model = read(&config.without("head_dim"), &Defaults { rope, ..DEFAULTS })?;
+    keys::read_pattern_windows(config, &mut model, keys::window(config, 4096)?, 4)?;
+    keys::rotate_within_windows_only(&mut model);
+    Ok(model)
+}
+
+fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let mut model = keys::read(config, defaults)?;
+    let bias = config.bool_or("attention_bias", false)?;
+    keys::set_attention_biases(&mut model, bias, bias);
+    model.flags.insert("attention_bias", bias);
     model.decoder.block.form = BlockForm::ParallelSharedNorm;
     model.decoder.head.scale = Some(config.optional_f64("logit_scale")?.unwrap_or(0.0625));
     Ok(model)

@@ -72,6 +72,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     exaone::EXAONE4,
     glm::GLM,
     glm::GLM4,
+    cohere::COHERE2,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 38] = [
+pub const BOTH_STYLES: [&str; 39] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -50,13 +50,14 @@ pub const BOTH_STYLES: [&str; 38] = [
     "olmo3",
     "exaone4",
     "glm4",
+    "cohere2",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 30] = [
+pub const VARIANTS: [&str; 32] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -86,6 +87,8 @@ pub const VARIANTS: [&str; 30] = [
     "stablelm_parallel",
     "starcoder2_plain",
     "glm_partial",
+    "cohere_bias",
+    "cohere2_bias",
     "exaone4_full",
 ];
 
