@@ -26,6 +26,7 @@ mod phi;
 mod phi3;
 mod qwen;
 mod rope;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -73,6 +74,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     glm::GLM,
     glm::GLM4,
     cohere::COHERE2,
+    seed_oss::SEED_OSS,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 39] = [
+pub const BOTH_STYLES: [&str; 40] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -51,13 +51,14 @@ pub const BOTH_STYLES: [&str; 39] = [
     "exaone4",
     "glm4",
     "cohere2",
+    "seed_oss",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 32] = [
+pub const VARIANTS: [&str; 33] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -89,6 +90,7 @@ pub const VARIANTS: [&str; 32] = [
     "glm_partial",
     "cohere_bias",
     "cohere2_bias",
+    "seed_oss_biases",
     "exaone4_full",
 ];
 
