@@ -15,6 +15,7 @@ mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod helium;
 mod keys;
 mod llama;
 mod mistral;
@@ -75,6 +76,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     glm::GLM4,
     cohere::COHERE2,
     seed_oss::SEED_OSS,
+    helium::HELIUM,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -58,7 +58,7 @@ pub const BOTH_STYLES: [&str; 40] = [
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 33] = [
+pub const VARIANTS: [&str; 34] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -88,6 +88,7 @@ pub const VARIANTS: [&str; 33] = [
     "stablelm_parallel",
     "starcoder2_plain",
     "glm_partial",
+    "helium_biases",
     "cohere_bias",
     "cohere2_bias",
     "seed_oss_biases",
