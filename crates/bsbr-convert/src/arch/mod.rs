@@ -5,6 +5,7 @@
 
 mod bloom;
 mod cohere;
+mod ernie;
 mod exaone;
 mod falcon;
 mod gemma;
@@ -77,6 +78,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     cohere::COHERE2,
     seed_oss::SEED_OSS,
     helium::HELIUM,
+    ernie::ERNIE,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 40] = [
+pub const BOTH_STYLES: [&str; 41] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -52,13 +52,14 @@ pub const BOTH_STYLES: [&str; 40] = [
     "glm4",
     "cohere2",
     "seed_oss",
+    "ernie4_5",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 34] = [
+pub const VARIANTS: [&str; 35] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -91,6 +92,7 @@ pub const VARIANTS: [&str; 34] = [
     "helium_biases",
     "cohere_bias",
     "cohere2_bias",
+    "ernie4_5_biases",
     "seed_oss_biases",
     "exaone4_full",
 ];
