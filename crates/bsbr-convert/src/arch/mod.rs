@@ -79,6 +79,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     seed_oss::SEED_OSS,
     helium::HELIUM,
     ernie::ERNIE,
+    gemma::VAULTGEMMA,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 41] = [
+pub const BOTH_STYLES: [&str; 42] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -53,13 +53,14 @@ pub const BOTH_STYLES: [&str; 41] = [
     "cohere2",
     "seed_oss",
     "ernie4_5",
+    "vaultgemma",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 35] = [
+pub const VARIANTS: [&str; 36] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -95,6 +96,7 @@ pub const VARIANTS: [&str; 35] = [
     "ernie4_5_biases",
     "seed_oss_biases",
     "exaone4_full",
+    "vaultgemma_bias",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
