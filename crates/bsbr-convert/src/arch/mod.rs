@@ -4,6 +4,7 @@
 //! `keys` (reading).
 
 mod bloom;
+mod codegen;
 mod cohere;
 mod ernie;
 mod exaone;
@@ -80,6 +81,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     helium::HELIUM,
     ernie::ERNIE,
     gemma::VAULTGEMMA,
+    codegen::CODEGEN,
 ];
 
 /// The rules for a checkpoint, and the settings they read.
