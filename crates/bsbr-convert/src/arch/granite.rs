@@ -1,13 +1,66 @@
-//! Granite: Llama's rules and four multipliers.
+//! Granite: Llama's rules and four multipliers; the dense Granite 4 with gate and up in one tensor.
 
-use super::keys::Defaults;
+use bsbr_model::LayerRotary;
+
+use super::keys::{self, Defaults};
 use super::llama::{self, LLAMA};
+use super::names::{
+    GATE_UP, LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV,
+    copy, map, table,
+};
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::{Architecture, SourceModel};
+use crate::rules::{Architecture, Rule, SourceModel};
 
 pub(super) const GRANITE: Architecture =
     Architecture { id: "granite", model_types: &["granite"], read_config, ..LLAMA };
+
+/// Granite 4 in its dense form: what its mixtures call the shared MLP is the only one.
+pub(super) const GRANITE4: Architecture = Architecture {
+    id: "granitemoehybrid",
+    model_types: &["granitemoehybrid"],
+    alternatives: &["attention_bias"],
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        SHARED_MLP,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_granite4,
+    ..LLAMA
+};
+
+const SHARED_MLP: &[Rule] = &[
+    map(
+        "{p}layers.{i}.shared_mlp.input_linear.weight",
+        &["layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"],
+        &[GATE_UP],
+    ),
+    copy("{p}layers.{i}.shared_mlp.output_linear.weight", &["layers.{i}.mlp.down.weight"]),
+];
+
+fn read_granite4(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    if config.optional_usize("num_local_experts")?.unwrap_or(8) != 0 {
+        return Err(config.error("num_local_experts", "0: only the dense form is supported"));
+    }
+    let kinds = config.optional_str_list("layer_types")?.unwrap_or_default();
+    if kinds.is_empty() || kinds.iter().any(|kind| !["attention", "full_attention"].contains(&kind.as_str())) {
+        return Err(config.error("layer_types", "`attention` in every layer: recurrent layers are not supported"));
+    }
+    let size = config.optional_usize("shared_intermediate_size")?.unwrap_or(1024);
+    let mut model = read_config(&config.with("intermediate_size", size.into()).without("mlp_bias"))?;
+    keys::one_for_each_layer(config, "layer_types", kinds.len(), model.decoder.layers)?;
+    match config.optional_str("position_embedding_type")?.as_deref() {
+        Some("rope") => {}
+        Some("nope") | None => model.decoder.layer_rotary = vec![LayerRotary::Off; model.decoder.layers],
+        Some(_) => return Err(config.error("position_embedding_type", "rope, nope or null")),
+    }
+    Ok(model)
+}
 
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let mut model = llama::read(config, &Defaults::LLAMA)?;

@@ -82,6 +82,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     ernie::ERNIE,
     gemma::VAULTGEMMA,
     codegen::CODEGEN,
+    granite::GRANITE4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -60,7 +60,7 @@ pub const BOTH_STYLES: [&str; 42] = [
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 36] = [
+pub const VARIANTS: [&str; 38] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -91,6 +91,8 @@ pub const VARIANTS: [&str; 36] = [
     "starcoder2_plain",
     "glm_partial",
     "helium_biases",
+    "granite4_rope",
+    "granite4_nope",
     "cohere_bias",
     "cohere2_bias",
     "ernie4_5_biases",
