@@ -3,6 +3,7 @@
 //! Another architecture is another such file and a line in [`ARCHITECTURES`]. What several share is in `names` (rules) and
 //! `keys` (reading).
 
+mod arcee;
 mod bloom;
 mod codegen;
 mod cohere;
@@ -83,6 +84,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     gemma::VAULTGEMMA,
     codegen::CODEGEN,
     granite::GRANITE4,
+    arcee::ARCEE,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

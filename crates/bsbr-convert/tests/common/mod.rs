@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 42] = [
+pub const BOTH_STYLES: [&str; 43] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -54,13 +54,14 @@ pub const BOTH_STYLES: [&str; 42] = [
     "seed_oss",
     "ernie4_5",
     "vaultgemma",
+    "arcee",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 38] = [
+pub const VARIANTS: [&str; 39] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -99,6 +100,7 @@ pub const VARIANTS: [&str; 38] = [
     "seed_oss_biases",
     "exaone4_full",
     "vaultgemma_bias",
+    "arcee_biases",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
