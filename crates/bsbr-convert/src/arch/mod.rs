@@ -24,6 +24,7 @@ mod llama;
 mod mistral;
 mod mpt;
 mod names;
+mod nemotron;
 mod olmo;
 mod opt;
 mod phi;
@@ -85,6 +86,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     codegen::CODEGEN,
     granite::GRANITE4,
     arcee::ARCEE,
+    nemotron::NEMOTRON,
+    nemotron::JAIS2,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 43] = [
+pub const BOTH_STYLES: [&str; 44] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -55,13 +55,14 @@ pub const BOTH_STYLES: [&str; 43] = [
     "ernie4_5",
     "vaultgemma",
     "arcee",
+    "nemotron",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 39] = [
+pub const VARIANTS: [&str; 41] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -101,6 +102,8 @@ pub const VARIANTS: [&str; 39] = [
     "exaone4_full",
     "vaultgemma_bias",
     "arcee_biases",
+    "nemotron_biases",
+    "jais2_plain",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
