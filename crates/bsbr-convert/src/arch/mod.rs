@@ -3,6 +3,7 @@
 //! Another architecture is another such file and a line in [`ARCHITECTURES`]. What several share is in `names` (rules) and
 //! `keys` (reading).
 
+mod apertus;
 mod arcee;
 mod bloom;
 mod codegen;
@@ -88,6 +89,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     arcee::ARCEE,
     nemotron::NEMOTRON,
     nemotron::JAIS2,
+    apertus::APERTUS,
 ];
 
 /// The rules for a checkpoint, and the settings they read.
