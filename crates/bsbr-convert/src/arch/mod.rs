@@ -25,6 +25,7 @@ mod llama;
 mod mistral;
 mod mpt;
 mod names;
+mod nanochat;
 mod nemotron;
 mod olmo;
 mod opt;
@@ -90,6 +91,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     nemotron::NEMOTRON,
     nemotron::JAIS2,
     apertus::APERTUS,
+    nanochat::NANOCHAT,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 45] = [
+pub const BOTH_STYLES: [&str; 46] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -57,13 +57,14 @@ pub const BOTH_STYLES: [&str; 45] = [
     "arcee",
     "nemotron",
     "apertus",
+    "nanochat",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 42] = [
+pub const VARIANTS: [&str; 43] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -106,6 +107,7 @@ pub const VARIANTS: [&str; 42] = [
     "nemotron_biases",
     "jais2_plain",
     "apertus_bias",
+    "nanochat_bias",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
