@@ -20,6 +20,7 @@ mod gpt_neox;
 mod gptj;
 mod granite;
 mod helium;
+mod hunyuan;
 mod keys;
 mod llama;
 mod mistral;
@@ -92,6 +93,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     nemotron::JAIS2,
     apertus::APERTUS,
     nanochat::NANOCHAT,
+    hunyuan::HUNYUAN,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 46] = [
+pub const BOTH_STYLES: [&str; 47] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -58,13 +58,14 @@ pub const BOTH_STYLES: [&str; 46] = [
     "nemotron",
     "apertus",
     "nanochat",
+    "hunyuan_v1_dense",
     "mistral3_plain",
     "internvl_qwen2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 43] = [
+pub const VARIANTS: [&str; 44] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -108,6 +109,7 @@ pub const VARIANTS: [&str; 43] = [
     "jais2_plain",
     "apertus_bias",
     "nanochat_bias",
+    "hunyuan_v1_bias",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
