@@ -94,6 +94,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     apertus::APERTUS,
     nanochat::NANOCHAT,
     hunyuan::HUNYUAN,
+    mistral::MINISTRAL3,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

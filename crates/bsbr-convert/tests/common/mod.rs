@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 47] = [
+pub const BOTH_STYLES: [&str; 49] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -59,6 +59,8 @@ pub const BOTH_STYLES: [&str; 47] = [
     "apertus",
     "nanochat",
     "hunyuan_v1_dense",
+    "ministral3",
+    "mistral3",
     "mistral3_plain",
     "internvl_qwen2",
 ];
@@ -114,8 +116,8 @@ pub const VARIANTS: [&str; 44] = [
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 5] =
-    ["gpt2_sharded", "llama_bf16", "gemma3_new", "qwen2_5_vl_new", "codegen"];
+pub const NEWER_STYLE: [&str; 6] =
+    ["gpt2_sharded", "llama_bf16", "gemma3_new", "qwen2_5_vl_new", "mistral3_new", "codegen"];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
 /// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.
