@@ -144,7 +144,8 @@ fn per_head(name: &str, width: usize, queries: usize, fused: impl Fn(&str) -> St
 fn unpermuted(name: &str, tensor: impl Fn(&str, char) -> String) -> f64 {
     misruled(name, |checkpoint, spec| {
         let (layer, letter) = rotated_weight(spec)?;
-        Some(checkpoint[&tensor(layer, letter)].values())
+        // Biases of another order are not what is looked at.
+        spec.name.ends_with(".weight").then(|| checkpoint[&tensor(layer, letter)].values())
     })
 }
 
@@ -291,6 +292,81 @@ fn a_wrong_layout_of_a_weight_shows() {
         Some((0..spec.shape[0]).rev().flat_map(|head| checkpoint[&name(head)].values()).collect())
     });
     assert_shows("stablelm 12b with the norms of its heads in reverse", reversed, 0.1);
+}
+
+#[test]
+fn what_newer_decoders_do_besides_shows() {
+    assert_shows("arcee without the square", changed("arcee", |d| d.activation = Activation::Relu), 0.1);
+    assert_shows("nemotron without the 1 in its norms", changed("nemotron", |d| d.norm = Norm::Layer), 1.0);
+    assert_shows("nemotron with whole heads rotating", changed("nemotron", |d| rotate(d, 12)), 0.1);
+    assert_shows("nanochat without normed embeddings", changed("nanochat", |d| d.embedding.norm = false), 0.1);
+    assert_shows("nanochat without normed heads", changed("nanochat", |d| d.block.head_norm = None), 0.1);
+    assert_shows("nanochat without capped logits", changed("nanochat", |d| d.head.softcap = None), 0.1);
+    let before = |d: &mut DecoderConfig| d.block.head_norm_after_rotary = false;
+    assert_shows("hunyuan with heads normed first", changed("hunyuan_v1_dense", before), 1.0);
+    assert_shows("ministral3 without temperature", changed("ministral3", |d| d.query_temperature = None), 0.1);
+    let one_late = |d: &mut DecoderConfig| {
+        d.query_temperature.iter_mut().for_each(|temperature| temperature.length += 1);
+    };
+    assert_shows("ministral3 with its temperature a token late", changed("ministral3", one_late), 0.001);
+    assert_shows("vaultgemma without capped scores", changed("vaultgemma", |d| d.attention_softcap = None), 0.1);
+    assert_shows(
+        "vaultgemma scaled by its heads",
+        changed("vaultgemma", |d| d.attention_scale = 12f64.powf(-0.5)),
+        0.1,
+    );
+    for name in ["cohere2", "exaone4"] {
+        let everywhere = changed(name, |d| d.layer_rotary.clear());
+        assert_shows(&format!("{name} rotating everywhere"), everywhere, 0.1);
+        assert_shows(&format!("{name} without windows"), changed(name, |d| d.windows.clear()), 0.1);
+    }
+    let scaled_everywhere = |d: &mut DecoderConfig| d.layer_rotary.clear();
+    assert_shows("olmo3 scaled in layers with a window", changed("olmo3", scaled_everywhere), 0.1);
+    assert_shows(
+        "granite4 without rotation",
+        changed("granite4_rope", |d| d.layer_rotary = vec![LayerRotary::Off; 2]),
+        0.1,
+    );
+    assert_shows("granite4 with rotation", changed("granite4_nope", |d| d.layer_rotary.clear()), 0.1);
+    let base = without("hunyuan_v1_dense", "/rope_parameters/alpha", json!(null));
+    assert_shows("hunyuan without its raised base", base, 0.1);
+    let xielu = misruled("apertus", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".mlp.xielu.")?;
+        let other = match part {
+            "alpha_p" => "alpha_n",
+            "alpha_n" => "alpha_p",
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.layers.{layer}.mlp.act_fn.{other}")].values())
+    });
+    assert_shows("apertus with its two factors exchanged", xielu, 0.1);
+}
+
+#[test]
+fn a_wrong_order_of_rows_in_newer_checkpoints_shows() {
+    for name in ["glm4", "helium_biases", "ernie4_5", "cohere2", "nanochat"] {
+        let plain = unpermuted(name, |layer, part| format!("model.layers.{layer}.self_attn.{part}_proj.weight"));
+        assert_shows(&format!("{name} as its file has it"), plain, 0.1);
+    }
+    // Query, key and value in their usual order.
+    let usual = misruled("codegen", |checkpoint, spec| {
+        let (layer, part, _) = attention_weight(spec)?;
+        let at = ["query", "key", "value"].iter().position(|&known| known == part)?;
+        let tensor = &checkpoint[&format!("transformer.h.{layer}.attn.qkv_proj.weight")];
+        let starts = (0..4).map(|group| (3 * group + at) * 8);
+        Some(rows(tensor, spec, starts, 8))
+    });
+    assert_shows("codegen with keys where its values are", usual, 1.0);
+    let norms = misruled("glm4", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once('.')?;
+        let other = match part {
+            "attention_post_norm.weight" => "post_attention_layernorm",
+            "mlp_norm.weight" => "post_self_attn_layernorm",
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.layers.{layer}.{other}.weight")].values())
+    });
+    assert_shows("glm4 with the norms of gemma", norms, 0.1);
 }
 
 #[test]
