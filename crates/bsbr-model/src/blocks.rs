@@ -1,6 +1,7 @@
 //! A decoder one block at a time, for work that looks at what the linear layers read.
 
 use std::{
+    collections::HashSet,
     mem,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -18,13 +19,16 @@ use crate::{
 impl LinearPlace {
     /// Name of what the layer reads: the same for all layers that read it, as `layers.3.attention.input`.
     pub fn input_name(self) -> String {
-        let input = match self.role.input() {
-            BlockInput::Attention => "attention.input",
-            BlockInput::Output => "attention.read",
-            BlockInput::Mlp => "mlp.input",
-            BlockInput::Down => "mlp.inner",
-        };
-        format!("layers.{}.{input}", self.layer)
+        let layer = self.layer;
+        match self.role.input() {
+            BlockInput::Attention => format!("layers.{layer}.attention.input"),
+            BlockInput::Output => format!("layers.{layer}.attention.read"),
+            BlockInput::Mlp => format!("layers.{layer}.mlp.input"),
+            BlockInput::Down => format!("layers.{layer}.mlp.inner"),
+            BlockInput::Expert(expert) => format!("layers.{layer}.mlp.experts.{expert}.input"),
+            BlockInput::ExpertDown(expert) => format!("layers.{layer}.mlp.experts.{expert}.inner"),
+            BlockInput::SharedDown => format!("layers.{layer}.mlp.shared.inner"),
+        }
     }
 }
 
@@ -68,8 +72,11 @@ impl Decoder {
         let places = Places { rotation: rotation.as_ref(), temperature: temperature.as_deref() };
         let seen: Arc<Mutex<Vec<(LinearRole, Tensor<2>)>>> = Arc::default();
         let mut block = block.clone();
-        // Queries stand for all that read their input, the way up for the gate.
-        for role in [LinearRole::Query, LinearRole::Output, LinearRole::Up, LinearRole::Down] {
+        // One stands for all that read its input.
+        let mut inputs = HashSet::new();
+        let mut roles = self.config.decoder.linear_roles(layer);
+        roles.retain(|role| inputs.insert(role.input()));
+        for role in roles {
             let Some(projection) = block.projection_mut(role) else { continue };
             let seen = Arc::clone(&seen);
             let tap = Tap::new(move |x| {

@@ -32,7 +32,7 @@
 //!     vocab_size: 10, hidden_size: 8, layers: 2, heads: 2, kv_heads: 1, head_dim: 4, intermediate_size: 16,
 //!     max_positions: 64, norm: Norm::Rms, norm_eps: 1e-5,
 //!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
-//!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false, query_temperature: None,
+//!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, experts: None,
 //!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
 //!     tied_head: true, embedding: Default::default(), block: Default::default(), head: Default::default(),
 //!     layer_rotary: vec![],
@@ -81,8 +81,9 @@ pub use calibrate_index::{
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
-    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, HeadConfig,
-    HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, QueryTemperature, RotaryScaling,
+    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, ExpertGroups,
+    ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, QueryTemperature,
+    RotaryScaling, RouterConfig, RouterKind, SharedExpert,
 };
 pub use decoder::Decoder;
 pub use error::ModelError;
@@ -100,10 +101,10 @@ pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill}
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
-    Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
-    Xielu,
+    Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
+    Normalisation, Projections, Xielu,
 };
-pub use projection::{BlockInput, LinearPlace, LinearRole, Projection};
+pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
@@ -113,4 +114,4 @@ pub use tune::{
     Checkpoint, Ending, HeldOutRecord, LayerLoss, NamedNumbers, Stage, StepRecord, TuneConfig, TuneEvent, TuneLog,
     Tuned, tune,
 };
-pub use weights::{EXTRA_PREFIX, WeightSpec, parameter_counts, weight_specs};
+pub use weights::{EXTRA_PREFIX, WeightSpec, active_parameters, parameter_counts, weight_specs};

@@ -14,10 +14,10 @@ use burn::{
 
 use crate::{
     Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole,
-    ModelConfig, ModelError, Norm, Projection, WeightSpec,
+    MlpPart, ModelConfig, ModelError, Norm, Projection, WeightSpec,
     modules::{
-        Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
-        Xielu,
+        Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
+        Normalisation, Projections, Xielu,
     },
     split::rest,
     weight_specs,
@@ -219,10 +219,7 @@ impl Loader<'_> {
         let adapters = config.adapters.as_ref().filter(|_| config.layer_attention(layer).is_some());
         let at = |part: &str| format!("layers.{layer}.{part}");
         let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
-        let projection = |loader: &mut Self, role: LinearRole| {
-            let [_, outputs] = decoder.linear_shape(LinearPlace { layer, role }).unwrap_or_default();
-            loader.projection(layer, role, outputs)
-        };
+        let projection = |loader: &mut Self, role| loader.layer_projection(layer, role, decoder);
         let form = decoder.block.form;
         let (before_attention, before_mlp) = form.norms_before();
         Ok(Block {
@@ -243,16 +240,57 @@ impl Loader<'_> {
             },
             attention_post_norm: self.stream_norm(&at("attention_post_norm"), form.norms_after(), decoder)?,
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
-            mlp: Mlp {
-                gate: decoder.gated_mlp.then(|| projection(self, LinearRole::Gate)).transpose()?,
-                up: projection(self, LinearRole::Up)?,
-                down: projection(self, LinearRole::Down)?,
-                activation: decoder.activation,
-                xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
-            },
+            mlp: self.block_mlp(layer, decoder)?,
             mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
             config: decoder.block,
         })
+    }
+
+    fn layer_projection(
+        &mut self,
+        layer: usize,
+        role: LinearRole,
+        decoder: &DecoderConfig,
+    ) -> Result<Projection, ModelError> {
+        let [_, outputs] = decoder.linear_shape(LinearPlace { layer, role }).unwrap_or_default();
+        self.projection(layer, role, outputs)
+    }
+
+    /// The MLP whose parts have the roles that `role` gives.
+    fn mlp(
+        &mut self,
+        layer: usize,
+        role: impl Fn(MlpPart) -> LinearRole,
+        decoder: &DecoderConfig,
+    ) -> Result<Mlp, ModelError> {
+        let mut part = |part| self.layer_projection(layer, role(part), decoder);
+        Ok(Mlp {
+            gate: decoder.gated_mlp.then(|| part(MlpPart::Gate)).transpose()?,
+            up: part(MlpPart::Up)?,
+            down: part(MlpPart::Down)?,
+            activation: decoder.activation,
+            xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
+        })
+    }
+
+    fn block_mlp(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<BlockMlp, ModelError> {
+        let Some(config) = decoder.layer_experts(layer) else {
+            let role = |part| match part {
+                MlpPart::Gate => LinearRole::Gate,
+                MlpPart::Up => LinearRole::Up,
+                MlpPart::Down => LinearRole::Down,
+            };
+            return Ok(BlockMlp::Dense(self.mlp(layer, role, decoder)?));
+        };
+        let at = |part: &str| format!("layers.{layer}.mlp.{part}");
+        let router = self.linear(&at("router"))?;
+        let correction = config.router.correction.then(|| self.numbers(&at("router.correction"))).transpose()?;
+        let experts = (0..config.count).map(|expert| self.mlp(layer, |part| LinearRole::Expert(expert, part), decoder));
+        let experts = experts.collect::<Result<Vec<_>, _>>()?;
+        let shared = config.shared.map(|_| self.mlp(layer, LinearRole::Shared, decoder)).transpose()?;
+        let shared_gate = self.optional_linear(&at("shared_gate"))?;
+        let correction = correction.map(|(numbers, _)| numbers);
+        Ok(BlockMlp::Mixture(Mixture { router, correction, experts, shared, shared_gate, config: config.clone() }))
     }
 
     fn xielu(&mut self, layer: usize) -> Result<Xielu, ModelError> {

@@ -6,7 +6,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::{Activation, AdapterTarget, BlockConfig, BlockForm, Projection, ops};
+use crate::{Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, Projection, ops};
 
 /// LayerNorm or RMSNorm.
 #[derive(Module, Debug)]
@@ -237,6 +237,34 @@ impl Mlp {
     }
 }
 
+/// Several MLPs of which a token goes through a few.
+#[derive(Module, Debug)]
+pub struct Mixture {
+    /// Scores of the experts, `[hidden_size]` to `[experts]`.
+    pub router: Linear,
+    /// Added to the scores for the choice.
+    #[module(skip)]
+    pub correction: Option<Vec<f32>>,
+    /// The experts.
+    pub experts: Vec<Mlp>,
+    /// One that every token goes through.
+    pub shared: Option<Mlp>,
+    /// A score whose sigmoid multiplies what that gives.
+    pub shared_gate: Option<Linear>,
+    /// How they are chosen.
+    #[module(skip)]
+    pub config: ExpertsConfig,
+}
+
+/// What a block has besides attention.
+#[derive(Module, Debug)]
+pub enum BlockMlp {
+    /// One MLP.
+    Dense(Mlp),
+    /// Experts.
+    Mixture(Mixture),
+}
+
 /// One block: attention and MLP with the norms that its [form](BlockForm) has.
 #[derive(Module, Debug)]
 pub struct Block {
@@ -248,8 +276,8 @@ pub struct Block {
     pub attention_post_norm: Option<Normalisation>,
     /// Before the MLP.
     pub mlp_norm: Option<Normalisation>,
-    /// MLP.
-    pub mlp: Mlp,
+    /// MLP or experts.
+    pub mlp: BlockMlp,
     /// After the MLP.
     pub mlp_post_norm: Option<Normalisation>,
     /// What is added to what, and the factor on it.
@@ -275,21 +303,21 @@ impl Block {
         Ok(match self.config.form {
             BlockForm::Sequential => {
                 let x = ops::join_heads(read, output, Some((x, factor)));
-                ops::mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor))
+                ops::block_mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor))
             }
             BlockForm::Sandwich | BlockForm::NormedBranches => {
                 let branch = normed(&self.attention_post_norm, ops::join_heads(read, output, None));
                 let x = x + scaled(branch, factor);
-                let branch = ops::mlp(x.clone(), self.mlp_norm.as_ref(), &self.mlp, None);
+                let branch = ops::block_mlp(x.clone(), self.mlp_norm.as_ref(), &self.mlp, None);
                 x + scaled(normed(&self.mlp_post_norm, branch), factor)
             }
             BlockForm::NormAfter => {
                 let x = normed(&self.attention_post_norm, ops::join_heads(read, output, Some((x, factor))));
-                normed(&self.mlp_post_norm, ops::mlp(x, None, &self.mlp, Some(factor)))
+                normed(&self.mlp_post_norm, ops::block_mlp(x, None, &self.mlp, Some(factor)))
             }
             BlockForm::Parallel | BlockForm::ParallelSharedNorm => {
                 let norm = self.mlp_norm.as_ref().or(self.attention_norm.as_ref());
-                let x = ops::mlp(x, norm, &self.mlp, Some(factor));
+                let x = ops::block_mlp(x, norm, &self.mlp, Some(factor));
                 ops::join_heads(read, output, Some((x, factor)))
             }
         })

@@ -9,7 +9,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::{Decoder, DecoderConfig, ModelError};
+use crate::{BlockMlp, Decoder, DecoderConfig, ModelError};
 
 /// A linear layer of a block.
 #[derive(Module, Debug)]
@@ -101,21 +101,64 @@ pub enum LinearRole {
     Up,
     /// Back from the MLP to the stream.
     Down,
+    /// A part of the expert of this number.
+    Expert(usize, MlpPart),
+    /// A part of the expert that every token goes through.
+    Shared(MlpPart),
 }
 
-impl LinearRole {
+/// Which linear layer of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MlpPart {
+    /// The gate.
+    Gate,
+    /// Into the expert.
+    Up,
+    /// Back to the stream.
+    Down,
+}
+
+impl MlpPart {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
     fn name(self) -> &'static str {
         match self {
-            Self::Query => "attention.query",
-            Self::Key => "attention.key",
-            Self::Value => "attention.value",
-            Self::Output => "attention.output",
-            Self::Gate => "mlp.gate",
-            Self::Up => "mlp.up",
-            Self::Down => "mlp.down",
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
+    }
+}
+
+impl LinearRole {
+    /// The four of attention.
+    pub const ATTENTION: [Self; 4] = [Self::Query, Self::Key, Self::Value, Self::Output];
+    /// The three of a block with one MLP.
+    pub const MLP: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+
+    fn of_name(name: &str) -> Option<Self> {
+        if let Some((expert, part)) = name.strip_prefix("mlp.experts.").and_then(|rest| rest.split_once('.')) {
+            return Some(Self::Expert(expert.parse().ok()?, MlpPart::of_name(part)?));
+        }
+        if let Some(part) = name.strip_prefix("mlp.shared.") {
+            return Some(Self::Shared(MlpPart::of_name(part)?));
+        }
+        Self::ATTENTION.into_iter().chain(Self::MLP).find(|known| known.to_string() == name)
+    }
+
+    /// Which part of an MLP it is, if it is one.
+    pub fn mlp_part(self) -> Option<MlpPart> {
+        match self {
+            Self::Query | Self::Key | Self::Value | Self::Output => None,
+            Self::Gate => Some(MlpPart::Gate),
+            Self::Up => Some(MlpPart::Up),
+            Self::Down => Some(MlpPart::Down),
+            Self::Expert(_, part) | Self::Shared(part) => Some(part),
         }
     }
 
@@ -124,8 +167,27 @@ impl LinearRole {
         match self {
             Self::Query | Self::Key | Self::Value => BlockInput::Attention,
             Self::Output => BlockInput::Output,
-            Self::Gate | Self::Up => BlockInput::Mlp,
+            Self::Gate | Self::Up | Self::Shared(MlpPart::Gate | MlpPart::Up) => BlockInput::Mlp,
             Self::Down => BlockInput::Down,
+            Self::Expert(expert, MlpPart::Gate | MlpPart::Up) => BlockInput::Expert(expert),
+            Self::Expert(expert, MlpPart::Down) => BlockInput::ExpertDown(expert),
+            Self::Shared(MlpPart::Down) => BlockInput::SharedDown,
+        }
+    }
+}
+
+impl fmt::Display for LinearRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Query => f.write_str("attention.query"),
+            Self::Key => f.write_str("attention.key"),
+            Self::Value => f.write_str("attention.value"),
+            Self::Output => f.write_str("attention.output"),
+            Self::Gate => f.write_str("mlp.gate"),
+            Self::Up => f.write_str("mlp.up"),
+            Self::Down => f.write_str("mlp.down"),
+            Self::Expert(expert, part) => write!(f, "mlp.experts.{expert}.{}", part.name()),
+            Self::Shared(part) => write!(f, "mlp.shared.{}", part.name()),
         }
     }
 }
@@ -137,15 +199,16 @@ pub enum BlockInput {
     Attention,
     /// Of the output projection: what the heads read.
     Output,
-    /// Of gate and up projection, normed where there is a norm.
+    /// Of gate and up projection, normed where there is a norm; of the expert that every token goes through too.
     Mlp,
     /// Of the down projection: the inner numbers of the MLP.
     Down,
-}
-
-impl BlockInput {
-    /// All of them, in the order in which a block computes them.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Mlp, Self::Down];
+    /// Of gate and up projection of an expert: the tokens that go through it.
+    Expert(usize),
+    /// Of the down projection of an expert.
+    ExpertDown(usize),
+    /// Of the down projection of the expert that every token goes through.
+    SharedDown,
 }
 
 /// A linear layer of a decoder. Its name is that of its weights: `layers.3.attention.query`.
@@ -159,7 +222,7 @@ pub struct LinearPlace {
 
 impl fmt::Display for LinearPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layers.{}.{}", self.layer, self.role.name())
+        write!(f, "layers.{}.{}", self.layer, self.role)
     }
 }
 
@@ -169,8 +232,7 @@ impl FromStr for LinearPlace {
     fn from_str(name: &str) -> Result<Self, ModelError> {
         let place = || {
             let (layer, role) = name.strip_prefix("layers.")?.split_once('.')?;
-            let role = LinearRole::ALL.into_iter().find(|known| known.name() == role)?;
-            let place = Self { layer: layer.parse().ok()?, role };
+            let place = Self { layer: layer.parse().ok()?, role: LinearRole::of_name(role)? };
             (place.to_string() == name).then_some(place)
         };
         place().ok_or_else(|| ModelError::Input(format!("`{name}` is no linear layer of a block")))
@@ -180,8 +242,24 @@ impl FromStr for LinearPlace {
 impl DecoderConfig {
     /// Every linear layer of the blocks, block by block.
     pub fn linear_places(&self) -> Vec<LinearPlace> {
-        let roles = LinearRole::ALL.into_iter().filter(|role| self.gated_mlp || *role != LinearRole::Gate);
-        (0..self.layers).flat_map(|layer| roles.clone().map(move |role| LinearPlace { layer, role })).collect()
+        let of_layer = |layer| self.linear_roles(layer).into_iter().map(move |role| LinearPlace { layer, role });
+        (0..self.layers).flat_map(of_layer).collect()
+    }
+
+    /// The linear layers of block `layer`, in the order of their inputs.
+    pub fn linear_roles(&self, layer: usize) -> Vec<LinearRole> {
+        let mut roles = LinearRole::ATTENTION.to_vec();
+        match self.layer_experts(layer) {
+            None => roles.extend(LinearRole::MLP),
+            Some(experts) => {
+                let each =
+                    (0..experts.count).flat_map(|expert| MlpPart::ALL.map(|part| LinearRole::Expert(expert, part)));
+                roles.extend(each);
+                roles.extend(experts.shared.into_iter().flat_map(|_| MlpPart::ALL.map(LinearRole::Shared)));
+            }
+        }
+        roles.retain(|role| self.gated_mlp || role.mlp_part() != Some(MlpPart::Gate));
+        roles
     }
 
     /// Inputs and outputs of a linear layer; `None` where the decoder has none.
@@ -190,14 +268,21 @@ impl DecoderConfig {
             return None;
         }
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        Some(match place.role {
-            LinearRole::Query => [self.hidden_size, queries],
-            LinearRole::Key | LinearRole::Value => [self.hidden_size, keys],
-            LinearRole::Output => [queries, self.hidden_size],
-            LinearRole::Gate if !self.gated_mlp => return None,
-            LinearRole::Gate | LinearRole::Up => [self.hidden_size, self.intermediate_size],
-            LinearRole::Down => [self.intermediate_size, self.hidden_size],
-        })
+        let experts = self.layer_experts(place.layer);
+        let inner = match (place.role, experts) {
+            (LinearRole::Query, _) => return Some([self.hidden_size, queries]),
+            (LinearRole::Key | LinearRole::Value, _) => return Some([self.hidden_size, keys]),
+            (LinearRole::Output, _) => return Some([queries, self.hidden_size]),
+            (LinearRole::Gate | LinearRole::Up | LinearRole::Down, None) => self.intermediate_size,
+            (LinearRole::Expert(expert, _), Some(experts)) if expert < experts.count => experts.intermediate_size,
+            (LinearRole::Shared(_), Some(experts)) => experts.shared?.intermediate_size,
+            _ => return None,
+        };
+        match place.role.mlp_part()? {
+            MlpPart::Gate if !self.gated_mlp => None,
+            MlpPart::Gate | MlpPart::Up => Some([self.hidden_size, inner]),
+            MlpPart::Down => Some([inner, self.hidden_size]),
+        }
     }
 
     /// Whether a linear layer has a bias.
@@ -205,7 +290,8 @@ impl DecoderConfig {
         match role {
             LinearRole::Query | LinearRole::Key | LinearRole::Value => self.qkv_bias,
             LinearRole::Output => self.attention_output_bias,
-            LinearRole::Gate | LinearRole::Up | LinearRole::Down => self.mlp_bias,
+            LinearRole::Gate | LinearRole::Up | LinearRole::Down | LinearRole::Shared(_) => self.mlp_bias,
+            LinearRole::Expert(..) => false,
         }
     }
 }
@@ -214,15 +300,25 @@ impl Decoder {
     /// The linear layer at `place`; `None` where there is none.
     pub fn projection(&self, place: LinearPlace) -> Option<&Projection> {
         let block = self.blocks.get(place.layer)?;
-        Some(match place.role {
-            LinearRole::Query => &block.attention.query,
-            LinearRole::Key => &block.attention.key,
-            LinearRole::Value => &block.attention.value,
-            LinearRole::Output => &block.attention.output,
-            LinearRole::Gate => block.mlp.gate.as_ref()?,
-            LinearRole::Up => &block.mlp.up,
-            LinearRole::Down => &block.mlp.down,
-        })
+        match place.role {
+            LinearRole::Query => Some(&block.attention.query),
+            LinearRole::Key => Some(&block.attention.key),
+            LinearRole::Value => Some(&block.attention.value),
+            LinearRole::Output => Some(&block.attention.output),
+            role => {
+                let mlp = match (role, &block.mlp) {
+                    (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Dense(mlp)) => mlp,
+                    (LinearRole::Expert(expert, _), BlockMlp::Mixture(mixture)) => mixture.experts.get(expert)?,
+                    (LinearRole::Shared(_), BlockMlp::Mixture(mixture)) => mixture.shared.as_ref()?,
+                    _ => return None,
+                };
+                match role.mlp_part()? {
+                    MlpPart::Gate => mlp.gate.as_ref(),
+                    MlpPart::Up => Some(&mlp.up),
+                    MlpPart::Down => Some(&mlp.down),
+                }
+            }
+        }
     }
 
     /// The same, to be replaced. What is put there must be of the same size.
@@ -234,14 +330,24 @@ impl Decoder {
 impl crate::Block {
     /// One of the linear layers of the block; `None` where it has none.
     pub fn projection_mut(&mut self, role: LinearRole) -> Option<&mut Projection> {
-        Some(match role {
-            LinearRole::Query => &mut self.attention.query,
-            LinearRole::Key => &mut self.attention.key,
-            LinearRole::Value => &mut self.attention.value,
-            LinearRole::Output => &mut self.attention.output,
-            LinearRole::Gate => self.mlp.gate.as_mut()?,
-            LinearRole::Up => &mut self.mlp.up,
-            LinearRole::Down => &mut self.mlp.down,
-        })
+        match role {
+            LinearRole::Query => Some(&mut self.attention.query),
+            LinearRole::Key => Some(&mut self.attention.key),
+            LinearRole::Value => Some(&mut self.attention.value),
+            LinearRole::Output => Some(&mut self.attention.output),
+            role => {
+                let mlp = match (role, &mut self.mlp) {
+                    (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Dense(mlp)) => mlp,
+                    (LinearRole::Expert(expert, _), BlockMlp::Mixture(mixture)) => mixture.experts.get_mut(expert)?,
+                    (LinearRole::Shared(_), BlockMlp::Mixture(mixture)) => mixture.shared.as_mut()?,
+                    _ => return None,
+                };
+                match role.mlp_part()? {
+                    MlpPart::Gate => mlp.gate.as_mut(),
+                    MlpPart::Up => Some(&mut mlp.up),
+                    MlpPart::Down => Some(&mut mlp.down),
+                }
+            }
+        }
     }
 }

@@ -67,9 +67,19 @@ pub fn rotary_frequencies(
             };
             (base(theta).into_iter().map(scale).collect(), 1.0)
         }
-        Some(RotaryScaling::Longrope { short_factor, long_factor, original_max_positions, attention_factor }) => {
-            let factors = if length > *original_max_positions { long_factor } else { short_factor };
-            (base(theta).iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), *attention_factor)
+        Some(RotaryScaling::Longrope {
+            short_factor,
+            long_factor,
+            original_max_positions,
+            attention_factor,
+            long_attention_factor,
+        }) => {
+            let (factors, attention_factor) = if length > *original_max_positions {
+                (long_factor, long_attention_factor.unwrap_or(*attention_factor))
+            } else {
+                (short_factor, *attention_factor)
+            };
+            (base(theta).iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), attention_factor)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Activation, AdapterConfig, DecoderConfig, HeadNorm, ModelConfig, Positions};
+use crate::{Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, ModelConfig, Positions};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
-/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
+/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,correction}`,
+/// `layers.{i}.mlp.experts.{e}.{gate,up,down}.weight`, `layers.{i}.mlp.shared.{gate,up,down}.{weight,bias}` and
+/// `layers.{i}.mlp.shared_gate.weight`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
 /// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for
 /// gates `bsbr.layers.{i}.gates`, for adapters `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`.
@@ -147,11 +149,10 @@ impl List<'_> {
                 }
             }
         }
-        if d.gated_mlp {
-            self.linear(at("mlp.gate"), d.intermediate_size, d.hidden_size, d.mlp_bias);
+        match d.layer_experts(layer) {
+            None => self.mlp(&at("mlp"), d.intermediate_size, d.mlp_bias),
+            Some(experts) => self.experts(&at("mlp"), experts),
         }
-        self.linear(at("mlp.up"), d.intermediate_size, d.hidden_size, d.mlp_bias);
-        self.linear(at("mlp.down"), d.hidden_size, d.intermediate_size, d.mlp_bias);
         if d.activation == Activation::Xielu {
             // Shapes as the numbers have them in checkpoints.
             let shapes: [&[usize]; 4] = [&[1], &[1], &[], &[]];
@@ -166,6 +167,32 @@ impl List<'_> {
         }
     }
 
+    fn mlp(&mut self, name: &str, inner: usize, bias: bool) {
+        let d = self.decoder;
+        if d.gated_mlp {
+            self.linear(format!("{name}.gate"), inner, d.hidden_size, bias);
+        }
+        self.linear(format!("{name}.up"), inner, d.hidden_size, bias);
+        self.linear(format!("{name}.down"), d.hidden_size, inner, bias);
+    }
+
+    fn experts(&mut self, name: &str, experts: &ExpertsConfig) {
+        let d = self.decoder;
+        self.add(format!("{name}.router.weight"), &[experts.count, d.hidden_size]);
+        if experts.router.correction {
+            self.add(format!("{name}.router.correction"), &[experts.count]);
+        }
+        for expert in 0..experts.count {
+            self.mlp(&format!("{name}.experts.{expert}"), experts.intermediate_size, false);
+        }
+        if let Some(shared) = experts.shared {
+            self.mlp(&format!("{name}.shared"), shared.intermediate_size, d.mlp_bias);
+            if shared.gate {
+                self.add(format!("{name}.shared_gate.weight"), &[1, d.hidden_size]);
+            }
+        }
+    }
+
     fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) {
         for &target in &adapters.targets {
             let place = target.place(layer);
@@ -175,6 +202,18 @@ impl List<'_> {
             self.add(format!("{name}.adapter_up"), &[outputs, adapters.rank]);
         }
     }
+}
+
+/// Numbers of the original model that one token is multiplied with or read from: all but the experts it does not go through.
+pub fn active_parameters(config: &ModelConfig) -> usize {
+    let idle = |spec: &WeightSpec| {
+        let (layer, rest) = spec.name.strip_prefix("layers.")?.split_once(".mlp.experts.")?;
+        let (expert, _) = rest.split_once('.')?;
+        let experts = config.decoder.layer_experts(layer.parse().ok()?)?;
+        Some(expert.parse::<usize>().ok()? >= experts.chosen)
+    };
+    let active = weight_specs(config).into_iter().filter(|spec| !spec.extra && idle(spec) != Some(true));
+    active.map(|spec| spec.shape.iter().product::<usize>()).sum()
 }
 
 /// Numbers in the weights of the original model and numbers BSBR adds.

@@ -77,6 +77,7 @@ fn longrope_needs_a_divisor_for_each_frequency() {
             long_factor: vec![1.0; long],
             original_max_positions: 100,
             attention_factor: 1.0,
+            long_attention_factor: None,
         }),
     };
     assert_eq!(refused(|d| d.positions = longrope(3, 4)), "positions.scaling.short_factor");
@@ -239,6 +240,7 @@ fn scalings() -> Vec<Option<RotaryScaling>> {
             long_factor: vec![2.0; 4],
             original_max_positions,
             attention_factor: 1.19,
+            long_attention_factor: None,
         }),
     ]
 }

@@ -85,6 +85,7 @@ fn grouped_positions_turn_by_the_frequencies_of_the_model() {
         long_factor: factors(3.0),
         original_max_positions: 8,
         attention_factor: 1.1,
+        long_attention_factor: None,
     };
     let dynamic = RotaryScaling::Dynamic { factor: 2.0, original_max_positions: TRAINED };
     for (positions, layer_rotary, divisor, factor) in [

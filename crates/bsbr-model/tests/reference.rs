@@ -3,12 +3,12 @@
 mod common;
 
 use bsbr_model::{
-    Activation, BlockConfig, BlockForm, DecoderConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
-    Positions, QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, BlockForm, DecoderConfig, ExpertGroups, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig,
+    Norm, PositionPolicy, Positions, QueryTemperature, RotaryScaling, RouterKind,
 };
 use common::{
-    devices, difference, families, gemma_like, gpt2_like, llama_like, load, logits, multi_query, naive::Naive, rotary,
-    text,
+    devices, difference, families, gemma_like, gpt2_like, llama_like, load, logits, mixture, multi_query, naive::Naive,
+    rotary, softmax_mixture, text,
 };
 
 const TOLERANCE: f64 = 1e-4;
@@ -70,6 +70,45 @@ fn every_activation_runs_plain_and_gated() {
 fn the_two_forms_of_gelu_are_told_apart() {
     check_switch(gpt2_like(), |decoder| decoder.activation = Activation::GeluErf);
     check_switch(multi_query(), |decoder| decoder.activation = Activation::GeluTanh);
+}
+
+#[test]
+fn experts_are_chosen_and_weighed_as_their_router_says() {
+    type Change = fn(&mut ExpertsConfig);
+    let changes: [(fn() -> DecoderConfig, Change); 12] = [
+        (mixture, |it| it.router.kind = RouterKind::Softmax),
+        (mixture, |it| it.router.correction = false),
+        (mixture, |it| it.router.groups = None),
+        (mixture, |it| it.router.groups = Some(ExpertGroups { count: 2, kept: 1 })),
+        (mixture, |it| it.router.normalised = None),
+        (mixture, |it| it.router.scale = None),
+        (mixture, |it| it.shared = None),
+        (mixture, |it| it.dense_layers.clear()),
+        (softmax_mixture, |it| it.router.normalised = None),
+        (softmax_mixture, |it| it.chosen = 1),
+        (softmax_mixture, |it| it.chosen = 5),
+        (softmax_mixture, |it| {
+            (it.router.kind, it.router.normalised) = (RouterKind::Sparsemixer { jitter: 0.2 }, None);
+        }),
+    ];
+    for (base, change) in changes {
+        check_switch(base(), |decoder| decoder.experts.iter_mut().for_each(change));
+    }
+    check_switch(mixture(), |decoder| {
+        decoder.experts.iter_mut().for_each(|it| {
+            it.shared.iter_mut().for_each(|shared| shared.gate = false);
+        })
+    });
+}
+
+#[test]
+fn experts_run_without_a_gate_and_in_every_form_of_a_block() {
+    check_switch(mixture(), |decoder| decoder.gated_mlp = false);
+    check_switch(mixture(), |decoder| decoder.mlp_bias = true);
+    for form in [BlockForm::Sandwich, BlockForm::NormedBranches, BlockForm::Parallel, BlockForm::ParallelSharedNorm] {
+        check_switch(mixture(), |decoder| decoder.block.form = form);
+        check_switch(softmax_mixture(), |decoder| decoder.block.residual_multiplier = Some(0.4));
+    }
 }
 
 #[test]
@@ -215,6 +254,7 @@ fn the_length_of_the_text_chooses_the_frequencies_of_longrope() {
         long_factor: vec![2.0, 4.0, 6.0, 8.0],
         original_max_positions: 20,
         attention_factor: 1.1,
+        long_attention_factor: None,
     });
     for (length, factors) in [(20, [1.0, 2.0, 3.0, 4.0]), (21, [2.0, 4.0, 6.0, 8.0])] {
         let mut reference = Naive::new(&config);

@@ -35,6 +35,7 @@ fn scaling(parameters: &Value, max_positions: f64) -> Option<RotaryScaling> {
             long_factor: numbers("long_factor"),
             original_max_positions,
             attention_factor: (1.0 + factor.ln() / trained.ln()).sqrt(),
+            long_attention_factor: None,
         }),
         other => panic!("the golden file has a scaling of type {other}"),
     }
@@ -87,6 +88,7 @@ fn longrope_changes_its_divisors_after_the_trained_length() {
         long_factor: vec![2.0; 4],
         original_max_positions: 100,
         attention_factor: 1.0,
+        long_attention_factor: None,
     };
     let first = |length| rotary_frequencies(10000.0, 8, Some(&longrope), length).0[0];
     assert_eq!([first(100), first(101)], [1.0, 0.5]);

@@ -40,7 +40,10 @@ impl SplitPreset {
     }
 
     fn share(self, role: LinearRole) -> &'static str {
-        let back = matches!(role.input(), BlockInput::Output | BlockInput::Down);
+        let back = matches!(
+            role.input(),
+            BlockInput::Output | BlockInput::Down | BlockInput::ExpertDown(_) | BlockInput::SharedDown
+        );
         match self {
             Self::Published if back => "none",
             Self::Published => "input",

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use bsbr_model::{DecoderConfig, LinearPlace, LinearRole};
+use bsbr_model::{DecoderConfig, LinearPlace, LinearRole, MlpPart};
 use bsbr_splitlinear::LinearShape;
 
 use crate::ConvertError;
@@ -68,26 +68,34 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
         let [tensor] = step.sources.as_slice() else {
             return fail(format!("`{}` is made of several tensors", places[0]));
         };
-        let shapes = places.iter().filter_map(|place| decoder.linear_shape(*place)).collect::<Vec<_>>();
-        let inputs = shapes.first().map_or(0, |[inputs, _]| *inputs);
-        let alike = shapes.iter().all(|shape| shape[0] == inputs);
-        if places.len() != step.targets.len() || shapes.len() != places.len() || !alike {
-            return fail(format!("`{}` becomes more than linear layers of one input", tensor.name));
+        if places.len() != step.targets.len() {
+            return fail(format!("`{}` becomes more than linear layers", tensor.name));
         }
-        let targets: Vec<(LinearPlace, usize)> =
-            places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();
-        let fused: Vec<(char, usize)> =
-            targets.iter().filter_map(|(place, width)| Some((letter(place.role)?, *width))).collect();
-        linears.push(CheckpointLinear {
-            shape: LinearShape {
-                path: tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned(),
-                inputs,
-                outputs: targets.iter().map(|(_, width)| width).sum(),
-                bias: decoder.linear_bias(places[0].role),
-                fused,
-            },
-            targets,
-        });
+        // Those of one input each: a tensor that holds all experts is as many layers as there are experts.
+        let groups: Vec<&[LinearPlace]> = places.chunk_by(|a, b| a.role.input() == b.role.input()).collect();
+        for (number, places) in groups.iter().enumerate() {
+            let shapes = places.iter().filter_map(|place| decoder.linear_shape(*place)).collect::<Vec<_>>();
+            let inputs = shapes.first().map_or(0, |[inputs, _]| *inputs);
+            if shapes.len() != places.len() || shapes.iter().any(|shape| shape[0] != inputs) {
+                return fail(format!("`{}` becomes more than linear layers of one input", tensor.name));
+            }
+            let path = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+            let path = if groups.len() > 1 { format!("{path}.{number}") } else { path.to_owned() };
+            let targets: Vec<(LinearPlace, usize)> =
+                places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();
+            let fused: Vec<(char, usize)> =
+                targets.iter().filter_map(|(place, width)| Some((letter(place.role)?, *width))).collect();
+            linears.push(CheckpointLinear {
+                shape: LinearShape {
+                    path,
+                    inputs,
+                    outputs: targets.iter().map(|(_, width)| width).sum(),
+                    bias: decoder.linear_bias(places[0].role),
+                    fused,
+                },
+                targets,
+            });
+        }
     }
     let known: HashSet<LinearPlace> =
         linears.iter().flat_map(|linear| &linear.targets).map(|(place, _)| *place).collect();
@@ -100,12 +108,12 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
 
 /// What lies along the outputs; nothing for layers that no one splits.
 fn letter(role: LinearRole) -> Option<char> {
-    match role {
-        LinearRole::Query => Some('q'),
-        LinearRole::Key => Some('k'),
-        LinearRole::Value => Some('v'),
-        LinearRole::Gate => Some('g'),
-        LinearRole::Up => Some('u'),
-        LinearRole::Output | LinearRole::Down => None,
+    match (role, role.mlp_part()) {
+        (LinearRole::Query, _) => Some('q'),
+        (LinearRole::Key, _) => Some('k'),
+        (LinearRole::Value, _) => Some('v'),
+        (_, Some(MlpPart::Gate)) => Some('g'),
+        (_, Some(MlpPart::Up)) => Some('u'),
+        (LinearRole::Output, _) | (_, Some(MlpPart::Down) | None) => None,
     }
 }

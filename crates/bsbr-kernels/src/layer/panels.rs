@@ -87,7 +87,32 @@ impl Panels {
         Self::pack_at(Arch::new(), rows, norm)
     }
 
+    /// From some rows of a text of `tokens`: what is made of a row is the same, bit for bit, whichever of the others are packed
+    /// with it.
+    ///
+    /// # Panics
+    ///
+    /// If the rows reach past their data.
+    pub fn pack_among(rows: Rows<'_>, tokens: usize) -> Self {
+        Self::pack_among_at(Arch::new(), rows, tokens)
+    }
+
+    pub(super) fn pack_among_at(arch: Arch, rows: Rows<'_>, tokens: usize) -> Self {
+        // A strip sums in the same order whatever its width; only rows that stay rows sum in another.
+        let lanes = match (lanes_for(arch, tokens), lanes_for(arch, rows.tokens)) {
+            (1, _) => 1,
+            // Two where a register holds one number: a strip of one would be rows again.
+            (_, 1) => registers(arch).0.max(2),
+            (_, own) => own,
+        };
+        Self::pack_lanes(arch, rows, None, lanes)
+    }
+
     pub(super) fn pack_at(arch: Arch, rows: Rows<'_>, norm: Option<&RowNorm<'_>>) -> Self {
+        Self::pack_lanes(arch, rows, norm, lanes_for(arch, rows.tokens))
+    }
+
+    fn pack_lanes(arch: Arch, rows: Rows<'_>, norm: Option<&RowNorm<'_>>, lanes: usize) -> Self {
         struct Run<'a> {
             rows: Rows<'a>,
             norm: Option<&'a RowNorm<'a>>,
@@ -142,8 +167,7 @@ impl Panels {
         if let Some(norm) = norm {
             norm.check(width);
         }
-        let mut panels = Self::new(arch, rows.tokens, width, lanes_for(arch, rows.tokens));
-        let lanes = panels.lanes;
+        let mut panels = Self::new(arch, rows.tokens, width, lanes);
         panels.data.par_chunks_mut((width * lanes).max(1)).enumerate().for_each(|(at, panel)| {
             arch.dispatch(Run { rows, norm, first: at * lanes, lanes, panel, arch });
         });

@@ -494,6 +494,29 @@ mod tests {
     }
 
     #[test]
+    fn a_row_gives_the_same_whichever_rows_of_its_text_stand_beside_it() {
+        let mut numbers = Numbers::new(8);
+        for arch in levels() {
+            for tokens in [1, 2, 7, 9, 20, 70, 140] {
+                let x = numbers.normal(tokens * 40, 0.0, 1.0);
+                let (gate, up) = (Map::new(&mut numbers, 40, 50), Map::new(&mut numbers, 40, 50));
+                let of = |chosen: &[usize]| {
+                    let x: Vec<f32> = chosen.iter().flat_map(|at| &x[at * 40..(at + 1) * 40]).copied().collect();
+                    let panels = Panels::pack_among_at(arch, Rows::new(&x, 40), tokens);
+                    rows(&gated(&panels, Some(gate.view(40, false)), up.view(40, true), Activation::Silu))
+                };
+                let whole = of(&(0..tokens).collect::<Vec<_>>());
+                for step in [1, 2, 3, 5, 64] {
+                    let chosen: Vec<usize> = (0..tokens).step_by(step).collect();
+                    for (found, at) in of(&chosen).chunks(50).zip(&chosen) {
+                        assert_eq!(found, &whole[at * 50..(at + 1) * 50], "{arch:?} {tokens} {step}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_token_gives_the_same_whatever_stands_beside_it() {
         let mut numbers = Numbers::new(6);
         let map = Map::new(&mut numbers, 40, 50);

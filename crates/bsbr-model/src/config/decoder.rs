@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary, Norm, Positions, QueryTemperature,
-    RotaryScaling,
+    Activation, BlockConfig, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm, Positions,
+    QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 
@@ -75,6 +75,9 @@ pub struct DecoderConfig {
     /// Factor on queries by their position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_temperature: Option<QueryTemperature>,
+    /// Experts in place of the MLP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsConfig>,
 }
 
 impl DecoderConfig {
@@ -146,6 +149,12 @@ impl DecoderConfig {
             let problem = "is set, expected a norm of each head in block.head_norm";
             return fail("block.head_norm_after_rotary", problem.into());
         }
+        if let Some(experts) = &self.experts {
+            experts.validate(self.layers)?;
+            if self.activation == Activation::Xielu {
+                return fail("experts", "are set, but the activation xielu is of one MLP".into());
+            }
+        }
         if self.activation == Activation::Xielu && self.gated_mlp {
             return fail("gated_mlp", "is true, but the activation xielu is of an MLP without a gate".into());
         }
@@ -204,6 +213,11 @@ impl DecoderConfig {
             Positions::Learned => {}
         }
         Ok(())
+    }
+
+    /// The experts of layer `layer`, if it has some.
+    pub fn layer_experts(&self, layer: usize) -> Option<&ExpertsConfig> {
+        self.experts.as_ref().filter(|experts| experts.dense_layers.binary_search(&layer).is_err())
     }
 
     /// Sliding window of layer `layer`, if it has one.

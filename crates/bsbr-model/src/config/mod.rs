@@ -2,6 +2,7 @@
 
 mod adapters;
 mod decoder;
+mod experts;
 mod parts;
 mod positions;
 
@@ -9,6 +10,7 @@ pub use adapters::{AdapterConfig, AdapterTarget};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
+pub use experts::{ExpertGroups, ExpertsConfig, RouterConfig, RouterKind, SharedExpert};
 pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
 use serde::{Deserialize, Serialize};

@@ -56,6 +56,9 @@ pub enum RotaryScaling {
         original_max_positions: usize,
         /// Factor on cos and sin.
         attention_factor: f64,
+        /// The same beyond `original_max_positions`, where it is another.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        long_attention_factor: Option<f64>,
     },
 }
 
@@ -83,8 +86,15 @@ impl RotaryScaling {
                 // The smoothed band must not be empty.
                 ("positions.scaling.high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor),
             ],
-            Self::Longrope { short_factor, long_factor, original_max_positions, attention_factor } => {
+            Self::Longrope {
+                short_factor,
+                long_factor,
+                original_max_positions,
+                attention_factor,
+                long_attention_factor,
+            } => {
                 let mut numbers = vec![original(*original_max_positions), attention(*attention_factor)];
+                numbers.extend(long_attention_factor.map(attention));
                 numbers.extend(each("positions.scaling.short_factor", short_factor));
                 numbers.extend(each("positions.scaling.long_factor", long_factor));
                 numbers

@@ -357,12 +357,16 @@ impl<'a> WholeMlp<'a> {
     pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &'a Mlp) -> Option<Self> {
         let width = x.dims()[1];
         let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
+        let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
+        Self::of(&x, mlp)
+    }
+
+    fn of(x: &Panels, mlp: &'a Mlp) -> Option<Self> {
         let (up, down) = (Layer::of(&mlp.up)?, Layer::of(&mlp.down)?);
         let gate = match &mlp.gate {
             Some(gate) => Some(Layer::of(gate)?),
             None => None,
         };
-        let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
         let activation = match (mlp.activation, mlp.xielu) {
             (Activation::GeluTanh, _) => layer::Activation::GeluTanh,
             (Activation::GeluErf, _) => layer::Activation::GeluErf,
@@ -370,19 +374,19 @@ impl<'a> WholeMlp<'a> {
             (Activation::Relu, _) => layer::Activation::Relu,
             (Activation::Relu2, _) => layer::Activation::Relu2,
             (Activation::Xielu, xielu) => {
-                let (xielu, mut inner) = (xielu?, project(&x, &[&up]).pop()?);
+                let (xielu, mut inner) = (xielu?, project(x, &[&up]).pop()?);
                 inner.each(|x| xielu.of(x));
                 return gate.is_none().then_some(Self { inner, mlp, down });
             }
         };
         let inner = match (&gate, up.dense()) {
-            (None, Some(up)) => layer::gated(&x, None, up.view(), activation),
+            (None, Some(up)) => layer::gated(x, None, up.view(), activation),
             (Some(gate), Some(up)) if gate.dense().is_some() => {
-                layer::gated(&x, gate.dense().map(Map::view), up.view(), activation)
+                layer::gated(x, gate.dense().map(Map::view), up.view(), activation)
             }
             (gate, _) => {
                 let layers: Vec<&Layer> = std::iter::once(&up).chain(gate).collect();
-                let mut made = project(&x, &layers).into_iter();
+                let mut made = project(x, &layers).into_iter();
                 let mut inner = made.next()?;
                 layer::activate_gated(activation, &mut inner, made.next().as_ref());
                 inner
@@ -395,6 +399,34 @@ impl<'a> WholeMlp<'a> {
         show([Some(&self.mlp.down)], || rows(&self.inner));
         add(&self.inner, &self.down, None, onto.map(|factor| (x, factor)))
     }
+}
+
+/// What each of `experts` makes of some rows of `x` `[tokens, width]`, and that times a weight for each row added up by token.
+///
+/// A token gets the same numbers, bit for bit, whichever other tokens go through an expert beside it.
+pub(super) fn experts(x: &Tensor<2>, experts: &[(&Mlp, Vec<(usize, f32)>)]) -> Option<Tensor<2>> {
+    let [tokens, width] = x.dims();
+    let x = Numbers::new(x)?;
+    let through = |(expert, rows): &(&Mlp, Vec<(usize, f32)>)| {
+        let gathered: Vec<f32> =
+            rows.iter().flat_map(|&(token, _)| &x.get()[token * width..(token + 1) * width]).copied().collect();
+        show([Some(&expert.up), expert.gate.as_ref()], || tensor(gathered.clone(), [rows.len(), width]));
+        let expert = WholeMlp::of(&Panels::pack_among(Rows::new(&gathered, width), tokens), expert)?;
+        show([Some(&expert.mlp.down)], || self::rows(&expert.inner));
+        let made = &project(&expert.inner, &[&expert.down])[0];
+        let mut out = vec![0.0; made.tokens() * made.width()];
+        made.write(&mut out);
+        Some(out)
+    };
+    let made: Vec<Option<Vec<f32>>> = experts.par_iter().map(through).collect();
+    let mut out = vec![0.0; tokens * width];
+    for (made, (_, rows)) in made.into_iter().zip(experts) {
+        for (made, &(token, weight)) in made?.chunks_exact(width).zip(rows) {
+            let out = &mut out[token * width..(token + 1) * width];
+            out.iter_mut().zip(made).for_each(|(out, made)| *out += weight * made);
+        }
+    }
+    Some(tensor(out, [tokens, width]))
 }
 
 pub(super) fn softcap(x: Tensor<2>, cap: f64) -> Tensor<2> {

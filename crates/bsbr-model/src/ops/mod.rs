@@ -5,6 +5,9 @@
 
 #[cfg(feature = "flex")]
 mod fused;
+mod mixture;
+#[cfg(all(test, feature = "flex"))]
+mod mixture_tests;
 mod plain;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -13,7 +16,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{
     Projection,
-    modules::{Adapter, Mlp, Normalisation, Projections},
+    modules::{Adapter, BlockMlp, Mlp, Normalisation, Projections},
     rotary::Places,
 };
 
@@ -93,6 +96,20 @@ pub(crate) fn join_heads(
         return inputs.run(onto);
     }
     plain::join_heads(read, output, onto)
+}
+
+/// The MLP or the experts of a block, as [`mlp`].
+pub(crate) fn block_mlp(x: Tensor<2>, norm: Option<&Normalisation>, block: &BlockMlp, onto: Option<f64>) -> Tensor<2> {
+    match block {
+        BlockMlp::Dense(block) => mlp(x, norm, block, onto),
+        BlockMlp::Mixture(mixture) => {
+            let branch = mixture::forward(&normalised(norm, &x), mixture);
+            match onto {
+                Some(factor) => plain::add(x, branch, factor),
+                None => branch,
+            }
+        }
+    }
 }
 
 /// The MLP of `x` `[tokens, hidden_size]`, normalised by `norm` first; with `onto`, that factor times it added to `x`.

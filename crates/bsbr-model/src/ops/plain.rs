@@ -129,6 +129,11 @@ pub(super) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: O
     }
 }
 
+/// `x` and a factor times `branch`.
+pub(super) fn add(x: Tensor<2>, branch: Tensor<2>, factor: f64) -> Tensor<2> {
+    x + scaled(branch, factor)
+}
+
 fn scaled(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x * factor }
 }

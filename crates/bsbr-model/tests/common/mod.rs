@@ -5,8 +5,9 @@ pub(crate) mod naive;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
-    Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, HeadConfig, HeadNorm, LayerRotary,
-    ModelConfig, Norm, Positions, WeightSource, WeightSpec,
+    Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups, ExpertsConfig,
+    HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind, SharedExpert,
+    WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -75,6 +76,7 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
         // The exponential is taken of numbers below 0.
         name if name.ends_with("xielu.eps") => (-0.1, 0.02),
         name if name.contains("xielu") => (0.5, 0.3),
+        name if name.ends_with("correction") => (0.0, 0.3),
         "embed.weight" | "position.weight" => (0.0, 0.5),
         _ => (0.0, 1.3 / (spec.shape[1] as f64).sqrt()),
     };
@@ -110,6 +112,7 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         head: HeadConfig::default(),
         layer_rotary: vec![],
         query_temperature: None,
+        experts: None,
     }
 }
 
@@ -189,6 +192,41 @@ pub(crate) fn without_positions() -> DecoderConfig {
     DecoderConfig { layer_rotary: vec![LayerRotary::Global, LayerRotary::Off], ..llama_like() }
 }
 
+/// As DeepSeek-V3's router in Qwen's block: a dense layer, then experts in groups, one of them shared behind a gate.
+pub(crate) fn mixture() -> DecoderConfig {
+    DecoderConfig {
+        experts: Some(ExpertsConfig {
+            count: 6,
+            chosen: 2,
+            intermediate_size: 12,
+            router: RouterConfig {
+                kind: RouterKind::Sigmoid,
+                correction: true,
+                groups: Some(ExpertGroups { count: 3, kept: 2 }),
+                normalised: Some(1e-20),
+                scale: Some(1.7),
+            },
+            shared: Some(SharedExpert { intermediate_size: 20, gate: true }),
+            dense_layers: vec![0],
+        }),
+        ..llama_like()
+    }
+}
+
+/// As Mixtral: every layer has experts, of which a softmax chooses.
+pub(crate) fn softmax_mixture() -> DecoderConfig {
+    let router = RouterConfig {
+        kind: RouterKind::Softmax,
+        correction: false,
+        groups: None,
+        normalised: Some(1e-20),
+        scale: None,
+    };
+    let experts =
+        ExpertsConfig { count: 5, chosen: 2, intermediate_size: 12, router, shared: None, dense_layers: vec![] };
+    DecoderConfig { experts: Some(experts), ..llama_like() }
+}
+
 /// One decoder of each family.
 pub(crate) fn families() -> Vec<DecoderConfig> {
     vec![
@@ -201,6 +239,8 @@ pub(crate) fn families() -> Vec<DecoderConfig> {
         norm_after(),
         side_by_side(),
         without_positions(),
+        mixture(),
+        softmax_mixture(),
     ]
 }
 

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, f64::consts::PI};
 
 use bsbr_model::{
-    Activation, BlockForm, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, weight_specs,
+    Activation, BlockForm, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions,
+    RouterKind, weight_specs,
 };
 
 use super::weight;
@@ -114,7 +115,34 @@ impl Naive {
     }
 
     fn mlp(&self, layer: usize, x: &[f64]) -> Vec<f64> {
-        let at = |part: &str| format!("layers.{layer}.mlp.{part}");
+        let name = format!("layers.{layer}.mlp");
+        let dense = |experts: &ExpertsConfig| experts.dense_layers.contains(&layer);
+        match self.config.decoder.experts.as_ref().filter(|experts| !dense(experts)) {
+            None => self.one_mlp(layer, &name, x),
+            Some(experts) => self.mixture(layer, &name, experts, x),
+        }
+    }
+
+    /// Every expert is computed, and most count for nothing.
+    fn mixture(&self, layer: usize, name: &str, experts: &ExpertsConfig, x: &[f64]) -> Vec<f64> {
+        let scores = self.linear(&format!("{name}.router"), x);
+        let weights = expert_weights(&scores, self.weights.get(&format!("{name}.router.correction")), experts);
+        let mut sum = vec![0.0; x.len()];
+        for (expert, weight) in weights.into_iter().enumerate() {
+            let made = self.one_mlp(layer, &format!("{name}.experts.{expert}"), x);
+            sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
+        }
+        if let Some(shared) = experts.shared {
+            let made = self.one_mlp(layer, &format!("{name}.shared"), x);
+            let gate = || self.linear(&format!("{name}.shared_gate"), x)[0];
+            let weight = if shared.gate { 1.0 / (1.0 + (-gate()).exp()) } else { 1.0 };
+            sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
+        }
+        sum
+    }
+
+    fn one_mlp(&self, layer: usize, name: &str, x: &[f64]) -> Vec<f64> {
+        let at = |part: &str| format!("{name}.{part}");
         let mut inner = self.linear(&at("up"), x);
         if self.config.decoder.gated_mlp {
             let gate = self.linear(&at("gate"), x);
@@ -308,6 +336,66 @@ impl Naive {
 
 fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f64 / rotary_dim as f64)).collect()
+}
+
+/// The weight of each expert, from the definition: how many are better than it decides whether it is chosen.
+pub(crate) fn expert_weights(scores: &[f64], correction: Option<&Vec<f64>>, experts: &ExpertsConfig) -> Vec<f64> {
+    let router = &experts.router;
+    let count = scores.len();
+    let powers = |among: &dyn Fn(usize) -> bool| -> Vec<f64> {
+        let powers: Vec<f64> = (0..count).map(|it| if among(it) { scores[it].exp() } else { 0.0 }).collect();
+        let total: f64 = powers.iter().sum();
+        powers.into_iter().map(|power| power / total).collect()
+    };
+    let better = |ranks: &[f64], a: usize, b: usize| ranks[a] > ranks[b] || (ranks[a] == ranks[b] && a < b);
+    let place = |ranks: &[f64], it: usize| (0..ranks.len()).filter(|&other| better(ranks, other, it)).count();
+    if let RouterKind::Sparsemixer { jitter } = router.kind {
+        let near =
+            |best: usize, it: usize| (scores[best] - scores[it]) / scores[it].abs().max(scores[best]) <= 2.0 * jitter;
+        let first = (0..count).find(|&it| place(scores, it) == 0).unwrap();
+        let second = (0..count).find(|&it| place(scores, it) == 1).unwrap();
+        let (one, two) = (
+            powers(&|it| it == first || near(first, it)),
+            powers(&|it| it != first && (it == second || near(second, it))),
+        );
+        return (0..count)
+            .map(|it| {
+                if it == first {
+                    one[it]
+                } else if it == second {
+                    two[it]
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+    }
+    let all = match router.kind {
+        RouterKind::Sigmoid => scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
+        _ => powers(&|_| true),
+    };
+    let mut ranks: Vec<f64> =
+        (0..count).map(|it| all[it] + correction.map_or(0.0, |correction| correction[it])).collect();
+    if let Some(groups) = router.groups {
+        let size = count / groups.count;
+        let sums: Vec<f64> = ranks
+            .chunks(size)
+            .map(|group| {
+                let mut group = group.to_vec();
+                group.sort_by(|a, b| b.total_cmp(a));
+                group.iter().take(2).sum()
+            })
+            .collect();
+        for (it, rank) in ranks.iter_mut().enumerate() {
+            if place(&sums, it / size) >= groups.kept {
+                *rank = f64::NEG_INFINITY;
+            }
+        }
+    }
+    let weights: Vec<f64> =
+        (0..count).map(|it| if place(&ranks, it) < experts.chosen { all[it] } else { 0.0 }).collect();
+    let total = router.normalised.map_or(1.0, |least| weights.iter().sum::<f64>().max(least));
+    weights.into_iter().map(|weight| weight / total * router.scale.unwrap_or(1.0)).collect()
 }
 
 /// What attention reads of the stream.
