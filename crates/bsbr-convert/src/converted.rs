@@ -1,6 +1,6 @@
 //! A converted model directory, opened and checked.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bsbr_attn::{REPLACED_SELECTOR, REPLACED_SETTINGS};
@@ -26,6 +26,8 @@ pub(crate) struct ConvertedModel {
     config: ModelConfig,
     record: ConversionRecord,
     file: TensorFile,
+    /// Where in the header each tensor is: a mixture of experts has tens of thousands.
+    places: HashMap<String, usize>,
 }
 
 impl ConvertedModel {
@@ -51,7 +53,9 @@ impl ConvertedModel {
             let rules = "its config.json and conversion.json".to_owned();
             return Err(ConvertError::Plan { dir: dir.to_owned(), rules, sizes: String::new(), problems });
         }
-        Ok(Self { dir: dir.to_owned(), config, record, file })
+        let names = file.header().tensors.iter().map(|tensor| tensor.name.clone());
+        let places = names.enumerate().map(|(at, name)| (name, at)).collect();
+        Ok(Self { dir: dir.to_owned(), config, record, file, places })
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -72,7 +76,7 @@ impl ConvertedModel {
 
     /// The tensor `name` as it is.
     pub(crate) fn recipe(&self, name: &str) -> Option<Recipe<'_>> {
-        let entry = self.file.header().find(name)?;
+        let entry = &self.file.header().tensors[*self.places.get(name)?];
         Some(Recipe::whole(TensorRef { file: &self.file, entry }))
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::json::ConfigFile;
 use crate::ops;
-use crate::rules::{Architecture, Prefix, Rule, SourceModel, expand, per_layer};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, expand, places, target_names};
 
 /// The shapes a checkpoint would need under other settings.
 #[derive(Debug)]
@@ -28,7 +28,9 @@ impl<'a> Hints<'a> {
     ) -> Self {
         let alternatives = architecture.alternatives.iter().filter_map(|key| {
             let value = !model.flag(key)?;
-            let other = (architecture.read_config)(&config.with(key, Value::Bool(value))).ok()?;
+            let mut other = (architecture.read_config)(&config.with(key, Value::Bool(value))).ok()?;
+            let layouts = architecture.layouts.iter().filter_map(|it| Some((it.flag, model.flag(it.flag)?)));
+            other.flags.extend(layouts);
             Some((format!("{key}={value}"), other))
         });
         Self { architecture, prefix, alternatives: alternatives.collect() }
@@ -65,12 +67,13 @@ impl<'a> Hints<'a> {
                 continue;
             }
             let Ok(ops) = ops::resolve(ops, &model.decoder) else { continue };
-            for layer in 0..if per_layer(source) { model.decoder.layers } else { 1 } {
-                let targets = targets.iter().map(|target| shapes.get(&expand(target, self.prefix, layer, 0)).cloned());
+            for place in places(source, &model.decoder).filter(|place| when.holds_in(&model.decoder, place.0)) {
+                let targets = target_names(source, targets, &model.decoder, place);
+                let targets = targets.iter().map(|target| shapes.get(target).cloned());
                 let Some(targets) = targets.collect::<Option<Vec<_>>>() else { continue };
                 let Ok(sources) = ops::source_shapes(&ops, &targets) else { continue };
                 for (part, shape) in sources.into_iter().enumerate() {
-                    expected.insert(expand(source, self.prefix, layer, part), shape);
+                    expected.insert(expand(source, self.prefix, place, part), shape);
                 }
             }
         }

@@ -103,7 +103,7 @@ mod tensors;
 mod tie;
 mod weights;
 
-pub use arch::{ARCHITECTURES, Found, WRAPPERS, architecture, architecture_by_name, find_rules};
+pub use arch::{ARCHITECTURES, Found, WRAPPERS, architecture, architecture_by_name, find_rules, wrapper_by_name};
 pub use calibrated::{Calibrated, RecordedCalibration, write_calibrated};
 pub use checkpoint::Checkpoint;
 pub use convert::{ConversionReport, ConvertOptions, Progress, convert};

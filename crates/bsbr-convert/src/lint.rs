@@ -37,11 +37,11 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
         }
     }
     // Concrete names, so that an ignore rule with another placeholder in the same place is seen too.
-    let concrete: HashSet<String> = sources.iter().map(|(source, _)| expand(source, BARE, 0, 0)).collect();
+    let concrete: HashSet<String> = sources.iter().map(|(source, _)| expand(source, BARE, (0, 0), 0)).collect();
     let mut anchored = false;
     for rule in architecture.rules {
         if let Rule::Ignore { name, .. } = rule
-            && concrete.contains(&expand(name, BARE, 0, 0))
+            && concrete.contains(&expand(name, BARE, (0, 0), 0))
         {
             problems.push(format!("ignoring `{name}` shadows a source of another rule"));
         }
@@ -66,6 +66,7 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
 fn exclusive(a: When, b: When) -> bool {
     match (a, b) {
         (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) => x == y,
+        (When::Experts, When::Dense) | (When::Dense, When::Experts) => true,
         (When::All(parts), other) | (other, When::All(parts)) => parts.iter().any(|&part| exclusive(part, other)),
         _ => false,
     }
@@ -77,6 +78,7 @@ fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {
     let stacks = ops.iter().filter(|op| matches!(op, Op::Stack { .. })).count();
     for (n, op) in ops.iter().enumerate() {
         match op {
+            Op::Unstack { .. } if outputs > 1 => problems.push(format!("`{source}`: unstack cannot follow split")),
             Op::Transpose if n > 0 => problems.push(format!("`{source}`: transpose must be the first op")),
             Op::Stack { .. } if outputs > 1 => problems.push(format!("`{source}`: stack cannot follow split")),
             Op::Split { .. } | Op::RopePermute { .. } | Op::SwapHalves { .. } if outputs > 1 => {
@@ -101,7 +103,11 @@ fn check_map(source: &str, targets: &[&str], ops: &[Op]) -> Vec<String> {
     if stacks > 1 || (stacks == 1) != source.contains("{j}") {
         problems.push(format!("`{source}`: `{{j}}` and one stack op must come together"));
     }
+    let unstacked = ops.iter().any(|op| matches!(op, Op::Unstack { count: crate::rules::Dim::Experts }));
     for target in targets {
+        if target.contains("{e}") != (source.contains("{e}") || unstacked) {
+            problems.push(format!("`{source}` and `{target}`: `{{e}}` must be in both, or the experts unstacked"));
+        }
         if source.contains("{i}") != target.contains("{i}") {
             problems.push(format!("`{source}` and `{target}` must both name `{{i}}` or neither"));
         }

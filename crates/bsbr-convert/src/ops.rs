@@ -11,6 +11,7 @@ use crate::tensors::{Block, Pattern};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SizedOp {
     Transpose,
+    Unstack { count: usize },
     Split { groups: usize, parts: Vec<usize> },
     RopePermute { heads: usize, head_dim: usize, rotary: usize },
     SwapHalves { heads: usize, head_dim: usize },
@@ -22,6 +23,7 @@ impl fmt::Display for SizedOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Transpose => f.write_str("transpose"),
+            Self::Unstack { count } => write!(f, "unstack {count}"),
             Self::Split { groups, parts } => write!(f, "split {groups} x {parts:?}"),
             Self::RopePermute { heads, head_dim, rotary } => {
                 write!(f, "rope-permute {heads} x {head_dim} (first {rotary})")
@@ -47,6 +49,7 @@ pub(crate) fn resolve(ops: &[Op], decoder: &DecoderConfig) -> Result<Vec<SizedOp
         .map(|op| {
             Ok(match op {
                 Op::Transpose => SizedOp::Transpose,
+                Op::Unstack { count } => SizedOp::Unstack { count: size(count)? },
                 Op::Split { groups, parts } => SizedOp::Split {
                     groups: size(groups)?,
                     parts: parts.iter().map(size).collect::<Result<_, String>>()?,
@@ -79,18 +82,31 @@ pub(crate) fn source_shapes(ops: &[SizedOp], targets: &[Vec<usize>]) -> Result<V
                 .iter()
                 .map(|shape| match shape[..] {
                     [a, b] => Ok(vec![b, a]),
-                    _ => Err(format!("has shape {shape:?}, `transpose` gives two axes")),
+                    [n, a, b] => Ok(vec![n, b, a]),
+                    _ => Err(format!("has shape {shape:?}, `transpose` gives two axes, or a stack of them")),
                 })
                 .collect::<Result<_, String>>()?,
-            (SizedOp::Split { groups, parts }, shapes) if shapes.len() == parts.len() && !parts.is_empty() => {
-                for (part, shape) in parts.iter().zip(shapes) {
-                    if shape.first() != Some(&(groups * part)) || shape[1..] != shapes[0][1..] {
-                        return Err(format!("has shape {shape:?}, `{op}` gives {} rows of equal width", groups * part));
-                    }
+            (SizedOp::Unstack { count }, [first, others @ ..]) if 1 + others.len() == *count => {
+                if let Some(other) = others.iter().find(|other| *other != first) {
+                    return Err(format!("has shape {other:?}, `{op}` gives {count} times {first:?}"));
                 }
-                let mut shape = shapes[0].clone();
-                shape[0] = groups * parts.iter().sum::<usize>();
-                vec![shape]
+                vec![[&[*count], &first[..]].concat()]
+            }
+            (SizedOp::Split { groups, parts }, shapes)
+                if !parts.is_empty() && !shapes.is_empty() && shapes.len() % parts.len() == 0 =>
+            {
+                let whole = |shapes: &[Vec<usize>]| {
+                    for (part, shape) in parts.iter().zip(shapes) {
+                        if shape.first() != Some(&(groups * part)) || shape[1..] != shapes[0][1..] {
+                            let rows = groups * part;
+                            return Err(format!("has shape {shape:?}, `{op}` gives {rows} rows of equal width"));
+                        }
+                    }
+                    let mut shape = shapes[0].clone();
+                    shape[0] = groups * parts.iter().sum::<usize>();
+                    Ok(shape)
+                };
+                shapes.chunks(parts.len()).map(whole).collect::<Result<_, String>>()?
             }
             (SizedOp::RopePermute { heads, head_dim, rotary }, [shape])
                 if shape.first() == Some(&(heads * head_dim)) && rotary <= head_dim && rotary % 2 == 0 =>
@@ -181,10 +197,12 @@ impl Moved {
             .map(|&Run { source, start, len }| {
                 let block = match transposed.map(|sources| &sources[source][..]) {
                     None => Block { source, from: start, to, copy: Pattern::Run { len } },
-                    Some(&[height, width]) => {
-                        // Height is the width of a row after the transposition: runs are whole rows.
-                        if height == 0 || start % height != 0 || len % height != 0 {
-                            return Err("moves parts of transposed rows".into());
+                    Some(&[height, width] | &[_, height, width]) => {
+                        // Height is the width of a row after the transposition: runs are whole rows, of one matrix.
+                        let matrix = (height * width).max(1);
+                        let (first, start) = (start / matrix * matrix, start % matrix);
+                        if height == 0 || start % height != 0 || len % height != 0 || start + len > matrix {
+                            return Err("moves parts of transposed rows, or rows of several matrices".into());
                         }
                         let copy = Pattern::Transpose {
                             rows: len / height,
@@ -192,7 +210,7 @@ impl Moved {
                             from_stride: width,
                             to_stride: height,
                         };
-                        Block { source, from: start / height, to, copy }
+                        Block { source, from: first + start / height, to, copy }
                     }
                     Some(shape) => return Err(format!("cannot transpose {shape:?}")),
                 };
@@ -224,22 +242,36 @@ fn apply(op: &SizedOp, tensors: Vec<Moved>) -> Result<Vec<Moved>, String> {
             .into_iter()
             .map(|tensor| match tensor.shape[..] {
                 [a, b] => Ok(Moved { shape: vec![b, a], runs: tensor.runs }),
+                [n, a, b] => Ok(Moved { shape: vec![n, b, a], runs: tensor.runs }),
                 _ => Err(misfit(&tensor)),
             })
             .collect(),
-        (SizedOp::Split { groups, parts }, [tensor]) => {
-            let group: usize = parts.iter().sum();
-            if tensor.shape.first() != Some(&(groups * group)) {
+        (SizedOp::Unstack { count }, [tensor]) => {
+            if tensor.shape.first() != Some(count) {
                 return Err(misfit(tensor));
             }
-            let mut offset = 0;
-            let part = |&part: &usize| {
-                let rows = (0..*groups).map(|g| (g * group + offset, part));
-                let selected = tensor.select(rows);
-                offset += part;
-                selected
+            let one = |entry| {
+                let Moved { shape, runs } = tensor.select(std::iter::once((entry, 1)));
+                Moved { shape: shape[1..].to_vec(), runs }
             };
-            Ok(parts.iter().map(part).collect())
+            Ok((0..*count).map(one).collect())
+        }
+        (SizedOp::Split { groups, parts }, tensors) => {
+            let group: usize = parts.iter().sum();
+            if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.first() != Some(&(groups * group))) {
+                return Err(misfit(tensor));
+            }
+            let split = |tensor: &Moved| {
+                let mut offset = 0;
+                let part = |&part: &usize| {
+                    let rows = (0..*groups).map(|g| (g * group + offset, part));
+                    let selected = tensor.select(rows);
+                    offset += part;
+                    selected
+                };
+                parts.iter().map(part).collect::<Vec<_>>()
+            };
+            Ok(tensors.iter().flat_map(split).collect())
         }
         (SizedOp::RopePermute { heads, head_dim, rotary }, [tensor]) => {
             if tensor.shape.first() != Some(&(heads * head_dim)) || rotary > head_dim || rotary % 2 != 0 {

@@ -9,7 +9,7 @@ use crate::ConvertError;
 use crate::hints::Hints;
 use crate::ops::{self, SizedOp};
 use crate::problem::PlanProblem;
-use crate::rules::{Architecture, Prefix, Rule, SourceModel, Wrapper, expand, is_of_part, per_layer};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, Wrapper, expand, is_of_part, places, target_names};
 use crate::tensors::Block;
 use crate::tie::HeadForm;
 
@@ -78,6 +78,26 @@ pub struct Plan {
     pub ignored: Vec<IgnoredTensor>,
     /// The copy of the embedding table that stood for the head, and the name of the table.
     pub tied_copy: Option<(SourceTensor, String)>,
+    /// Where in `steps` each weight is filled, and each tensor read: there may be tens of thousands.
+    pub(crate) index: PlanIndex,
+}
+
+/// Names and their places in the steps of a plan: which step, and which of its targets or sources.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PlanIndex {
+    targets: HashMap<String, (usize, usize)>,
+    sources: HashMap<String, (usize, usize)>,
+}
+
+impl PlanIndex {
+    fn of(steps: &[Step]) -> Self {
+        let mut index = Self::default();
+        for (n, step) in steps.iter().enumerate() {
+            index.targets.extend(step.targets.iter().enumerate().map(|(m, target)| (target.name.clone(), (n, m))));
+            index.sources.extend(step.sources.iter().enumerate().map(|(m, source)| (source.name.clone(), (n, m))));
+        }
+        index
+    }
 }
 
 impl Plan {
@@ -105,7 +125,6 @@ impl Plan {
         };
         let (mut steps, mut ignored, mut tied_copy) = (Vec::new(), Vec::new(), None);
         for (number, rule) in all_rules(architecture, wrapper).enumerate() {
-            let layers = |template: &str| if per_layer(template) { model.decoder.layers } else { 1 };
             match *rule {
                 Rule::Map { source, targets, ops, when } => {
                     // A flag nobody sets is a mistake in the table; its tensors show up as unused.
@@ -120,21 +139,24 @@ impl Plan {
                             continue;
                         }
                     };
-                    for layer in 0..layers(source) {
-                        steps.extend(builder.step(number, source, targets, &ops, layer));
+                    for place in places(source, &model.decoder).filter(|place| when.holds_in(&model.decoder, place.0)) {
+                        let targets = target_names(source, targets, &model.decoder, place);
+                        steps.extend(builder.step(number, source, targets, &ops, place));
                     }
                 }
                 Rule::Tie { head: name, embed, target } => match head {
-                    HeadForm::Own => steps.extend(builder.step(number, name, &[target], &[], 0)),
+                    HeadForm::Own => {
+                        steps.extend(builder.step(number, name, vec![target.to_owned()], &[], (0, 0)));
+                    }
                     HeadForm::TiedCopy => {
-                        let embed = expand(embed, prefix, 0, 0);
-                        tied_copy = builder.take(&expand(name, prefix, 0, 0)).map(|copy| (copy.clone(), embed));
+                        let embed = expand(embed, prefix, (0, 0), 0);
+                        tied_copy = builder.take(&expand(name, prefix, (0, 0), 0)).map(|copy| (copy.clone(), embed));
                     }
                     HeadForm::Absent => {}
                 },
                 Rule::Ignore { name, why } => {
-                    for layer in 0..layers(name) {
-                        let tensor = builder.take(&expand(name, prefix, layer, 0));
+                    for place in places(name, &model.decoder) {
+                        let tensor = builder.take(&expand(name, prefix, place, 0));
                         ignored.extend(tensor.map(|tensor| IgnoredTensor { tensor: tensor.clone(), why }));
                     }
                 }
@@ -151,7 +173,8 @@ impl Plan {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { architecture, wrapper, prefix, model, head, steps, ignored, tied_copy })
+        let index = PlanIndex::of(&steps);
+        Ok(Self { index, architecture, wrapper, prefix, model, head, steps, ignored, tied_copy })
     }
 
     /// The rules, those of a model around the decoder last.
@@ -178,14 +201,12 @@ impl Plan {
 
     /// The step that fills weight `name`, and which of its targets that is.
     pub(crate) fn filling(&self, name: &str) -> Option<(&Step, usize)> {
-        let place = |step: &Step| step.targets.iter().position(|target| target.name == name);
-        self.steps.iter().find_map(|step| Some((step, place(step)?)))
+        self.index.targets.get(name).map(|&(step, target)| (&self.steps[step], target))
     }
 
     /// The step that reads tensor `name`, and which of its sources that is.
     pub(crate) fn reading(&self, name: &str) -> Option<(&Step, usize)> {
-        let place = |step: &Step| step.sources.iter().position(|source| source.name == name);
-        self.steps.iter().find_map(|step| Some((step, place(step)?)))
+        self.index.sources.get(name).map(|&(step, source)| (&self.steps[step], source))
     }
 }
 
@@ -233,9 +254,15 @@ impl<'a> Builder<'a> {
         None
     }
 
-    /// One rule in one layer. `None` after reporting a problem.
-    fn step(&mut self, rule: usize, source: &str, targets: &[&str], ops: &[SizedOp], layer: usize) -> Option<Step> {
-        let names: Vec<String> = targets.iter().map(|target| expand(target, self.prefix, layer, 0)).collect();
+    /// One rule at one place. `None` after reporting a problem.
+    fn step(
+        &mut self,
+        rule: usize,
+        source: &str,
+        names: Vec<String>,
+        ops: &[SizedOp],
+        place: (usize, usize),
+    ) -> Option<Step> {
         let shapes: Vec<Option<Vec<usize>>> = names.iter().map(|name| self.fill(name)).collect();
         let shapes = shapes.into_iter().collect::<Option<Vec<_>>>()?;
         let expected = match ops::source_shapes(ops, &shapes) {
@@ -247,7 +274,7 @@ impl<'a> Builder<'a> {
         };
         let mut sources = Vec::new();
         for (part, expected) in expected.iter().enumerate() {
-            let name = expand(source, self.prefix, layer, part);
+            let name = expand(source, self.prefix, place, part);
             sources.push(self.checked_source(name, &names, expected));
         }
         let sources = sources.into_iter().collect::<Option<Vec<_>>>()?;

@@ -158,6 +158,7 @@ fn build(
     tensors: Vec<SourceTensor>,
 ) -> Result<Plan, ConvertError> {
     model.decoder.tied_head = head.is_tied();
+    found.set_layouts(prefix, &mut model, &tensors);
     let Found { architecture, wrapper, config, .. } = found;
     let hints = Hints::new(architecture, prefix, config, &model);
     let d = &model.decoder;
@@ -182,12 +183,12 @@ fn find_prefix(
 ) -> Result<Prefix, ConvertError> {
     let (architecture, prefixes) = (found.architecture, found.prefixes());
     let names: HashSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    let anchors = prefixes.iter().map(|&prefix| (prefix, expand(architecture.anchor, prefix, 0, 0)));
+    let anchors = prefixes.iter().map(|&prefix| (prefix, expand(architecture.anchor, prefix, (0, 0), 0)));
     if let Some((prefix, _)) = anchors.clone().find(|(_, anchor)| names.contains(anchor.as_str())) {
         return Ok(prefix);
     }
     let known = |prefix: Prefix| {
-        let sources = architecture.source_names(prefix, model.decoder.layers);
+        let sources = architecture.source_names(prefix, &model.decoder);
         sources.iter().filter(|name| names.contains(name.as_str())).count()
     };
     // The first of the best: `max_by_key` would take the last.

@@ -1,8 +1,8 @@
 //! The rule language: how the tensors of one architecture become the weights of the decoder, as data.
 //!
 //! Rules name tensors by full-name templates, never by patterns, so that both directions are plain lists:
-//! `{p}` stands for the prefix of the checkpoint, `{h}` for that of its output head, `{i}` for the layer and `{j}` for the
-//! parts of an [`Op::Stack`]. Only whole parts of a file that belong to no decoder are named by how they begin.
+//! `{p}` stands for the prefix of the checkpoint, `{h}` for that of its output head, `{i}` for the layer, `{e}` for the expert
+//! and `{j}` for the parts of an [`Op::Stack`]. Only whole parts of a file that belong to no decoder are named by how they begin.
 //! No rule computes with weights: every op moves numbers without changing them, and so has an exact inverse. What
 //! would need arithmetic (a scale, an offset) is a setting of the decoder instead.
 
@@ -30,6 +30,8 @@ pub struct Architecture {
     pub anchor: &'static str,
     /// Boolean keys of `config.json` that rules depend on, for hints about settings that would fit.
     pub alternatives: &'static [&'static str],
+    /// What tells files of one layout from those of another.
+    pub layouts: &'static [Layout],
     /// Variants the decoder does not compute.
     pub rejects: &'static [Reject],
     /// The rules.
@@ -39,20 +41,30 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// Every name under which a rule reads a weight in a checkpoint of so many layers, whatever its settings. Of a stack
-    /// only the first part.
-    pub(crate) fn source_names(&self, prefix: Prefix, layers: usize) -> HashSet<String> {
+    /// Every name under which a rule reads a weight of `decoder` in a checkpoint, whatever the conditions. Of a stack only the
+    /// first part.
+    pub(crate) fn source_names(&self, prefix: Prefix, decoder: &DecoderConfig) -> HashSet<String> {
         let sources = self.rules.iter().filter_map(|rule| match *rule {
             Rule::Map { source, .. } => Some(source),
             _ => None,
         });
         sources
             .flat_map(|source| {
-                let layers = if per_layer(source) { layers } else { 1 };
-                (0..layers).map(move |layer| expand(source, prefix, layer, 0))
+                places(source, decoder).map(move |(layer, expert)| expand(source, prefix, (layer, expert), 0))
             })
             .collect()
     }
+}
+
+/// A flag that is set where a tensor is there in any layer: one architecture in files of two layouts.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// The flag.
+    pub flag: &'static str,
+    /// Template of the name of the tensor.
+    pub tensor: &'static str,
+    /// Its shape, where the layouts share its name.
+    pub shape: Option<&'static [Dim]>,
 }
 
 /// What stands before the names of a checkpoint.
@@ -185,18 +197,32 @@ pub enum When {
     Flag(&'static str),
     /// If the flag is not set.
     Not(&'static str),
+    /// In layers with experts.
+    Experts,
+    /// In layers with one MLP.
+    Dense,
     /// If all of these hold.
     All(&'static [When]),
 }
 
 impl When {
-    /// Whether the rule applies to `model`; `None` for a flag nobody sets.
+    /// Whether the rule applies to `model`, in some layer at least; `None` for a flag nobody sets.
     pub fn holds(self, model: &SourceModel) -> Option<bool> {
         match self {
-            Self::Always => Some(true),
+            Self::Always | Self::Experts | Self::Dense => Some(true),
             Self::Flag(name) => model.flag(name),
             Self::Not(name) => model.flag(name).map(|set| !set),
             Self::All(parts) => parts.iter().try_fold(true, |all, part| Some(part.holds(model)? && all)),
+        }
+    }
+
+    /// Whether a rule that applies to a model of `decoder` does so in layer `layer`.
+    pub(crate) fn holds_in(self, decoder: &DecoderConfig, layer: usize) -> bool {
+        match self {
+            Self::Experts => decoder.layer_experts(layer).is_some(),
+            Self::Dense => decoder.layer_experts(layer).is_none(),
+            Self::All(parts) => parts.iter().all(|part| part.holds_in(decoder, layer)),
+            Self::Always | Self::Flag(_) | Self::Not(_) => true,
         }
     }
 }
@@ -205,6 +231,8 @@ impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Always => f.write_str("always"),
+            Self::Experts => f.write_str("layers with experts"),
+            Self::Dense => f.write_str("layers without experts"),
             Self::Flag(name) => f.write_str(name),
             Self::Not(name) => write!(f, "not {name}"),
             Self::All(parts) => f.write_str(&parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
@@ -215,8 +243,13 @@ impl fmt::Display for When {
 /// What happens to the numbers of a tensor. Every op is a bijection on them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
-    /// `[a, b]` to `[b, a]`; only as the first op. GPT-2 stores linear weights as `[in, out]`.
+    /// The last two axes `[a, b]` to `[b, a]`; only as the first op. GPT-2 stores linear weights as `[in, out]`.
     Transpose,
+    /// One tensor to as many as its first axis has entries, which are the experts; the ops after it are done to each.
+    Unstack {
+        /// How many.
+        count: Dim,
+    },
     /// One tensor to as many as there are parts: axis 0 is `groups` times the parts one after the other, and each
     /// part collects its rows of every group.
     Split {
@@ -268,6 +301,12 @@ pub enum Dim {
     Rotary,
     /// Inner width of the MLP.
     Intermediate,
+    /// Experts.
+    Experts,
+    /// Inner width of an expert.
+    ExpertSize,
+    /// Inner width of the expert that every token goes through.
+    SharedSize,
     /// Product.
     Mul(&'static Dim, &'static Dim),
     /// Quotient; must be exact.
@@ -291,6 +330,9 @@ impl Dim {
                 _ => 0,
             },
             Self::Intermediate => decoder.intermediate_size,
+            Self::Experts => decoder.experts.as_ref()?.count,
+            Self::ExpertSize => decoder.experts.as_ref()?.intermediate_size,
+            Self::SharedSize => decoder.experts.as_ref()?.shared?.intermediate_size,
             Self::Mul(a, b) => of(a)?.checked_mul(of(b)?)?,
             Self::Add(a, b) => of(a)?.checked_add(of(b)?)?,
             Self::Div(a, b) => {
@@ -311,6 +353,9 @@ impl fmt::Display for Dim {
             Self::HeadDim => f.write_str("head_dim"),
             Self::Rotary => f.write_str("rotary"),
             Self::Intermediate => f.write_str("intermediate"),
+            Self::Experts => f.write_str("experts"),
+            Self::ExpertSize => f.write_str("expert_size"),
+            Self::SharedSize => f.write_str("shared_size"),
             Self::Mul(a, b) => write!(f, "{a}*{b}"),
             Self::Div(a, b) => write!(f, "({a}/{b})"),
             Self::Add(a, b) => write!(f, "({a}+{b})"),
@@ -322,6 +367,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Transpose => f.write_str("transpose"),
+            Self::Unstack { count } => write!(f, "unstack {count}"),
             Self::Split { groups, parts } => {
                 let parts: Vec<_> = parts.iter().map(ToString::to_string).collect();
                 write!(f, "split {groups} x [{}]", parts.join(", "))
@@ -338,8 +384,9 @@ impl fmt::Display for Op {
 }
 
 /// Fills a template. Indices that the template does not name are not used.
-pub(crate) fn expand(template: &str, prefix: Prefix, layer: usize, part: usize) -> String {
+pub(crate) fn expand(template: &str, prefix: Prefix, (layer, expert): (usize, usize), part: usize) -> String {
     let name = template.replace("{i}", &layer.to_string()).replace("{j}", &part.to_string());
+    let name = name.replace("{e}", &expert.to_string());
     name.replace("{p}", prefix.body).replace("{h}", prefix.head)
 }
 
@@ -354,7 +401,25 @@ pub(crate) fn is_of_part(name: &str, start: &str, prefix: Prefix, layers: Range<
     layer().is_some_and(|layer| layers.contains(&layer))
 }
 
-/// Whether the template stands for one tensor per layer.
-pub(crate) fn per_layer(template: &str) -> bool {
-    template.contains("{i}")
+/// The layers and experts that a template stands for.
+pub(crate) fn places(template: &str, decoder: &DecoderConfig) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let layers = if template.contains("{i}") { decoder.layers } else { 1 };
+    let each = template.contains("{e}");
+    let experts = if each { decoder.experts.as_ref().map_or(0, |experts| experts.count) } else { 1 };
+    (0..layers).flat_map(move |layer| (0..experts).map(move |expert| (layer, expert)))
+}
+
+/// The weights that a rule with this source fills at one of its [`places`]: of all experts where only the targets name them.
+pub(crate) fn target_names(
+    source: &str,
+    targets: &[&str],
+    decoder: &DecoderConfig,
+    (layer, expert): (usize, usize),
+) -> Vec<String> {
+    let bare = Prefix::of_body("");
+    let unstacked = !source.contains("{e}") && targets.iter().any(|target| target.contains("{e}"));
+    let experts =
+        if unstacked { 0..decoder.experts.as_ref().map_or(0, |experts| experts.count) } else { expert..expert + 1 };
+    let of = |expert| targets.iter().map(move |target| expand(target, bare, (layer, expert), 0));
+    experts.flat_map(of).collect()
 }

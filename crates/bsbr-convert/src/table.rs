@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::plan::{Plan, SourceTensor, Step};
-use crate::rules::{Architecture, Rule, expand, is_of_part};
+use crate::rules::{Architecture, Prefix, Rule, TieFlag, Wrapper, expand, is_of_part};
 
 impl fmt::Display for Plan {
     /// One line per rule, with `{i}` for the layer: source, shape, dtype, what happens, targets.
@@ -46,7 +46,8 @@ impl Plan {
             },
             Rule::Ignore { name: template, why } => {
                 let layers = 0..self.model.decoder.layers;
-                let names: BTreeSet<String> = layers.map(|layer| expand(template, self.prefix, layer, 0)).collect();
+                let names: BTreeSet<String> =
+                    layers.map(|layer| expand(template, self.prefix, (layer, 0), 0)).collect();
                 let found = self.ignored.iter().map(|ignored| &ignored.tensor).filter(|t| names.contains(&t.name));
                 let [shape, dtype] = describe(found);
                 (!shape.is_empty()).then(|| [name(template), shape, dtype, "keep aside".to_owned(), format!("({why})")])
@@ -98,6 +99,36 @@ impl fmt::Display for Architecture {
             Rule::IgnorePart { start, why } => {
                 [part(start), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]
             }
+        }));
+        write_rows(f, &rows)
+    }
+}
+
+impl fmt::Display for Wrapper {
+    /// Which object the decoder is, its prefixes, what ties its head, and one line per part that is kept aside.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let types = self.model_types.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        writeln!(f, "model type {types}: a decoder described by `text_config`, and other parts")?;
+        writeln!(f, "rules of the decoder: those of its `model_type`, `{}` where it says none", self.text_type)?;
+        if self.flat {
+            writeln!(f, "older files have its settings beside those of the other parts")?;
+        }
+        let tie = match self.tie {
+            TieFlag::Outer { default } => format!("outside `text_config`, {default} where absent"),
+            TieFlag::Either => "outside or inside `text_config`".to_owned(),
+        };
+        writeln!(f, "head tied by `tie_word_embeddings` {tie}")?;
+        for Prefix { body, head } in self.prefixes {
+            writeln!(f, "prefix {{p}}: `{body}`, of the head {{h}}: `{head}`")?;
+        }
+        for key in self.unread {
+            writeln!(f, "not read inside `text_config`: `{key}`")?;
+        }
+        writeln!(f)?;
+        let mut rows = vec![["source", "how", "what"].map(str::to_owned)];
+        rows.extend(self.aside.iter().filter_map(|rule| match *rule {
+            Rule::IgnorePart { start, why } => Some([part(start), "keep aside".to_owned(), why.to_owned()]),
+            _ => None,
         }));
         write_rows(f, &rows)
     }

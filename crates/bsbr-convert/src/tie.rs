@@ -40,7 +40,7 @@ pub(crate) fn head_form(
     model: &SourceModel,
 ) -> Result<HeadForm, ConvertError> {
     let tie = architecture.rules.iter().find_map(|rule| match *rule {
-        Rule::Tie { head, embed, .. } => Some((expand(head, prefix, 0, 0), expand(embed, prefix, 0, 0))),
+        Rule::Tie { head, embed, .. } => Some((expand(head, prefix, (0, 0), 0), expand(embed, prefix, (0, 0), 0))),
         _ => None,
     });
     // Without a tie rule the head is an ordinary weight, or there is no room for one.
@@ -57,7 +57,7 @@ pub(crate) fn head_form(
             } else {
                 "the default of this model type, as config.json has no `tie_word_embeddings`,"
             };
-            let known = architecture.source_names(prefix, model.decoder.layers);
+            let known = architecture.source_names(prefix, &model.decoder);
             let names = checkpoint.tensors().map(|(_, tensor)| tensor.name.as_str());
             let nearest = hints::nearest(&head, names.filter(|&name| !known.contains(name)));
             Err(ConvertError::HeadMissing { dir: checkpoint.dir().to_owned(), head, embed, declared, nearest })

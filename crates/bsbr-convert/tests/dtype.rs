@@ -10,8 +10,8 @@ use std::path::Path;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_convert::{
-    ConversionReport, ConvertError, ConvertOptions, DtypePolicy, ExpectedLogits, ModelSource, PlanProblem, convert,
-    estimate, export, plan_checkpoint,
+    ConversionReport, ConvertError, ConvertOptions, DtypePolicy, ExpectedLogits, IGNORED_PREFIX, ModelSource,
+    PlanProblem, convert, estimate, export, plan_checkpoint,
 };
 use bsbr_model::{Decoder, compare_logits};
 use burn::tensor::Device;
@@ -115,7 +115,9 @@ fn a_cast_that_loses_nothing_comes_back_bit_for_bit() {
                 halve(&dir, dtype);
             }
             let (report, tensors) = converted(&dir, DtypePolicy::F32);
-            assert!(tensors.values().all(|tensor| tensor.dtype == "F32"), "{name}");
+            // What is kept aside for an export is no weight.
+            let weights = tensors.values().filter(|tensor| !tensor.name.starts_with(IGNORED_PREFIX));
+            assert!(weights.into_iter().all(|tensor| tensor.dtype == "F32"), "{name}");
             assert!(report.record.casts.iter().all(|cast| !cast.is_lossy()), "{name}");
             assert!(try_export(&dir).expect(name).is_original(), "{name} {dtype}");
             assert_eq!(snapshot(&dir.with_file_name("back")), snapshot(&dir), "{name} {dtype}");

@@ -20,6 +20,7 @@ pub(super) const APERTUS: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

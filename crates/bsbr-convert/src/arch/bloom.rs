@@ -16,6 +16,7 @@ pub(super) const BLOOM: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}word_embeddings.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[Reject {
         key: "apply_residual_connection_post_layernorm",
         why: "the decoder adds to the stream before a norm",

@@ -20,6 +20,7 @@ pub(super) const COHERE: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[Reject {
         key: "use_qk_norm",
         why: "there is no rule for norms of queries and keys whose positions pair neighbours",

@@ -18,6 +18,7 @@ pub(super) const EXAONE4: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

@@ -19,6 +19,7 @@ pub(super) const FALCON: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}word_embeddings.weight",
     alternatives: &["bias"],
+    layouts: &[],
     rejects: &[],
     rules: &[
         copy("{p}word_embeddings.weight", &["embed.weight"]),

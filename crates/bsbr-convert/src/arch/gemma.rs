@@ -20,6 +20,7 @@ pub(super) const GEMMA: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[Reject { key: "use_bidirectional_attention", why: "a decoder reads backwards only" }],
     rules: table![
         LLAMA_EMBED,

@@ -17,6 +17,7 @@ pub(super) const GPT2: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}wte.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[Reject { key: "add_cross_attention", why: "the decoder has no cross-attention" }],
     rules: &[
         map("{p}wte.weight", &["embed.weight"], &[]),

@@ -21,6 +21,7 @@ pub(super) const GPT_BIGCODE: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}wte.weight",
     alternatives: &["multi_query"],
+    layouts: &[],
     rejects: &[Reject { key: "add_cross_attention", why: "the decoder has no cross-attention" }],
     rules: &[
         copy("{p}wte.weight", &["embed.weight"]),

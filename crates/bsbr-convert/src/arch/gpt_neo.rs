@@ -18,6 +18,7 @@ pub(super) const GPT_NEO: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}wte.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: &[
         copy("{p}wte.weight", &["embed.weight"]),

@@ -19,6 +19,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
     prefixes: &["gpt_neox.", ""],
     anchor: "{p}embed_in.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: &[
         copy("{p}embed_in.weight", &["embed.weight"]),

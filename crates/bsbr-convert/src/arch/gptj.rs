@@ -17,6 +17,7 @@ pub(super) const GPTJ: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}wte.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: table![EMBED, ATTENTION, REST],
     read_config,

@@ -19,6 +19,7 @@ pub(super) const HUNYUAN: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[Reject { key: "use_cla", why: "no layer reads keys and values of another" }],
     rules: table![
         LLAMA_EMBED,

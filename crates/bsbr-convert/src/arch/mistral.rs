@@ -17,6 +17,7 @@ pub(super) const MISTRAL: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: table![LLAMA_EMBED, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,

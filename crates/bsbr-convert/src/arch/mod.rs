@@ -10,6 +10,7 @@ mod codegen;
 mod cohere;
 mod ernie;
 mod exaone;
+mod experts;
 mod falcon;
 mod gemma;
 mod glm;
@@ -43,7 +44,10 @@ mod wrapper;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::{Architecture, Prefix, SourceModel, Wrapper};
+use std::collections::HashSet;
+
+use crate::plan::SourceTensor;
+use crate::rules::{Architecture, Layout, Prefix, SourceModel, Wrapper, expand};
 
 pub(crate) use stop::default_stop_token;
 pub use wrapper::WRAPPERS;
@@ -120,7 +124,22 @@ impl Found {
         if let Some(declared) = self.tie_declared {
             model.tie_declared = declared;
         }
+        // Which of them hold only the names of the tensors say.
+        model.flags.extend(self.architecture.layouts.iter().map(|layout| (layout.flag, false)));
         Ok(model)
+    }
+
+    /// Sets the flags of the layout that the tensors have.
+    pub(crate) fn set_layouts(&self, prefix: Prefix, model: &mut SourceModel, tensors: &[SourceTensor]) {
+        for Layout { flag, tensor, shape } in self.architecture.layouts {
+            let decoder = &model.decoder;
+            let names: HashSet<String> =
+                (0..decoder.layers).map(|layer| expand(tensor, prefix, (layer, 0), 0)).collect();
+            let shape = shape.map(|shape| shape.iter().map(|dim| dim.resolve(decoder)).collect::<Option<Vec<_>>>());
+            let fits = |tensor: &SourceTensor| shape.as_ref().is_none_or(|shape| shape.as_ref() == Some(&tensor.shape));
+            let there = tensors.iter().any(|tensor| names.contains(&tensor.name) && fits(tensor));
+            model.flags.insert(flag, there);
+        }
     }
 
     /// What may stand before the names of the tensors, tried in order.
@@ -141,7 +160,7 @@ impl Found {
 /// absent, [`ConvertError::Rejected`] for a variant the decoder does not compute.
 pub fn find_rules(config: &ConfigFile) -> Result<Found, ConvertError> {
     let found = model_type(config)?;
-    let wrapper = WRAPPERS.iter().find(|wrapper| wrapper.model_types.contains(&found.as_str()));
+    let wrapper = wrapper_by_name(&found);
     let text = wrapper.map_or_else(|| Ok(config.clone()), |wrapper| wrapper.text_part(config))?;
     let architecture = bare_architecture(&text)?;
     let tie_declared = wrapper.map(|wrapper| wrapper.tie_declared(config, &text)).transpose()?;
@@ -194,6 +213,11 @@ pub fn architecture_by_name(name: &str) -> Result<&'static Architecture, Convert
         let known = ids().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
         ConvertError::UnknownRules { found: name.to_owned(), nearest, known }
     })
+}
+
+/// The model around a decoder that serves the `model_type` of this name.
+pub fn wrapper_by_name(name: &str) -> Option<&'static Wrapper> {
+    WRAPPERS.iter().find(|wrapper| wrapper.model_types.contains(&name))
 }
 
 fn supported() -> String {

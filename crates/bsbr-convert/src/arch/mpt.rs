@@ -16,6 +16,7 @@ pub(super) const MPT: Architecture = Architecture {
     prefixes: &["transformer.", ""],
     anchor: "{p}wte.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: &[
         copy("{p}wte.weight", &["embed.weight"]),

@@ -19,6 +19,7 @@ pub(super) const NANOCHAT: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![LLAMA_EMBED, ATTENTION, LLAMA_OUTPUT, MLP, LLAMA_HEAD],
     read_config,

@@ -20,6 +20,7 @@ pub(super) const NEMOTRON: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias", "mlp_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

@@ -20,6 +20,7 @@ pub(super) const OLMO: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![LLAMA_EMBED, LLAMA_QKV, LLAMA_OUTPUT, LLAMA_ATTENTION_BIASES, LLAMA_MLP, LLAMA_HEAD],
     read_config: read_olmo,
@@ -32,6 +33,7 @@ pub(super) const OLMO2: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

@@ -18,6 +18,7 @@ pub(super) const OPT: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}decoder.embed_tokens.weight",
     alternatives: &["enable_bias", "do_layer_norm_before"],
+    layouts: &[],
     rejects: &[Reject {
         key: "_remove_final_layer_norm",
         why: "no form of the decoder has norms before its blocks and none before the head",

@@ -17,6 +17,7 @@ pub(super) const PHI: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[Reject { key: "qk_layernorm", why: "there is no rule for norms of queries and keys" }],
     rules: table![LLAMA_EMBED, LLAMA_QKV, LLAMA_QKV_BIASES, REST, LLAMA_HEAD],
     read_config,

@@ -16,6 +16,7 @@ pub(super) const PHI3: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: table![LLAMA_EMBED, LLAMA_NORMS, FUSED_QKV, LLAMA_OUTPUT, FUSED_MLP, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,

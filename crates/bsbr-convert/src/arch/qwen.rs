@@ -20,6 +20,7 @@ pub(super) const QWEN2: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &[],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,
@@ -41,6 +42,7 @@ pub(super) const QWEN3: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

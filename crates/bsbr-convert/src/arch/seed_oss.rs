@@ -16,6 +16,7 @@ pub(super) const SEED_OSS: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias", "attention_out_bias", "mlp_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

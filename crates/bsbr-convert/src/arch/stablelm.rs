@@ -24,6 +24,7 @@ pub(super) const STABLELM: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["use_parallel_residual", "qk_layernorm"],
+    layouts: &[],
     rejects: &[],
     rules: table![
         LLAMA_EMBED,

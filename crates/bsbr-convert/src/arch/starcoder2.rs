@@ -18,6 +18,7 @@ pub(super) const STARCODER2: Architecture = Architecture {
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["use_bias"],
+    layouts: &[],
     rejects: &[],
     rules: table![LLAMA_EMBED, LLAMA_NORMS, LLAMA_QKV, LLAMA_OUTPUT, MLP, BIASES, LLAMA_FINAL_NORM, LLAMA_HEAD],
     read_config,

@@ -21,7 +21,7 @@ const HARMLESS: &[&str] = &["vocab_size", "rope.scaling.finetuned", "tensor_data
 
 /// Metadata that change what a decoder computes, under every architecture that does not read them.
 const REFUSED: &[(&str, &str)] = &[
-    ("expert_count", "mixtures of experts are not supported"),
+    ("expert_count", "mixtures of experts are not read from GGUF files"),
     ("attention.sliding_window", "this architecture has no windows here"),
     ("attention.scale", "another scale of attention is not supported for this architecture"),
     ("attention.clamp_kqv", "clamped queries, keys and values are not supported"),

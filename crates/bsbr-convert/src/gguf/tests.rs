@@ -120,7 +120,7 @@ fn every_name_leads_to_a_rule_and_none_is_there_twice() {
                     Rule::Tie { head, .. } => head,
                     Rule::Ignore { .. } | Rule::IgnorePart { .. } => return false,
                 };
-                rules.prefixes.iter().any(|prefix| expand(source, Prefix::of_body(prefix), 3, 0) == name)
+                rules.prefixes.iter().any(|prefix| expand(source, Prefix::of_body(prefix), (3, 0), 0) == name)
             });
             assert!(reads, "{}: no rule reads {name}", known.name);
         }

@@ -27,11 +27,19 @@ fn naive(ops: &[SizedOp], mut tensors: Vec<(Vec<usize>, Vec<u32>)>) -> Vec<(Vec<
             SizedOp::Transpose => tensors
                 .iter()
                 .map(|(shape, x)| {
-                    let (a, b) = (shape[0], shape[1]);
-                    let at = |n: usize| x[n % a * b + n / a];
-                    (vec![b, a], (0..a * b).map(at).collect())
+                    let (a, b) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+                    let at = |n: usize| x[n / (a * b) * (a * b) + n % a * b + n % (a * b) / a];
+                    ([&shape[..shape.len() - 2], &[b, a]].concat(), (0..x.len()).map(at).collect())
                 })
                 .collect(),
+            SizedOp::Unstack { count } => {
+                let (shape, x) = &tensors[0];
+                let size = x.len() / count;
+                (0..*count).map(|n| (shape[1..].to_vec(), x[n * size..(n + 1) * size].to_vec())).collect()
+            }
+            SizedOp::Split { .. } if tensors.len() > 1 => {
+                tensors.into_iter().flat_map(|tensor| naive(std::slice::from_ref(op), vec![tensor])).collect()
+            }
             SizedOp::Split { groups, parts } => {
                 let (shape, x) = &tensors[0];
                 let width = size(&shape[1..]);
@@ -147,6 +155,19 @@ proptest! {
     }
 
     #[test]
+    fn experts_come_out_of_a_stack_and_go_back(
+        count in 1..6_usize, (groups, parts) in split(), width in 1..40_usize, budget in 1..900_usize
+    ) {
+        let rows = groups * parts.iter().sum::<usize>();
+        let (unstack, split) = (SizedOp::Unstack { count }, SizedOp::Split { groups, parts });
+        check(std::slice::from_ref(&unstack), &[vec![count, rows, width]], budget)?;
+        check(std::slice::from_ref(&unstack), &[vec![count, rows]], budget)?;
+        check(&[unstack.clone(), split.clone()], &[vec![count, rows, width]], budget)?;
+        check(&[SizedOp::Transpose, unstack.clone()], &[vec![count, width, rows]], budget)?;
+        check(&[SizedOp::Transpose, unstack, split], &[vec![count, width, rows]], budget)?;
+    }
+
+    #[test]
     fn swapped_halves_move_and_what_is_done_to_each_part_is(
         heads in 1..5_usize, half in 1..5_usize, groups in 1..3_usize, width in 1..9_usize, budget in 1..200_usize
     ) {
@@ -179,6 +200,9 @@ fn ops_that_do_not_fit_are_refused_in_both_directions() {
     let odd = SizedOp::RopePermute { heads: 1, head_dim: 4, rotary: 3 };
     assert!(blocks(&[odd], &[vec![4]]).is_err());
     assert!(blocks(&[SizedOp::Stack { count: 3 }], &[vec![4], vec![4]]).is_err());
+    assert!(blocks(&[SizedOp::Unstack { count: 3 }], &[vec![4, 2]]).is_err());
+    assert!(source_shapes(&[SizedOp::Unstack { count: 2 }], &[vec![4], vec![5]]).is_err());
+    assert!(source_shapes(&[SizedOp::Unstack { count: 3 }], &[vec![4], vec![4]]).is_err());
     assert!(blocks(&[SizedOp::SwapHalves { heads: 2, head_dim: 3 }], &[vec![6]]).is_err());
     assert!(blocks(&[SizedOp::Each(vec![vec![], vec![]])], &[vec![6]]).is_err());
     assert!(source_shapes(&[SizedOp::Each(vec![vec![]])], &[vec![6], vec![6]]).is_err());

@@ -45,6 +45,14 @@ impl Block {
         }
     }
 
+    /// Where in the target the last number goes, and one more.
+    pub(crate) fn end(&self) -> usize {
+        match self.copy {
+            Pattern::Run { len } => self.to + len,
+            Pattern::Transpose { rows, cols, to_stride, .. } => self.to + rows.saturating_sub(1) * to_stride + cols,
+        }
+    }
+
     /// The block that moves the same numbers back, reading from tensor `target`.
     pub(crate) fn inverse(&self, target: usize) -> Self {
         let copy = match self.copy {

@@ -45,16 +45,27 @@ impl<'a> Recipe<'a> {
 
     /// Opens the sources: they stay open, and in memory where they cannot be mapped, until the result is dropped.
     pub(crate) fn open(&self) -> Result<OpenRecipe<'_>, ConvertError> {
-        let sources = self.sources.iter().map(|source| source.file.read(source.entry));
+        let sources = self.sources.iter().map(|source| source.file.read(source.entry).map(Some));
         Ok(OpenRecipe { recipe: self, sources: sources.collect::<Result<_, _>>()? })
     }
 
     /// Calls `each` with the bytes of consecutive bands.
     pub(crate) fn for_each_band(
         &self,
-        each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
+        mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        self.open()?.for_each_band(each)
+        let bits = self.dtype.bitsize();
+        if bits % 8 != 0 {
+            // A format below one byte has no byte per number: such a tensor is only ever copied whole.
+            return self.open()?.sources.iter().flatten().try_for_each(|bytes| each(bytes));
+        }
+        // Of a stack of many tensors only those that a band needs are open.
+        let mut open = OpenRecipe { recipe: self, sources: self.sources.iter().map(|_| None).collect() };
+        for band in bands(&self.shape, bits / 8, BAND) {
+            open.keep_for(&band)?;
+            open.bands_of(std::iter::once(band), bits / 8, &mut each)?;
+        }
+        Ok(())
     }
 
     /// Fails when a band that starts at number `first` holds a NaN or an infinity.
@@ -123,7 +134,8 @@ impl<'a> Recipe<'a> {
 #[derive(Debug)]
 pub(crate) struct OpenRecipe<'a> {
     recipe: &'a Recipe<'a>,
-    sources: Vec<TensorBytes>,
+    /// Those that are open.
+    sources: Vec<Option<TensorBytes>>,
 }
 
 impl OpenRecipe<'_> {
@@ -132,13 +144,20 @@ impl OpenRecipe<'_> {
         &self.recipe.shape
     }
 
-    /// Calls `each` with the bytes of consecutive bands.
-    fn for_each_band(&self, mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError> {
-        match self.recipe.dtype.bitsize() {
-            bits if bits % 8 == 0 => self.bands_of(bands(&self.recipe.shape, bits / 8, BAND), bits / 8, each),
-            // A format below one byte has no byte per number: such a tensor is only ever copied whole.
-            _ => self.sources.iter().try_for_each(|bytes| each(bytes)),
+    /// Opens the sources that the numbers `range` come from and closes the others.
+    fn keep_for(&mut self, range: &Range<usize>) -> Result<(), ConvertError> {
+        let mut needed = vec![false; self.sources.len()];
+        for block in &self.recipe.blocks {
+            needed[block.source] |= block.to < range.end && range.start < block.end();
         }
+        for ((open, needed), source) in self.sources.iter_mut().zip(needed).zip(&self.recipe.sources) {
+            match (needed, &open) {
+                (true, None) => *open = Some(source.file.read(source.entry)?),
+                (false, Some(_)) => *open = None,
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The numbers `range`, whole rows, as f32.
@@ -172,7 +191,7 @@ impl OpenRecipe<'_> {
             }
             _ => None,
         })?;
-        let source: &[u8] = match &self.sources[block.source] {
+        let source: &[u8] = match self.sources[block.source].as_ref()? {
             TensorBytes::Mapped(bytes) => bytes,
             TensorBytes::Copied(bytes) => bytes,
             TensorBytes::Stored(_) => return None,
@@ -194,9 +213,11 @@ impl OpenRecipe<'_> {
             }
             out.resize(range.len() * size, 0);
             for block in &self.recipe.blocks {
+                // One that is closed has no numbers here.
                 match &self.sources[block.source] {
-                    TensorBytes::Stored(source) => source.fill(&mut out, &range, block, size),
-                    source => fill_block(&mut out, range.clone(), block, source, size),
+                    Some(TensorBytes::Stored(source)) => source.fill(&mut out, &range, block, size),
+                    Some(source) => fill_block(&mut out, range.clone(), block, source, size),
+                    None => {}
                 }
             }
             each(&out)?;

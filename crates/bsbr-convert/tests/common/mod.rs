@@ -116,8 +116,14 @@ pub const VARIANTS: [&str; 44] = [
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 6] =
-    ["gpt2_sharded", "llama_bf16", "gemma3_new", "qwen2_5_vl_new", "mistral3_new", "codegen"];
+pub const NEWER_STYLE: [&str; 6] = [
+    "gpt2_sharded",
+    "llama_bf16",
+    "gemma3_new",
+    "qwen2_5_vl_new",
+    "mistral3_new",
+    "codegen",
+];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
 /// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.
