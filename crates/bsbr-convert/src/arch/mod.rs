@@ -25,6 +25,7 @@ mod hunyuan;
 mod keys;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod names;
 mod nanochat;
@@ -99,6 +100,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     nanochat::NANOCHAT,
     hunyuan::HUNYUAN,
     mistral::MINISTRAL3,
+    mixtral::MIXTRAL,
+    mixtral::MINIMAX_M2,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 49] = [
+pub const BOTH_STYLES: [&str; 51] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -63,11 +63,13 @@ pub const BOTH_STYLES: [&str; 49] = [
     "mistral3",
     "mistral3_plain",
     "internvl_qwen2",
+    "mixtral",
+    "minimax_m2",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 44] = [
+pub const VARIANTS: [&str; 45] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -112,17 +114,19 @@ pub const VARIANTS: [&str; 44] = [
     "apertus_bias",
     "nanochat_bias",
     "hunyuan_v1_bias",
+    "mixtral_windows",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 6] = [
+pub const NEWER_STYLE: [&str; 7] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
     "qwen2_5_vl_new",
     "mistral3_new",
     "codegen",
+    "mixtral_fused",
 ];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
