@@ -35,6 +35,7 @@ mod opt;
 mod phi;
 mod phi3;
 mod qwen;
+mod qwen_moe;
 mod rope;
 mod seed_oss;
 mod smollm3;
@@ -101,6 +102,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
     hunyuan::HUNYUAN,
     mistral::MINISTRAL3,
     mixtral::MIXTRAL,
+    qwen_moe::QWEN2_MOE,
+    qwen_moe::QWEN3_MOE,
+    qwen_moe::OLMOE,
+    qwen_moe::QWEN3_VL_MOE,
     mixtral::MINIMAX_M2,
 ];
 

@@ -9,7 +9,7 @@ use crate::rules::Rule::IgnorePart;
 use crate::rules::{Prefix, Rule, TieFlag, Wrapper};
 
 /// Every wrapper there are rules for.
-pub const WRAPPERS: &[Wrapper] = &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL];
+pub const WRAPPERS: &[Wrapper] = &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE];
 
 /// In files before version 5 and on the hub, then as version 5 has them in memory.
 const LANGUAGE_MODEL: &[Prefix] = &[
@@ -59,6 +59,8 @@ const QWEN3_VL: Wrapper = Wrapper {
     tie: TieFlag::Outer { default: false },
     ..QWEN2_VL
 };
+
+const QWEN3_VL_MOE: Wrapper = Wrapper { model_types: &["qwen3_vl_moe"], text_type: "qwen3_vl_moe_text", ..QWEN3_VL };
 
 const VISUAL: &[Rule] =
     &[IgnorePart { start: "visual.", why: VISION }, IgnorePart { start: "model.visual.", why: VISION }];

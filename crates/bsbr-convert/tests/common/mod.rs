@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 51] = [
+pub const BOTH_STYLES: [&str; 55] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -64,12 +64,16 @@ pub const BOTH_STYLES: [&str; 51] = [
     "mistral3_plain",
     "internvl_qwen2",
     "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
     "minimax_m2",
+    "qwen3_vl_moe",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 45] = [
+pub const VARIANTS: [&str; 46] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -114,12 +118,13 @@ pub const VARIANTS: [&str; 45] = [
     "apertus_bias",
     "nanochat_bias",
     "hunyuan_v1_bias",
+    "qwen2_moe_plain",
     "mixtral_windows",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 7] = [
+pub const NEWER_STYLE: [&str; 9] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -127,6 +132,8 @@ pub const NEWER_STYLE: [&str; 7] = [
     "mistral3_new",
     "codegen",
     "mixtral_fused",
+    "qwen3_moe_fused",
+    "qwen3_vl_moe_hub",
 ];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
