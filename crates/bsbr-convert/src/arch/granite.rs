@@ -1,7 +1,8 @@
-//! Granite: Llama's rules and four multipliers; the dense Granite 4 with gate and up in one tensor.
+//! Granite: Llama's rules and four multipliers; mixtures of experts; the dense Granite 4 with gate and up in one tensor.
 
 use bsbr_model::LayerRotary;
 
+use super::experts::{self, ExpertKeys, GRANITE_EXPERTS, GRANITE_SHARED, NORMALISED_SOFTMAX};
 use super::keys::{self, Defaults};
 use super::llama::{self, LLAMA};
 use super::names::{
@@ -14,6 +15,38 @@ use crate::rules::{Architecture, Rule, SourceModel};
 
 pub(super) const GRANITE: Architecture =
     Architecture { id: "granite", model_types: &["granite"], read_config, ..LLAMA };
+
+pub(super) const GRANITE_MOE: Architecture = Architecture {
+    id: "granitemoe",
+    model_types: &["granitemoe", "granitemoeshared"],
+    alternatives: &["attention_bias"],
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        GRANITE_EXPERTS,
+        GRANITE_SHARED,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_moe,
+    ..LLAMA
+};
+
+fn read_moe(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let mut model = read_config(&config.without("mlp_bias"))?;
+    let keys = ExpertKeys {
+        count: (&["num_local_experts"], Some(8)),
+        chosen: (&["num_experts_per_tok"], Some(2)),
+        size: (&["intermediate_size"], None),
+    };
+    experts::read(config, &mut model, &keys, NORMALISED_SOFTMAX)?;
+    // Only the second kind has the key; the first has no such tensors.
+    experts::share(&mut model, config.optional_usize("shared_intermediate_size")?.unwrap_or(0), false);
+    Ok(model)
+}
 
 /// Granite 4 in its dense form: what its mixtures call the shared MLP is the only one.
 pub(super) const GRANITE4: Architecture = Architecture {

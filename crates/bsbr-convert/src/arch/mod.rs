@@ -106,6 +106,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen_moe::QWEN3_MOE,
     qwen_moe::OLMOE,
     qwen_moe::QWEN3_VL_MOE,
+    granite::GRANITE_MOE,
     mixtral::MINIMAX_M2,
 ];
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 55] = [
+pub const BOTH_STYLES: [&str; 56] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -67,13 +67,14 @@ pub const BOTH_STYLES: [&str; 55] = [
     "qwen2_moe",
     "qwen3_moe",
     "olmoe",
+    "granitemoeshared",
     "minimax_m2",
     "qwen3_vl_moe",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 46] = [
+pub const VARIANTS: [&str; 47] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -118,6 +119,7 @@ pub const VARIANTS: [&str; 46] = [
     "apertus_bias",
     "nanochat_bias",
     "hunyuan_v1_bias",
+    "granitemoe_plain",
     "qwen2_moe_plain",
     "mixtral_windows",
 ];
