@@ -34,6 +34,7 @@ mod olmo;
 mod opt;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen;
 mod qwen_moe;
 mod rope;
@@ -107,6 +108,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen_moe::OLMOE,
     qwen_moe::QWEN3_VL_MOE,
     granite::GRANITE_MOE,
+    phimoe::PHIMOE,
     mixtral::MINIMAX_M2,
 ];
 

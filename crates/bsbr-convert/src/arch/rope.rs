@@ -33,6 +33,8 @@ pub(super) struct RopeKeys {
     pub(super) mrope: bool,
     /// `dynamic` with `alpha` does not grow with the text: the base is `theta alpha^(d / (d - 2))` for heads of width `d`.
     pub(super) alpha: bool,
+    /// Short and long factors come with a factor on cosines and sines each.
+    pub(super) temperatures: bool,
 }
 
 impl RopeKeys {
@@ -45,6 +47,7 @@ impl RopeKeys {
         yarn_is_longrope: false,
         mrope: false,
         alpha: false,
+        temperatures: false,
     };
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 56] = [
+pub const BOTH_STYLES: [&str; 57] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -68,6 +68,7 @@ pub const BOTH_STYLES: [&str; 56] = [
     "qwen3_moe",
     "olmoe",
     "granitemoeshared",
+    "phimoe",
     "minimax_m2",
     "qwen3_vl_moe",
 ];

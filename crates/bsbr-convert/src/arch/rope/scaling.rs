@@ -31,6 +31,7 @@ pub(super) fn read(
             original_max_positions: trained(places, scaling, keys)?.unwrap_or(max_positions),
         },
         "yarn" => yarn(scaling, trained(places, scaling, keys)?, max_positions)?,
+        "longrope" if keys.temperatures => tempered(scaling, trained(places, scaling, keys)?, max_positions)?,
         "longrope" => longrope(places, scaling, trained(places, scaling, keys)?, max_positions)?,
         _ => return Err(scaling.error(key, "one of default, linear, dynamic, yarn, llama3, longrope")),
     }))
@@ -135,6 +136,22 @@ fn longrope(
         long_factor: scaling.f64_list("long_factor")?,
         original_max_positions,
         attention_factor,
+        long_attention_factor: None,
+    })
+}
+
+/// The form of Phi-3.5-MoE.
+fn tempered(
+    scaling: &ConfigFile,
+    original: Option<usize>,
+    max_positions: usize,
+) -> Result<RotaryScaling, ConvertError> {
+    Ok(RotaryScaling::Longrope {
+        short_factor: scaling.f64_list("short_factor")?,
+        long_factor: scaling.f64_list("long_factor")?,
+        original_max_positions: original.unwrap_or(max_positions),
+        attention_factor: scaling.f64("short_mscale")?,
+        long_attention_factor: Some(scaling.f64("long_mscale")?),
     })
 }
 
