@@ -109,6 +109,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen_moe::QWEN3_VL_MOE,
     granite::GRANITE_MOE,
     phimoe::PHIMOE,
+    ernie::ERNIE_MOE,
     mixtral::MINIMAX_M2,
 ];
 

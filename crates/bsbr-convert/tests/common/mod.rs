@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 57] = [
+pub const BOTH_STYLES: [&str; 58] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -69,13 +69,14 @@ pub const BOTH_STYLES: [&str; 57] = [
     "olmoe",
     "granitemoeshared",
     "phimoe",
+    "ernie4_5_moe",
     "minimax_m2",
     "qwen3_vl_moe",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 47] = [
+pub const VARIANTS: [&str; 48] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -121,6 +122,7 @@ pub const VARIANTS: [&str; 47] = [
     "nanochat_bias",
     "hunyuan_v1_bias",
     "granitemoe_plain",
+    "ernie4_5_moe_biases",
     "qwen2_moe_plain",
     "mixtral_windows",
 ];
