@@ -8,6 +8,7 @@ mod arcee;
 mod bloom;
 mod codegen;
 mod cohere;
+mod deepseek;
 mod ernie;
 mod exaone;
 mod experts;
@@ -110,6 +111,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granite::GRANITE_MOE,
     phimoe::PHIMOE,
     ernie::ERNIE_MOE,
+    deepseek::GLM4_MOE,
+    deepseek::DOTS1,
     mixtral::MINIMAX_M2,
 ];
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 58] = [
+pub const BOTH_STYLES: [&str; 59] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -70,13 +70,14 @@ pub const BOTH_STYLES: [&str; 58] = [
     "granitemoeshared",
     "phimoe",
     "ernie4_5_moe",
+    "glm4_moe",
     "minimax_m2",
     "qwen3_vl_moe",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 48] = [
+pub const VARIANTS: [&str; 50] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -122,6 +123,8 @@ pub const VARIANTS: [&str; 48] = [
     "nanochat_bias",
     "hunyuan_v1_bias",
     "granitemoe_plain",
+    "dots1_groups",
+    "glm4_moe_plain",
     "ernie4_5_moe_biases",
     "qwen2_moe_plain",
     "mixtral_windows",
@@ -129,7 +132,7 @@ pub const VARIANTS: [&str; 48] = [
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 9] = [
+pub const NEWER_STYLE: [&str; 10] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -138,6 +141,7 @@ pub const NEWER_STYLE: [&str; 9] = [
     "codegen",
     "mixtral_fused",
     "qwen3_moe_fused",
+    "glm4_moe_hub",
     "qwen3_vl_moe_hub",
 ];
 
