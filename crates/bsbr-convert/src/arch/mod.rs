@@ -113,6 +113,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     ernie::ERNIE_MOE,
     deepseek::GLM4_MOE,
     deepseek::DOTS1,
+    hunyuan::HUNYUAN_MOE,
     mixtral::MINIMAX_M2,
 ];
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 59] = [
+pub const BOTH_STYLES: [&str; 60] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -71,6 +71,7 @@ pub const BOTH_STYLES: [&str; 59] = [
     "phimoe",
     "ernie4_5_moe",
     "glm4_moe",
+    "hunyuan_v1_moe",
     "minimax_m2",
     "qwen3_vl_moe",
 ];
