@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use bsbr_convert::{ExpectedLogits, ModelSource};
 use bsbr_model::{
-    Activation, BlockForm, Decoder, DecoderConfig, LayerRotary, Norm, Positions, WeightSource, WeightSpec,
-    compare_logits,
+    Activation, BlockForm, Decoder, DecoderConfig, ExpertsConfig, LayerRotary, Norm, Positions, RotaryScaling,
+    RouterKind, WeightSource, WeightSpec, compare_logits,
 };
 use burn::tensor::Device;
 use common::{Tensor, checkout, edit_config, fixtures, read_dir_tensors};
@@ -367,6 +367,100 @@ fn a_wrong_order_of_rows_in_newer_checkpoints_shows() {
         Some(checkpoint[&format!("model.layers.{layer}.{other}.weight")].values())
     });
     assert_shows("glm4 with the norms of gemma", norms, 0.1);
+}
+
+/// The same with other experts.
+fn changed_experts(name: &str, change: impl FnOnce(&mut ExpertsConfig)) -> f64 {
+    changed(name, |d| change(d.experts.as_mut().expect("a mixture")))
+}
+
+#[test]
+fn what_a_router_does_shows() {
+    for name in ["mixtral", "qwen3_moe", "granitemoeshared", "ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe", "minimax_m2"]
+    {
+        let loose = changed_experts(name, |it| it.router.normalised = None);
+        assert_shows(&format!("{name} without normalised weights"), loose, 0.1);
+    }
+    for name in ["olmoe", "qwen2_moe"] {
+        let normalised = changed_experts(name, |it| it.router.normalised = Some(1e-20));
+        assert_shows(&format!("{name} with normalised weights"), normalised, 0.1);
+    }
+    for name in ["ernie4_5_moe", "glm4_moe", "dots1_groups", "minimax_m2"] {
+        let uncorrected = changed_experts(name, |it| it.router.correction = false);
+        assert_shows(&format!("{name} without its correction"), uncorrected, 0.1);
+    }
+    for name in ["mixtral", "olmoe", "phimoe", "glm4_moe", "hunyuan_v1_moe"] {
+        let fewer = changed_experts(name, |it| {
+            it.chosen -= 1;
+            if matches!(it.router.kind, RouterKind::Sparsemixer { .. }) {
+                (it.chosen, it.router.kind) = (2, RouterKind::Softmax);
+            }
+        });
+        assert_shows(&format!("{name} with other experts"), fewer, 0.1);
+    }
+    for name in ["glm4_moe", "minimax_m2", "dots1_groups"] {
+        let softmax = changed_experts(name, |it| it.router.kind = RouterKind::Softmax);
+        assert_shows(&format!("{name} with a softmax"), softmax, 0.01);
+    }
+    assert_shows("dots1 without groups", changed_experts("dots1_groups", |it| it.router.groups = None), 0.1);
+    assert_shows("glm4_moe without its scale", changed_experts("glm4_moe", |it| it.router.scale = None), 0.1);
+    let ungated = |it: &mut ExpertsConfig| it.shared.iter_mut().for_each(|shared| shared.gate = false);
+    assert_shows("qwen2_moe without the gate of its shared expert", changed_experts("qwen2_moe", ungated), 0.1);
+    for name in ["qwen2_moe", "granitemoeshared", "ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe"] {
+        let alone = changed_experts(name, |it| it.shared = None);
+        assert_shows(&format!("{name} without its shared expert"), alone, 0.1);
+    }
+    let long = |d: &mut DecoderConfig| {
+        if let Positions::Rotary { scaling: Some(RotaryScaling::Longrope { attention_factor, .. }), .. } =
+            &mut d.positions
+        {
+            *attention_factor = 1.0;
+        }
+    };
+    assert_shows("phimoe without its temperature", changed("phimoe", long), 0.1);
+}
+
+/// Layer, expert and part of a weight of an expert.
+fn expert_weight(spec: &WeightSpec) -> Option<(&str, usize, &str)> {
+    let (layer, rest) = spec.name.strip_prefix("layers.")?.split_once(".mlp.experts.")?;
+    let (expert, part) = rest.split_once('.')?;
+    Some((layer, expert.parse().ok()?, part.strip_suffix(".weight")?))
+}
+
+#[test]
+fn experts_in_another_order_and_their_matrices_exchanged_show() {
+    let name = |layer: &str, expert: usize, part: &str| {
+        let part = match part {
+            "gate" => "w1",
+            "up" => "w3",
+            _ => "w2",
+        };
+        format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight")
+    };
+    let reversed = misruled("mixtral", |checkpoint, spec| {
+        let (layer, expert, part) = expert_weight(spec)?;
+        Some(checkpoint[&name(layer, 5 - expert, part)].values())
+    });
+    assert_shows("mixtral with its experts in reverse", reversed, 0.1);
+    let exchanged = misruled("mixtral", |checkpoint, spec| {
+        let (layer, expert, part) = expert_weight(spec)?;
+        let other = ["up", "gate"].into_iter().zip(["gate", "up"]).find(|(_, own)| *own == part)?.0;
+        Some(checkpoint[&name(layer, expert, other)].values())
+    });
+    assert_shows("mixtral with gate and up exchanged", exchanged, 0.1);
+    for (fixture, tensor) in
+        [("qwen3_moe_fused", "mlp.experts.gate_up_proj"), ("granitemoeshared", "block_sparse_moe.input_linear.weight")]
+    {
+        // Rows of the gate and of the way up in turn, as some files have them.
+        let interleaved = misruled(fixture, |checkpoint, spec| {
+            let (layer, expert, part) = expert_weight(spec)?;
+            let at = ["gate", "up"].iter().position(|&known| known == part)?;
+            let tensor = &checkpoint[&format!("model.layers.{layer}.{tensor}")];
+            let starts = (0..spec.shape[0]).map(|row| expert * tensor.shape[1] + 2 * row + at);
+            Some(rows(tensor, spec, starts, 1))
+        });
+        assert_shows(&format!("{fixture} with its rows in turn"), interleaved, 0.1);
+    }
 }
 
 #[test]
