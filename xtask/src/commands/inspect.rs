@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use bsbr_convert::{ARCHITECTURES, architecture_by_name};
-use bsbr_model::{DecoderCache, ModelConfig};
+use bsbr_convert::{ARCHITECTURES, WRAPPERS, architecture_by_name, wrapper_by_name};
+use bsbr_model::{DecoderCache, ModelConfig, active_parameters};
 
 use crate::{
     builtin,
@@ -60,6 +60,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::bytes(empty as u64)
         ),
     ];
+    if let Some(experts) = &config.decoder.experts {
+        lines.push(format!(
+            "experts: {} in a layer, {} for each token, which goes through {} parameters",
+            experts.count,
+            experts.chosen,
+            output::grouped(active_parameters(config) as u64)
+        ));
+    }
     for (dtype, (count, bytes)) in source.dtype_totals() {
         lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
@@ -112,6 +120,9 @@ fn windows(windows: &[Option<usize>]) -> String {
 
 /// The rule table of an architecture, or the list of all.
 fn rules(name: &str) -> Result<String> {
+    if let Some(wrapper) = wrapper_by_name(name) {
+        return Ok(wrapper.to_string().trim_end().to_owned());
+    }
     if name != "list" {
         return Ok(architecture_by_name(name)?.to_string().trim_end().to_owned());
     }
@@ -119,5 +130,13 @@ fn rules(name: &str) -> Result<String> {
         vec![arch.id.to_owned(), arch.model_types.join(", "), arch.rules.len().to_string(), arch.version.to_string()]
     };
     let rows: Vec<Vec<String>> = ARCHITECTURES.iter().map(row).collect();
-    Ok(output::table(&["rules", "model type", "rules in the table", "version"], &rows))
+    let around = |wrapper: &bsbr_convert::rules::Wrapper| {
+        vec![wrapper.model_types.join(", "), wrapper.text_type.to_owned(), wrapper.aside.len().to_string()]
+    };
+    let wrappers: Vec<Vec<String>> = WRAPPERS.iter().map(around).collect();
+    Ok(format!(
+        "{}\n\n{}",
+        output::table(&["rules", "model type", "rules in the table", "version"], &rows),
+        output::table(&["model type around a decoder", "decoder", "parts kept aside"], &wrappers)
+    ))
 }
