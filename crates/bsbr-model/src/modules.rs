@@ -258,11 +258,19 @@ pub struct Mixture {
 
 /// What a block has besides attention.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one to a block")]
 pub enum BlockMlp {
     /// One MLP.
     Dense(Mlp),
     /// Experts.
     Mixture(Mixture),
+}
+
+impl BlockMlp {
+    /// `[tokens, hidden_size]` to the same.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::block_mlp(x, None, self, None)
+    }
 }
 
 /// One block: attention and MLP with the norms that its [form](BlockForm) has.

@@ -55,7 +55,7 @@ impl<'a> Recipe<'a> {
         mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let bits = self.dtype.bitsize();
-        if bits % 8 != 0 {
+        if !bits.is_multiple_of(8) {
             // A format below one byte has no byte per number: such a tensor is only ever copied whole.
             return self.open()?.sources.iter().flatten().try_for_each(|bytes| each(bytes));
         }
