@@ -181,7 +181,7 @@ pub enum Rule {
     },
     /// A part that is none of the decoder: every tensor whose name begins so. Kept aside likewise.
     IgnorePart {
-        /// Template of the beginning; with `{i}` it stands for [the layers beyond the last](SourceModel::layers_beyond).
+        /// Template of the beginning; with `{i}` it stands for the [`SourceModel::next_token_layers`] after the last.
         start: &'static str,
         /// What it is.
         why: &'static str,
