@@ -1,5 +1,6 @@
 //! `compare`: what it measures, trains, writes, continues and refuses. No test depends on how fast anything is.
 
+#[path = "../../crates/bsbr/tests/common/mod.rs"]
 mod common;
 
 use common::Place;

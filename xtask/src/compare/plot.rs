@@ -8,14 +8,7 @@ use super::{
     report::{Cost, Report, Row, Trained},
     trained_table::{over_seeds, ranges, sizes},
 };
-use crate::{
-    bench::{
-        Phase,
-        plot::{Line, Panel, picture, thousands, trimmed},
-        session::duration,
-    },
-    output::bytes,
-};
+use bsbr::harness::{Line, Panel, Phase, bytes, duration, picture, thousands, trimmed};
 
 /// The picture as SVG.
 pub(crate) fn svg(report: &Report) -> Result<String> {

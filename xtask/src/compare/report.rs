@@ -6,12 +6,7 @@ use bsbr_zoo::{
 };
 use serde::Serialize;
 
-use crate::bench::{
-    Phase,
-    machine::{Machine, Versions},
-    memory::Peak,
-    statistics::{Summary, exponent, upper_half},
-};
+use bsbr::harness::{Machine, Peak, Phase, Summary, Versions, exponent, upper_half};
 
 /// Name and version of the format. Fields may be added to a version; one that changes or goes makes the next.
 pub(crate) const SCHEMA: &str = "bsbr-compare/1";
