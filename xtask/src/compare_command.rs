@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bsbr_zoo::{DecoderConfig, Family, ZooError, tasks::Task, tasks::TaskError, train::TrainConfig, train::compared};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use bsbr::harness::{self, DeviceArgs, Format, Lengths, directory, write};
+use bsbr::harness::{self, DeviceArgs, Forms, Lengths, ReportArgs, writable, write};
 
 use crate::compare::{cost, cost_table, page, plot, report::Report, subject, trained, trained_table};
 
@@ -45,15 +46,11 @@ pub(crate) struct Args {
     /// Write results and one page of tables and plots here; finished runs that lie there are not done again
     #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Draw the report as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// Lengths in tokens: 4096, 512,2k, 64..8192 (doubling) or 64..8192*4
@@ -68,9 +65,6 @@ pub(crate) struct Args {
     /// Seconds the whole may take: runs that do not fit are left out, and the rows say so
     #[arg(long, value_name = "S", default_value_t = 280.0, help_heading = "Cost")]
     pub(crate) seconds: f64,
-    /// Threads to compute with [default: RAYON_NUM_THREADS, or one for each core]
-    #[arg(long, value_name = "N", help_heading = "Cost")]
-    threads: Option<usize>,
     /// Train each family instead and ask it: all, or some of recall, copy, passkey, text
     #[arg(long, value_name = "TASK,...", value_delimiter = ',', value_parser = task, help_heading = "Training")]
     task: Vec<Choice<Task>>,
@@ -126,10 +120,6 @@ impl Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    if let Some(threads) = args.threads.filter(|&threads| threads > 0) {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.context("--threads: the threads run already")?;
-    }
     let device = args.device.resolve()?;
     if let Some(probe) = &args.memory_of {
         return harness::result(&serde_json::to_string(&subject::answer(probe, &device)?)?);
@@ -154,9 +144,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn show(args: &Args, report: &Report, part: page::Part) -> Result<()> {
     let json = serde_json::to_string_pretty(report)?;
     let text = text(report);
-    if let Some(path) = &args.json {
-        write(path, &json)?;
-    }
     let drawn = plot::svg(report);
     if let Some(dir) = &args.output_dir {
         let name = part.name();
@@ -169,11 +156,18 @@ fn show(args: &Args, report: &Report, part: page::Part) -> Result<()> {
         write(&dir.join(page::PAGE), page::updated(dir, part, &section)?.trim_end())?;
     }
     let plotted = args.plot.as_ref().map(|path| write(path, &drawn?)).transpose();
-    match args.format {
-        Format::Table => harness::result(&text)?,
-        Format::Json => harness::result(&json)?,
-    }
+    args.report.emit(&Forms {
+        table: &|| Ok(text.clone()),
+        json: &|| Ok(serde_json::to_value(report)?),
+        rows: Some(&rows),
+    })?;
     plotted.map(drop)
+}
+
+/// What was timed, or the runs of training.
+fn rows(report: &Value) -> Vec<Value> {
+    let timed = report["cost"]["rows"].as_array().into_iter().flatten();
+    timed.chain(report["trained"]["runs"].as_array().into_iter().flatten()).cloned().collect()
 }
 
 fn title(part: page::Part) -> &'static str {
@@ -222,7 +216,7 @@ fn overlay(table: &mut toml::Table, over: toml::Table) {
 
 /// Checks what can be checked before anything runs.
 fn check(args: &Args) -> Result<()> {
-    let counts = [("runs", Some(args.runs)), ("threads", args.threads), ("jobs", args.jobs), ("batch", args.batch)];
+    let counts = [("runs", Some(args.runs)), ("jobs", args.jobs), ("batch", args.batch)];
     let more = [("steps", args.steps), ("evaluation", args.evaluation), ("seeds", usize::try_from(args.seeds).ok())];
     for (flag, value) in counts.into_iter().chain(more) {
         if value == Some(0) {
@@ -238,11 +232,6 @@ fn check(args: &Args) -> Result<()> {
     if args.seconds.is_nan() || args.seconds <= 0.0 {
         bail!("--seconds is {}, expected more than 0", args.seconds);
     }
-    for (flag, path) in [("json", &args.json), ("plot", &args.plot)] {
-        let Some(path) = path else { continue };
-        if path.is_dir() || !directory(path).is_dir() {
-            bail!("--{flag}: {} cannot be written, expected a file in a directory that exists", path.display());
-        }
-    }
-    Ok(())
+    args.report.check()?;
+    args.plot.as_deref().map_or(Ok(()), |path| writable("plot", path))
 }

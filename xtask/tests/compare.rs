@@ -162,7 +162,7 @@ fn what_cannot_be_compared_is_refused_before_anything_runs() {
         ("--decoder nowhere.toml", &["cannot read nowhere.toml"]),
         ("--decoder wrong.toml", &["wrong.toml", "widht"]),
         ("--decoder odd.toml", &["`heads` is 7", "a divisor of width = 64"]),
-        ("--json nowhere/report.json", &["--json: nowhere/report.json cannot be written"]),
+        ("--output nowhere/report.json", &["--output: nowhere/report.json cannot be written"]),
         ("--plot nowhere/plot.svg", &["--plot: nowhere/plot.svg cannot be written"]),
         ("--task recall --output-dir short.txt", &["--output-dir: cannot make short.txt"]),
     ] {

@@ -86,6 +86,8 @@ mod hints;
 pub mod hub;
 mod json;
 mod lint;
+#[cfg(feature = "text")]
+mod load;
 mod ops;
 mod output;
 mod placeholder;
@@ -116,6 +118,8 @@ pub use gguf::{GgufKind, GgufProblem, is_gguf};
 pub use hashing::sha256_text;
 pub use json::ConfigFile;
 pub use lint::lint;
+#[cfg(feature = "text")]
+pub use load::load;
 pub use output::{OutputKind, ScratchDir, discard_unfinished, prepare_output};
 pub use placeholder::{Placeholder, check_file, is_lfs_pointer};
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};

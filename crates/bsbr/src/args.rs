@@ -48,10 +48,19 @@ impl CacheArgs {
     }
 }
 
+/// Settings of BSBR attention, and those of earlier versions, which are refused by name.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct AttentionArgs {
+    #[command(flatten)]
+    settings: SettingFlags,
+    #[command(flatten)]
+    replaced: ReplacedArgs,
+}
+
 /// Settings of BSBR attention: a file, and flags that override it.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "BSBR attention (defaults: --preset default)")]
-pub(crate) struct AttentionArgs {
+pub(crate) struct SettingFlags {
     /// Settings that come with the program; flags override them
     #[arg(long, value_name = "NAME", value_enum)]
     preset: Option<Preset>,
@@ -119,8 +128,6 @@ pub(crate) struct AttentionArgs {
     /// Gate of --retrieval additive [default: 1]
     #[arg(long, value_name = "G")]
     additive_gate: Option<f64>,
-    #[command(flatten)]
-    replaced: ReplacedArgs,
 }
 
 /// Flags of earlier versions: what they say is refused with what replaced them, rather than unknown.
@@ -165,9 +172,16 @@ impl ReplacedArgs {
 }
 
 impl AttentionArgs {
-    /// The settings, checked, on top of `base` or of the file where one is named; `None` if nothing was asked for.
+    /// As [`SettingFlags::resolve`].
     pub(crate) fn resolve(&self, base: Option<&BlockAttentionConfig>) -> Result<Option<BlockAttentionConfig>> {
         self.replaced.check()?;
+        self.settings.resolve(base)
+    }
+}
+
+impl SettingFlags {
+    /// The settings, checked, on top of `base` or of the file where one is named; `None` if nothing was asked for.
+    pub(crate) fn resolve(&self, base: Option<&BlockAttentionConfig>) -> Result<Option<BlockAttentionConfig>> {
         let mut config = match (&self.config, self.preset, base) {
             (Some(path), ..) => read_settings(path)?,
             (None, Some(preset), _) => parsed(preset.text(), &format!("the preset {}", preset.name()))?,
@@ -228,12 +242,46 @@ fn selector(name: &str) -> Result<Selector, String> {
     if name == gone {
         return Err(format!("{gone} is gone: {instead}"));
     }
-    by_name(name).map_err(|error| error.to_string())
+    by_name(name)
 }
 
-/// Parses an enum by the name it has in files.
-pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, serde::de::value::Error> {
-    T::deserialize(name.into_deserializer())
+/// Parses an enum by the name it has in files; an error suggests the name that is nearest.
+pub(crate) fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, String> {
+    let read = T::deserialize(name.into_deserializer());
+    read.map_err(|error: serde::de::value::Error| {
+        let error = error.to_string();
+        // "unknown variant `x`, expected one of `a`, `b`"
+        let known = error.split('`').skip(3).step_by(2);
+        let nearest = known.map(|known| (distance(name, known), known)).min();
+        match nearest {
+            Some((steps, known)) if steps <= known.len().div_ceil(3) => format!("{error}; did you mean `{known}`?"),
+            _ => error,
+        }
+    })
+}
+
+/// Letters to add, leave out or change, and neighbours to exchange, from one word to another.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
+    for (at, letter) in from.iter().enumerate() {
+        let mut row = vec![at + 1];
+        for (column, other) in to.iter().enumerate() {
+            let changed = rows[at][column] + usize::from(letter != other);
+            let mut least = changed.min(rows[at][column + 1] + 1).min(row[column] + 1);
+            if at > 0 && column > 0 && *letter == to[column - 1] && from[at - 1] == *other {
+                least = least.min(rows[at - 1][column - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
+}
+
+/// Refuses a flag of an earlier version, with the name it has now.
+pub(crate) fn renamed(now: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
+    move |_| Err(format!("this flag is called {now} now"))
 }
 
 /// Checks that `dir` can be written, before anything that takes long: it is absent, empty or an earlier result to be
@@ -247,4 +295,31 @@ pub(crate) fn check_output_dir(dir: &Path, kind: OutputKind, force: bool) -> Res
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_name_gets_a_suggestion() {
+        let wrong = |name: &str| by_name::<Retrieval>(name).unwrap_err();
+        assert!(wrong("blcoks").ends_with("did you mean `blocks`?"), "{}", wrong("blcoks"));
+        assert!(wrong("Additive").ends_with("did you mean `additive`?"), "{}", wrong("Additive"));
+        assert!(!wrong("everything").contains("did you mean"), "{}", wrong("everything"));
+    }
+
+    #[test]
+    fn distances_count_changes_and_exchanges() {
+        for (from, to, steps) in [
+            ("kitten", "sitting", 3),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("flaw", "lawn", 2),
+            ("a", "a", 0),
+            ("f61", "f16", 1),
+        ] {
+            assert_eq!(distance(from, to), steps, "{from} {to}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ pub(crate) fn dir() -> Result<PathBuf> {
     let places = places();
     let mut failed = None;
     for place in &places {
-        let dir = place.join(&name);
+        let dir = place.join(&name).join("builtin");
         match write_out(&dir) {
             Ok(()) => return Ok(DIR.get_or_init(|| dir).clone()),
             Err(error) => failed = Some((dir, error)),
@@ -78,8 +78,8 @@ fn name() -> String {
         hash.update(name.as_bytes());
         hash.update(content);
     }
-    let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("builtin-{hash}")
+    let hash = hash.finalize();
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where it may lie: the user's cache, or else the directory for temporary files.

@@ -15,8 +15,9 @@ pub use crate::{
         sync,
     },
     builtin::or_heldout,
-    commands::bench::{Format, directory, write},
+    commands::bench::write,
     device::DeviceArgs,
     output::{bytes, grouped, note, result, table},
+    report::{Forms, ReportArgs, Rows, writable},
     running::sha256,
 };

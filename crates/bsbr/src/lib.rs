@@ -7,6 +7,7 @@
 mod args;
 mod bench;
 mod builtin;
+mod chat;
 mod commands;
 mod device;
 pub mod harness;
@@ -14,7 +15,10 @@ mod loss_curve;
 mod model;
 mod output;
 mod presets;
+mod record;
+mod report;
 mod running;
+mod sampling;
 mod signals;
 
 use std::{
@@ -49,6 +53,12 @@ pub struct MoreCommand {
 #[derive(Debug, Parser)]
 #[command(name = "bsbr", version, about = "Long-context conversion of pretrained transformers", max_term_width = 110)]
 struct Cli {
+    /// Tell nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Tell more
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -64,7 +74,9 @@ enum Command {
     /// Measure perplexity and agreement with the original attention.
     Eval(commands::eval::Args),
     /// Continue a text.
-    Generate(commands::generate::Args),
+    Generate(Box<commands::generate::Args>),
+    /// Talk with a model: a conversation in the terminal.
+    Chat(Box<commands::chat::Args>),
     /// Compare logits with expected ones; exit code 1 past the tolerance.
     Verify(commands::verify::Args),
     /// Show architecture, tensors, parameters, settings and cache size.
@@ -75,6 +87,8 @@ enum Command {
     Bench(Box<commands::bench::Args>),
     /// Split linear layers into parts that share low-rank bases.
     Split(commands::split::Args),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(commands::completions::Args),
 }
 
 /// The repository of the program that runs.
@@ -102,19 +116,24 @@ pub fn run(program: Program) -> ExitCode {
     // Once for each process; a second program in it keeps the place of the first.
     let _ = REPOSITORY.set(program.repository.clone());
     let matches = command(&program).get_matches();
+    output::set_level(match (matches.get_flag("quiet"), matches.get_flag("verbose")) {
+        (true, _) => output::Level::Quiet,
+        (_, true) => output::Level::Verbose,
+        _ => output::Level::Normal,
+    });
     let result = match matches.subcommand() {
         Some((name, inner)) => match program.more.iter().find(|more| more.command.get_name() == name) {
             Some(more) => (more.run)(inner),
-            None => run_own(&matches),
+            None => run_own(&program, &matches),
         },
-        None => run_own(&matches),
+        None => run_own(&program, &matches),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             signals::wait_if_ending();
-            output::note(&format!("error: {error:#}"));
+            output::say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -126,19 +145,21 @@ fn command(program: &Program) -> clap::Command {
     with_negative_numbers(Cli::command().name(program.name).bin_name(program.name).subcommands(more))
 }
 
-fn run_own(matches: &ArgMatches) -> anyhow::Result<()> {
+fn run_own(program: &Program, matches: &ArgMatches) -> anyhow::Result<()> {
     let cli = Cli::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Calibrate(args) => commands::calibrate::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Eval(args) => commands::eval::run(args),
-        Command::Generate(args) => commands::generate::run(args),
+        Command::Generate(args) => commands::generate::run(*args),
+        Command::Chat(args) => commands::chat::run(*args),
         Command::Verify(args) => commands::verify::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Tune(args) => commands::tune::run(*args),
         Command::Bench(args) => commands::bench::run(*args),
         Command::Split(args) => commands::split::run(args),
+        Command::Completions(args) => commands::completions::run(&args, command(program)),
     }
 }
 

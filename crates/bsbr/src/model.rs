@@ -38,6 +38,17 @@ impl LocalModel {
     }
 }
 
+/// Whether this can be nothing but a path: no hub has such a name.
+fn is_path(model: &Path) -> bool {
+    let text = model.to_string_lossy();
+    let parts = model.components().count();
+    model.is_absolute()
+        || parts > 2
+        || text.starts_with(['.', '~'])
+        || text.ends_with(['/', '\\'])
+        || text.contains('\\')
+}
+
 impl HubArgs {
     /// What `--model` names: the directory or GGUF file of that name or, when there is none, the model on a hub, fetched.
     pub(crate) fn resolve(&self, model: &Path) -> Result<LocalModel> {
@@ -61,6 +72,9 @@ impl HubArgs {
         }
         if model.exists() {
             bail!("{shown} is neither a directory nor a GGUF file. {takes}");
+        }
+        if is_path(model) {
+            bail!("there is no directory or file {shown}");
         }
         let name: ModelName =
             model.to_string_lossy().parse().with_context(|| format!("{shown} is not a directory. {takes}"))?;

@@ -1,7 +1,8 @@
 //! Printing: results to standard output, everything else to standard error.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -24,9 +25,45 @@ pub(crate) fn fragment(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
-/// Writes a line for the person who watches. That nobody does is no error.
-pub fn note(text: &str) {
+/// How much is told beside results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Errors alone.
+    Quiet,
+    /// Notes, and progress on a terminal.
+    Normal,
+    /// Details, and progress anywhere.
+    Verbose,
+}
+
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
+pub(crate) fn set_level(level: Level) {
+    // Once for each process.
+    let _ = LEVEL.set(level);
+}
+
+fn level() -> Level {
+    LEVEL.get().copied().unwrap_or(Level::Normal)
+}
+
+/// Writes a line for the person who watches, whatever is told otherwise. That nobody does is no error.
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Writes a line for the person who watches, unless nothing was to be told.
+pub fn note(text: &str) {
+    if level() >= Level::Normal {
+        say(text);
+    }
+}
+
+/// Writes a line for the person who wants to know all.
+pub(crate) fn detail(text: &str) {
+    if level() == Level::Verbose {
+        say(text);
+    }
 }
 
 /// Whether the reader of the results went away.
@@ -73,21 +110,34 @@ pub fn bytes(number: u64) -> String {
     if unit == 0 { format!("{number} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// A progress bar on standard error, shown only once something takes longer than two seconds.
+/// Progress on standard error, shown only once something takes longer than two seconds: a bar on a terminal, lines elsewhere if all
+/// is to be told.
 pub(crate) struct Progress {
     started: Instant,
     label: &'static str,
     bar: Option<ProgressBar>,
+    told: Option<Instant>,
 }
 
 impl Progress {
     pub(crate) fn new(label: &'static str) -> Self {
-        Self { started: Instant::now(), label, bar: None }
+        Self { started: Instant::now(), label, bar: None, told: None }
     }
 
     /// `done` of `total` are done.
     pub(crate) fn set(&mut self, done: u64, total: u64) {
-        if self.bar.is_none() && self.started.elapsed() > Duration::from_secs(2) {
+        let often = Duration::from_secs(2);
+        if level() == Level::Quiet || self.started.elapsed() <= often {
+            return;
+        }
+        if !io::stderr().is_terminal() {
+            if level() == Level::Verbose && self.told.is_none_or(|told| told.elapsed() > often) {
+                say(&format!("{}: {done} of {total}", self.label));
+                self.told = Some(Instant::now());
+            }
+            return;
+        }
+        if self.bar.is_none() {
             let bar = ProgressBar::new(total);
             if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent}% {elapsed}, {eta} left") {
                 bar.set_style(style);

@@ -11,11 +11,12 @@ use bsbr_model::{
     WeightSource, WeightSpec, check_windows, evaluate, weight_specs,
 };
 use burn::tensor::{DType, Device};
-use sha2::{Digest, Sha256};
 
 use crate::{
+    commands::chat::RunArgs,
     model::LocalModel,
     output::{self, Progress},
+    record,
 };
 
 /// Opens a model under the name it was asked for.
@@ -49,38 +50,40 @@ pub(crate) fn load(mut source: ModelSource, device: &Device) -> Result<Decoder> 
     Ok(Decoder::load(config, &mut counted, device)?)
 }
 
-/// The tokenizer beside a model.
-pub(crate) fn tokenizer(source: &ModelSource, dir: &Path) -> Result<TextTokenizer> {
-    if let Some(json) = source.tokenizer_json() {
-        return Ok(TextTokenizer::from_bytes(json, &format!("the tokenizer of {}", dir.display()))?);
+/// A model with the attention that the flags ask for: settings make a converted model of a checkpoint while it runs, and change
+/// those of a converted one.
+pub(crate) fn configured(mut source: ModelSource, run: &RunArgs) -> Result<Decoder> {
+    let own = source.model_config().attention.clone();
+    match (run.attention.resolve(own.as_ref())?, run.full_attention) {
+        (Some(_), true) => bail!("--full-attention leaves no use for settings of BSBR attention: give one of them"),
+        (Some(attention), false) => source = source.with_attention(Some(attention))?,
+        (None, true) => source = source.with_attention(None)?,
+        (None, false) => {}
     }
-    if let Some(reason) = source.no_tokenizer()
-        && source.tokenizer().is_none()
-    {
-        bail!(
-            "{}: {reason}; convert the model, put the tokenizer.json of the original beside it, and use that directory",
-            dir.display()
-        );
+    let mut decoder = load(source, &run.device.resolve()?)?.with_cache_type(run.cache.cache_dtype.into());
+    if let Some(policy) = run.positions {
+        decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }
-    let path = source.tokenizer().unwrap_or_else(|| dir.join("tokenizer.json"));
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
-        check_file(&path.with_file_name(name))?;
-    }
-    Ok(TextTokenizer::open(&path)?)
+    Ok(decoder)
 }
 
-/// Tokens of a text file.
-pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<Vec<u32>> {
-    let text = read_text(path)?;
+/// Tokens of a text file, and the SHA-256 of the file in lower-case hexadecimal.
+pub(crate) fn read_tokens(tokenizer: &TextTokenizer, path: &Path) -> Result<(Vec<u32>, String)> {
+    let (text, sha256) = read_hashed(path)?;
     if text.trim().is_empty() {
         bail!("{}: the text is empty", path.display());
     }
-    Ok(tokenizer.encode(&text)?)
+    Ok((tokenizer.encode(&text)?, sha256))
 }
 
 /// The text in a file, or on standard input for `-`: in UTF-8, without the mark that some editors put in front, its lines
 /// ended by line feeds alone. That is how Python reads texts, and so how models were trained on them.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
+    read_hashed(path).map(|(text, _)| text)
+}
+
+/// The same, and the SHA-256 of what was read.
+fn read_hashed(path: &Path) -> Result<(String, String)> {
     let (shown, bytes) = if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
         let read = std::io::stdin().lock().read_to_end(&mut bytes);
@@ -94,6 +97,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         (path.display().to_string(), std::fs::read(path))
     };
     let bytes = bytes.with_context(|| format!("cannot read the text {shown}"))?;
+    let sha256 = record::sha256_of(&bytes);
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) if error.as_bytes().starts_with(&[0xff, 0xfe]) || error.as_bytes().starts_with(&[0xfe, 0xff]) => {
@@ -104,7 +108,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         }
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    Ok(text.replace("\r\n", "\n"))
+    Ok((text.replace("\r\n", "\n"), sha256))
 }
 
 /// A note where a text of `length` tokens reaches beyond what rotary positions were trained for and nothing is done about it.
@@ -140,7 +144,7 @@ pub(crate) fn note_beyond_training(decoder: &Decoder, length: usize) {
 /// If it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
     let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(record::sha256_of(&content))
 }
 
 /// What to measure with a window of `window` tokens.

@@ -13,6 +13,18 @@ mod unix {
     use crate::output;
 
     static ENDING: AtomicBool = AtomicBool::new(false);
+    static KEPT: AtomicBool = AtomicBool::new(false);
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+    /// From now on an interrupt ends nothing: [`interrupted`] tells of it.
+    pub(crate) fn keep_interrupts() {
+        KEPT.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there was an interrupt since this was asked last.
+    pub(crate) fn interrupted() -> bool {
+        INTERRUPTED.swap(false, Ordering::SeqCst)
+    }
 
     /// From now on an interrupt or a request to end deletes what is unfinished, and ends the process as it would have ended
     /// without. What is being published at that moment is published first.
@@ -20,10 +32,14 @@ mod unix {
         // Where no handler can be set, what stays behind is found by the next run.
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
         std::thread::spawn(move || {
-            if let Some(signal) = signals.forever().next() {
+            for signal in signals.forever() {
+                if signal == SIGINT && KEPT.load(Ordering::SeqCst) {
+                    INTERRUPTED.store(true, Ordering::SeqCst);
+                    continue;
+                }
                 ENDING.store(true, Ordering::SeqCst);
                 for path in bsbr_convert::discard_unfinished() {
-                    output::note(&format!("interrupted: {} is deleted", path.display()));
+                    output::say(&format!("interrupted: {} is deleted", path.display()));
                 }
                 if emulate_default_handler(signal).is_err() {
                     std::process::exit(128 + signal);
@@ -45,6 +61,12 @@ mod unix {
     pub(crate) fn clean_up_when_asked_to_end() {}
 
     pub(crate) fn wait_if_ending() {}
+
+    pub(crate) fn keep_interrupts() {}
+
+    pub(crate) fn interrupted() -> bool {
+        false
+    }
 }
 
-pub(crate) use unix::{clean_up_when_asked_to_end, wait_if_ending};
+pub(crate) use unix::{clean_up_when_asked_to_end, interrupted, keep_interrupts, wait_if_ending};

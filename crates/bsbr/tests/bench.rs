@@ -121,7 +121,8 @@ fn parts_phases_and_arms_can_be_chosen() {
 #[test]
 fn training_is_measured_where_it_is_asked_for() {
     let place = Place::empty();
-    let report = report(&place, &format!("{TINY} --kv-heads 1 --phase training --json report.json --plot plot.svg"));
+    place.done(&format!("{TINY} --kv-heads 1 --phase training --format json --output report.json --plot plot.svg"));
+    let report = place.json("report.json");
     let arms: Vec<_> = rows(&report).iter().map(|row| (text(row, "phase"), text(row, "arm"))).collect();
     assert_eq!(arms, ["bsbr", "bsbr-plain", "dense", "burn"].map(|arm| ("training", arm)).repeat(2));
     for row in rows(&report) {
@@ -246,7 +247,7 @@ fn keys_and_values_of_a_model_are_counted_in_the_type_of_its_caches() {
 #[test]
 fn json_and_plot_are_written_beside_the_table() {
     let place = Place::empty();
-    let stdout = place.done(&format!("{TINY} --json report.json --plot plot.svg"));
+    let stdout = place.done(&format!("{TINY} --format json --output report.json --plot plot.svg"));
     assert!(stdout.contains("| dense "), "{stdout}");
     assert_eq!(place.json("report.json")["schema"], "bsbr-bench/1");
     let svg = place.read("plot.svg");
@@ -275,7 +276,7 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
         ("--seq-len 64 --data model --layers 4", &["layer 4", "layers 0 to 3"]),
         ("--seq-len 64 --data model --head-dim 64", &["--head-dim is 64", "are 32 wide"]),
         ("--seq-len 64 --selector meta", &["--selector meta", "--part model"]),
-        ("--seq-len 64 --json nowhere/report.json", &["--json: nowhere/report.json cannot be written"]),
+        ("--seq-len 64 --output nowhere/report.json", &["--output: nowhere/report.json cannot be written"]),
         ("--seq-len 64 --plot model", &["--plot: model cannot be written"]),
         ("--part model --arms burn", &["--arms burn is attention alone"]),
         ("--part model --phase training", &["--phase training is attention alone"]),

@@ -24,7 +24,7 @@ fn json(stdout: &str) -> Value {
     serde_json::from_str(stdout).expect("JSON")
 }
 
-const FLAGS: &str = "calibrate -m converted --text first.txt --tokens 2048 --window 512";
+const FLAGS: &str = "calibrate -m converted --text first.txt --tokens 2048 --seq-len 512";
 
 #[test]
 fn a_calibrated_model_is_nearer_to_the_original_on_other_text_and_exports_the_same_bytes() {
@@ -70,8 +70,8 @@ fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
     place.refused("calibrate -m plain --text first.txt", 2, &["nothing to calibrate", "--selector meta"]);
     place.refused("calibrate -m model --text first.txt", 2, &["not a converted model", "convert it first"]);
     place.refused("calibrate -m converted --text nowhere.txt", 2, &["cannot read", "nowhere.txt"]);
-    place.refused("calibrate -m converted --text first.txt --window 64", 2, &["leaves no block to choose"]);
-    place.refused("calibrate -m converted --text first.txt --tokens 512 --window 512", 2, &["at least 2"]);
+    place.refused("calibrate -m converted --text first.txt --seq-len 64", 2, &["leaves no block to choose"]);
+    place.refused("calibrate -m converted --text first.txt --tokens 512 --seq-len 512", 2, &["at least 2"]);
     place.refused("calibrate -m converted --text first.txt -o plain", 2, &["--force"]);
     place.refused("calibrate -m converted", 2, &["--text <FILE>"]);
 }
@@ -80,7 +80,7 @@ fn what_cannot_be_calibrated_is_refused_with_what_to_do() {
 fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight() {
     let place = place();
     place.done("convert -m model -o default --chunk-size 64 --local-chunks 0 --max-keys 32 --exact-tokens 0");
-    let flags = "calibrate -m default --text first.txt --window 1024";
+    let flags = "calibrate -m default --text first.txt --seq-len 1024";
     let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
     let layers = report["calibration"]["far"].as_array().expect("layers").clone();
     let number = |layer: &Value, key: &str| layer[key].as_f64().expect("a number");
@@ -103,7 +103,7 @@ fn the_far_part_of_the_default_settings_is_calibrated_without_touching_a_weight(
 fn the_index_is_searched_for_the_cheapest_settings_within_a_target() {
     let place = place();
     place.done("convert -m model -o default --chunk-size 64 --exact-tokens 128");
-    let flags = "calibrate -m default --text first.txt --window 512 --tokens 1536 --target-kl 0.01";
+    let flags = "calibrate -m default --text first.txt --seq-len 512 --tokens 1536 --target-kl 0.01";
     let report = json(&place.done(&format!("{flags} -o calibrated --format json")));
     let index = &report["calibration"]["index"];
     assert_eq!(
@@ -138,10 +138,10 @@ fn a_target_that_cannot_be_met_or_makes_no_sense_writes_nothing() {
     let place = place();
     place.done("convert -m model -o default --chunk-size 64 --local-chunks 0 --exact-tokens 0 --far none");
     let from = "calibrate -m default --text first.txt --tokens 1024 -o calibrated";
-    let flags = format!("{from} --window 512");
+    let flags = format!("{from} --seq-len 512");
     place.refused(&format!("{flags} --target-kl 1e-9"), 1, &["no settings of the index", "nothing was written"]);
     place.refused(&format!("{flags} --target-kl 0"), 2, &["`target_kl` is 0", "positive"]);
-    place.refused(&format!("{from} --target-kl 0.1 --window 64"), 2, &["two windows of at least"]);
+    place.refused(&format!("{from} --target-kl 0.1 --seq-len 64"), 2, &["two windows of at least"]);
     place.refused("calibrate -m converted --text first.txt --target-kl 0.1", 2, &["--target-kl", "--selector index"]);
     assert!(!place.path("calibrated").exists());
 }

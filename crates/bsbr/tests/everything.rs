@@ -133,7 +133,7 @@ fn every_command_runs_on_a_conversion_with_each_of_the_settings_at_hand() {
             let long = "eval --suite long -m converted --text text.txt --seq-len 512 --windows 1 --samples 1";
             place.done(long);
             place.done(&format!("{long} --format json"));
-            let calibrated = "calibrate -m converted --text text.txt --tokens 1280 --window 320 -o calibrated --force";
+            let calibrated = "calibrate -m converted --text text.txt --tokens 1280 --seq-len 320 -o calibrated --force";
             let run = place.run(calibrated);
             let nothing = run.code == 2 && run.stderr.contains("has nothing to calibrate");
             assert!(run.code == 0 || nothing, "{calibrated}\n{}", run.stderr);
@@ -154,10 +154,10 @@ fn every_command_runs_on_compressed_layers() {
         let place = place(&checkpoint_dir(fixture));
         place.done("convert -m model -o converted");
         place.done("split verify -m model");
-        place.done("split calibrate -m model --text text.txt --length 24 -o moments.safetensors");
+        place.done("split calibrate -m model --text text.txt --seq-len 24 -o moments.safetensors");
         for base in ["model", "converted"] {
             eprintln!("{fixture} {base}");
-            place.done(&format!("split compress -m {base} --text text.txt --length 24 -o compressed --force"));
+            place.done(&format!("split compress -m {base} --text text.txt --seq-len 24 -o compressed --force"));
             place.done("split report -m compressed");
             place.done("inspect -m compressed --tensors");
             place.done("generate -m compressed -n 3 --prompt ten1");

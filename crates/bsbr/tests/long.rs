@@ -34,6 +34,11 @@ fn the_json_keeps_its_form() {
     // Without a far term layers read other states, of which the index chooses other keys, about as many.
     assert!(shares[0] == 1.0 && shares[1] < 1.0 && (shares[1] - shares[2]).abs() < 0.02, "{shares:?}");
     assert!(shares[3] < shares[1] && shares[3] < shares[2], "{shares:?}");
+    for name in ["versions", "machine"] {
+        assert!(report["about"][name].is_object(), "{report}");
+        report["about"][name] = json!(name);
+    }
+    report["about"]["model"] = json!("model");
     report["model"] = json!("model");
     insta::assert_snapshot!("json", serde_json::to_string_pretty(&redacted(&report)).expect("JSON"));
 }
@@ -75,8 +80,7 @@ fn what_cannot_be_measured_is_refused_with_what_to_do() {
 #[test]
 fn a_model_of_bounded_memory_is_measured_beside_its_controls_and_as_another_kind() {
     let place = Place::with("builtin");
-    let bounded =
-        std::fs::read_to_string(checkpoint_dir("builtin").join("../configs/bounded.toml")).expect("a file");
+    let bounded = std::fs::read_to_string(checkpoint_dir("builtin").join("../configs/bounded.toml")).expect("a file");
     place.write("bounded.toml", &bounded);
     place.done("convert -m model -o bounded --config bounded.toml");
     let long = "eval -m bounded --suite long --seq-len 512 --windows 1 --tasks perplexity --format json";

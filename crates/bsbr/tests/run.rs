@@ -86,7 +86,7 @@ fn check_numbers(value: &Value) {
 #[test]
 fn an_evaluation_as_json_holds_every_length_with_the_control() {
     let report = evaluation(&Place::empty(), "--seq-len 256,512 --max-keys 3");
-    assert_eq!(report["schema"], "bsbr-eval/1");
+    assert_eq!(report["schema"], "bsbr-eval/2");
     assert_eq!(report["attention"]["max_keys"], 3);
     let lengths = report["lengths"].as_array().expect("a list");
     let windows: Vec<_> = lengths.iter().map(|length| length["window"].as_u64().expect("a length")).collect();
@@ -199,7 +199,7 @@ fn the_rules_of_an_architecture_are_printed_without_a_model() {
 #[test]
 fn every_device_is_listed_and_the_default_marked() {
     let shown = Place::empty().done("inspect --devices");
-    for name in ["flex", "ndarray", "wgpu", "cuda"] {
+    for name in ["cpu", "ndarray", "wgpu", "cuda"] {
         assert!(
             shown.lines().any(|line| line.trim_start_matches(['|', '│', ' ']).starts_with(name)),
             "{name}: {shown}"

@@ -18,7 +18,7 @@ fn text(place: &Place, name: &str) {
     place.write(name, &all.chars().take(20_000).collect::<String>());
 }
 
-const CALIBRATED: &str = "--text text.txt --samples 8 --length 256";
+const CALIBRATED: &str = "--text text.txt --windows 8 --seq-len 256";
 
 #[test]
 fn a_plan_shows_ranks_parameters_and_costs_without_a_text() {
@@ -124,7 +124,7 @@ fn factors_have_the_number_format_of_the_weights_unless_another_is_asked_for() {
         place.done(&format!("convert -m model -o {kept} --dtype {kept}"));
         for form in ["pivoted", "svd"] {
             let small = format!("{kept}-{form}");
-            let text = if form == "svd" { "" } else { "--text text.txt --samples 4 --length 128" };
+            let text = if form == "svd" { "" } else { "--text text.txt --windows 4 --seq-len 128" };
             if !text.is_empty() {
                 self::text(&place, "text.txt");
             }

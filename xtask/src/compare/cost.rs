@@ -26,8 +26,7 @@ pub(crate) fn run(args: &Args, base: &DecoderConfig, device: &Device) -> Result<
     let mut entrants: Vec<Entrant> =
         families.iter().map(|&family| Ok(Entrant::new(decoder(family)?))).collect::<Result<_>>()?;
     let threads = rayon::current_num_threads();
-    let flags: Vec<String> =
-        [args.device.flags(), vec!["--threads".into(), threads.to_string()]].into_iter().flatten().collect();
+    let flags: Vec<String> = args.device.flags();
     let rounds = Rounds { warmup: args.warmup, runs: args.runs, memory: true };
     let plan = Plan { lengths: args.seq_len.as_slice(), rounds, device, flags: &flags };
     let rows = session::run(&mut entrants, &plan, budget, &mut |line| harness::note(line))?;

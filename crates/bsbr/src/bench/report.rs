@@ -57,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) attention: BlockAttentionConfig,
     pub(crate) model: Option<String>,
     pub(crate) text: Option<String>,
+    /// Of the file of the text.
+    pub(crate) text_sha256: Option<String>,
 }
 
 /// The rate of matrix products in this process, measured between the arms of attention alone.

@@ -28,7 +28,7 @@ use crate::{
     builtin,
     commands::bench::{Args, Opposition},
     output,
-    running::{load, open, read_tokens, tokenizer},
+    running::{load, open, read_tokens},
 };
 
 /// Lengths of attention alone, of a model, and of the built-in one, when none are asked for.
@@ -91,12 +91,11 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
         let chosen = args.seq_len.clone().map_or_else(|| LENGTHS[kind].parse().map_err(anyhow::Error::msg), Ok);
         Ok(chosen?.as_slice().to_vec())
     };
-    let flags: Vec<String> =
-        [args.device.flags(), vec!["--threads".into(), threads.to_string()]].into_iter().flatten().collect();
+    let flags = args.device.flags();
     let description = source.as_ref().map(ModelSource::description).unwrap_or_default();
     let of_model = data == Data::Model && parts.contains(&Part::Attention);
     let loaded = match source.filter(|_| of_model || parts.contains(&Part::Model)) {
-        Some(source) => Some(Loaded::new(args, source, &dir, &attention, &device)?),
+        Some(source) => Some(Loaded::new(args, source, &attention, &device)?),
         None => None,
     };
     let attention_lengths = if parts.contains(&Part::Attention) { lengths(0)? } else { Vec::new() };
@@ -137,6 +136,7 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
             Some(path) => path.display().to_string(),
             None => "built-in".into(),
         }),
+        text_sha256: loaded.as_ref().map(|loaded| loaded.text_sha256.clone()),
     };
     let field = parts.contains(&Part::Attention).then(|| AttentionField {
         shape,
@@ -202,24 +202,19 @@ fn shape(args: &Args, data: Data, source: Option<&ModelSource>) -> Result<Shape>
 struct Loaded {
     decoder: Decoder,
     text: Vec<u32>,
+    text_sha256: String,
     converted: bool,
     kv_bytes_per_token: u64,
 }
 
 impl Loaded {
-    fn new(
-        args: &Args,
-        source: ModelSource,
-        dir: &Path,
-        attention: &BlockAttentionConfig,
-        device: &Device,
-    ) -> Result<Self> {
-        let tokenizer = tokenizer(&source, dir)?;
-        let text = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
+    fn new(args: &Args, source: ModelSource, attention: &BlockAttentionConfig, device: &Device) -> Result<Self> {
+        let tokenizer = source.text_tokenizer()?;
+        let (text, text_sha256) = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
         let (converted, kv_bytes_per_token) = (source.is_converted(), source.cache_bytes_per_token() as u64);
         let decoder = load(source.with_attention(Some(attention.clone()))?, device)?;
         let decoder = decoder.with_cache_type(args.cache.cache_dtype.into());
-        Ok(Self { decoder, text, converted, kv_bytes_per_token })
+        Ok(Self { decoder, text, text_sha256, converted, kv_bytes_per_token })
     }
 
     /// What some layers read of as many windows of the text as `longest` asks for and the text has, each as long as they
@@ -244,7 +239,7 @@ fn model_field(
     pythons: Option<Pythons>,
     flags: Vec<String>,
 ) -> ModelField {
-    let Loaded { decoder, text, converted, kv_bytes_per_token } = loaded;
+    let Loaded { decoder, text, converted, kv_bytes_per_token, .. } = loaded;
     let opposing: &[Arm] = if converted {
         if args.against.is_some() {
             output::note(&format!("{} is a converted model: transformers cannot run it", dir.display()));

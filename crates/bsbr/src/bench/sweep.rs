@@ -62,7 +62,7 @@ fn range(first: &str, rest: &str, lengths: &mut Vec<usize>) -> Result<(), String
 }
 
 /// Tokens, possibly in units of 1024 (`k`) or 1024 x 1024 (`m`).
-fn length(text: &str) -> Result<usize, String> {
+pub(crate) fn length(text: &str) -> Result<usize, String> {
     let text = text.trim();
     let (digits, unit) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),

@@ -13,19 +13,11 @@ use crate::{
     device::DeviceArgs,
     model::HubArgs,
     output,
+    report::{Forms, ReportArgs, writable},
 };
 
 /// More runs than anyone waits for.
 const MOST_RUNS: usize = 10_000;
-
-/// How a report is printed.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub enum Format {
-    /// For people
-    Table,
-    /// For programs
-    Json,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Opposition {
@@ -83,18 +75,11 @@ pub(crate) struct Args {
     /// Seconds the whole may take: runs that do not fit are left out, and the rows say so
     #[arg(long, value_name = "S", default_value_t = 280.0)]
     pub(crate) seconds: f64,
-    /// Threads to compute with [default: RAYON_NUM_THREADS, or one for each core]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-    /// Write the report with every sample as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
     /// Draw time and memory by length as SVG
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub(crate) format: Format,
     /// Query heads of attention alone [default: 12, or the model's]
     #[arg(long, value_name = "N", help_heading = "Attention alone")]
     pub(crate) heads: Option<usize>,
@@ -128,25 +113,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.context("--threads: the threads run already")?;
-    }
     let device = args.device.resolve()?;
     if let Some(probe) = &args.memory_of {
         return output::result(&serde_json::to_string(&memory::answer(probe, &device)?)?);
     }
     check(&args)?;
     let report = setup::prepare(&args, device)?.run()?;
-    let json = serde_json::to_string_pretty(&report)?;
-    if let Some(path) = &args.json {
-        write(path, &json)?;
-    }
     let drawn = args.plot.as_ref().map(|path| write(path, &plot::svg(&report)?)).transpose();
-    match args.format {
-        Format::Table => output::result(&table::text(&report))?,
-        Format::Json => output::result(&json)?,
-    }
+    args.report.emit(&Forms {
+        table: &|| Ok(table::text(&report)),
+        json: &|| Ok(serde_json::to_value(&report)?),
+        rows: Some(&|report| report["rows"].as_array().cloned().unwrap_or_default()),
+    })?;
     drawn.map(drop)
 }
 
@@ -154,7 +132,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn check(args: &Args) -> Result<()> {
     let sizes = [("batch", Some(args.batch)), ("heads", args.heads), ("kv-heads", args.kv_heads)];
     let counts = [("head-dim", args.head_dim), ("runs", Some(args.runs)), ("windows", args.windows)];
-    for (flag, value) in sizes.into_iter().chain(counts).chain([("threads", args.threads)]) {
+    for (flag, value) in sizes.into_iter().chain(counts) {
         if value == Some(0) {
             bail!("--{flag} is 0, expected at least 1");
         }
@@ -173,17 +151,12 @@ fn check(args: &Args) -> Result<()> {
     if args.phase == [Phase::Training] && args.part == [Part::Model] {
         bail!("--phase training is attention alone: a model is measured with prefill and decode");
     }
-    for (flag, path) in [("json", &args.json), ("plot", &args.plot)] {
-        let Some(path) = path else { continue };
-        if path.is_dir() || !directory(path).is_dir() {
-            bail!("--{flag}: {} cannot be written, expected a file in a directory that exists", path.display());
-        }
-    }
-    Ok(())
+    args.report.check()?;
+    args.plot.as_deref().map_or(Ok(()), |path| writable("plot", path))
 }
 
 /// The directory of a file.
-pub fn directory(path: &Path) -> &Path {
+pub(crate) fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

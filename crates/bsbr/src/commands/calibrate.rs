@@ -13,23 +13,20 @@ use bsbr_model::{
 
 use crate::{
     CheckFailed,
-    args::check_output_dir,
+    args::{check_output_dir, renamed},
+    bench::sweep::length,
     device::DeviceArgs,
     model::LocalModel,
     output::{self, Progress},
-    running::{load, open, read_tokens, sha256, tokenizer},
+    record,
+    report::{Forms, ReportArgs},
+    running::{load, open, read_tokens},
 };
 
 /// Windows are no longer than this unless asked for: what is far from a chunk is plenty there.
 const LONGEST_WINDOW: usize = 2048;
 /// The same where only the far part is calibrated, which counts for more the longer a text is.
 const LONGEST_FAR_WINDOW: usize = 8192;
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -40,11 +37,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// Most tokens of the text to read
-    #[arg(long, value_name = "N", default_value_t = 16384)]
+    #[arg(long, value_name = "N", value_parser = length, default_value = "16384")]
     tokens: usize,
     /// Tokens of a window [default: 2048, for the far part alone 8192, or what the model was trained on if that is less]
-    #[arg(long, value_name = "N")]
-    window: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = length)]
+    seq_len: Option<usize>,
+    #[arg(long, hide = true, value_parser = renamed("--seq-len"))]
+    window: Option<String>,
     /// Search the index as well: the cheapest threshold, most keys and channels, then a threshold for each layer, that keep
     /// the scores within a mean KL of X nats of the original's, as `eval` reports it; exit code 1 where held-out windows show that none does
     #[arg(long, value_name = "X")]
@@ -55,18 +54,19 @@ pub(crate) struct Args {
     /// Replace an earlier model there
     #[arg(long)]
     force: bool,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[command(flatten)]
+    report: ReportArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     if let Some(output_dir) = &args.output_dir {
         check_output_dir(output_dir, OutputKind::Model, args.force)?;
     }
     let source = open(&LocalModel::at(&args.model))?;
+    let description = source.description();
     let shown = args.model.display();
     if !source.is_converted() {
         bail!(
@@ -98,10 +98,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.text.as_os_str() == "-" {
         bail!("--text -: the model keeps the SHA-256 of the text it was calibrated on, so name a file");
     }
-    let tokenizer = tokenizer(&source, &args.model)?;
-    let tokens = read_tokens(&tokenizer, &args.text)?;
+    let tokenizer = source.text_tokenizer()?;
+    let (tokens, text_sha256) = read_tokens(&tokenizer, &args.text)?;
     let longest = if has_meta || has_states { LONGEST_WINDOW } else { LONGEST_FAR_WINDOW };
-    let window = args.window.unwrap_or_else(|| config.decoder.max_positions.min(longest));
+    let window = args.seq_len.unwrap_or_else(|| config.decoder.max_positions.min(longest));
     let windows = args.tokens / window.max(1);
 
     let started = Instant::now();
@@ -142,7 +142,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let held_out = index.as_ref().map_or(held_out, |index| index.held_out);
     let seconds = started.elapsed().as_secs_f64();
     let recorded = RecordedCalibration {
-        text_sha256: sha256(&args.text)?,
+        text_sha256: text_sha256.clone(),
         tokens: (fitted + held_out) * window,
         window,
         held_out,
@@ -162,8 +162,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bar.set(progress.done, progress.total);
     })?;
     drop(bar);
-    match args.format {
-        Format::Table => {
+    args.report.emit(&Forms {
+        table: &|| {
             let head = format!(
                 "calibrated to {} in {seconds:.1} s, on {fitted} windows of {window} tokens; {held_out} more to choose by\n",
                 output_dir.display(),
@@ -181,15 +181,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
             if let Some(index) = &recorded.index {
                 tables.push(index_table(index));
             }
-            output::result(&format!("{head}\n{}", tables.join("\n")))
-        }
-        Format::Json => {
-            let json = serde_json::json!({
-                "schema": "bsbr-calibrate/1", "output": output_dir, "seconds": seconds, "calibration": recorded,
-            });
-            output::result(&serde_json::to_string_pretty(&json)?)
-        }
-    }
+            Ok(format!("{head}\n{}", tables.join("\n")))
+        },
+        json: &|| {
+            Ok(serde_json::json!({
+                "schema": "bsbr-calibrate/1", "about": record::about(&description, Some(text_sha256.clone())),
+                "output": output_dir, "seconds": seconds, "calibration": recorded,
+            }))
+        },
+        rows: Some(&|json| {
+            let lists = ["meta", "states", "far"].map(|name| json["calibration"][name].as_array().cloned());
+            let trials = json["calibration"]["index"]["trials"].as_array().cloned();
+            lists.into_iter().chain([trials]).flatten().flatten().collect()
+        }),
+    })
 }
 
 /// A line for each layer, and one for all.

@@ -13,11 +13,12 @@ use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
 use super::verify;
 use crate::{
     args::{AttentionArgs, check_output_dir},
+    bench::sweep::length,
     builtin,
     device::DeviceArgs,
     model::{HubArgs, LocalModel},
     output::{self, Progress, bytes, grouped},
-    running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
+    running::{evaluation_tables, load, measure, open, read_tokens},
 };
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     eval_text: Option<PathBuf>,
     /// Tokens of a window to measure on
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", value_parser = length, default_value = "1024")]
     seq_len: usize,
     /// Most windows to measure on
     #[arg(long, value_name = "N", default_value_t = 12)]
@@ -127,8 +128,8 @@ fn measure_before(
     if source.is_converted() {
         bail!("{} is a converted model already", model.dir.display());
     }
-    let tokenizer = tokenizer(&source, &model.dir)?;
-    let tokens = read_tokens(&tokenizer, text)?;
+    let tokenizer = source.text_tokenizer()?;
+    let (tokens, _) = read_tokens(&tokenizer, text)?;
     let source = source.with_attention(Some(attention.clone()))?;
     let decoder = load(source, &args.device.resolve()?)?.with_config(|config| {
         config.original_layers.clone_from(&args.original_layers);

@@ -6,21 +6,18 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use bsbr_model::{LongTask, PositionPolicy};
+use serde_json::Value;
 
 use crate::{
     args::{AttentionArgs, CacheArgs},
+    bench::sweep::Lengths,
     builtin,
     device::DeviceArgs,
     model::HubArgs,
-    output,
-    running::{evaluation_tables, load, measure, open, read_tokens, tokenizer},
+    output, record,
+    report::{Format, Forms, ReportArgs},
+    running::{evaluation_tables, load, measure, open, read_tokens},
 };
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -51,10 +48,10 @@ pub(crate) struct Args {
     /// Text to measure on; the built-in held-out text when absent
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of a window, one or more lengths [default: 1024; long: doubled from there to what the model was trained for,
-    /// 8192 or the text]
-    #[arg(long, value_name = "N,...", value_delimiter = ',')]
-    seq_len: Option<Vec<usize>>,
+    /// Tokens of a window, one or more lengths: 4096, 512,2k or 1k..8k (doubling) [default: 1024; long: doubled from there to
+    /// what the model was trained for, 8192 or the text]
+    #[arg(long, value_name = "LENGTHS")]
+    seq_len: Option<Lengths>,
     /// Most windows of each length [default: 12; long: 4]
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
@@ -67,9 +64,8 @@ pub(crate) struct Args {
     /// Past the trained length: error; clamp, interpolate, slide (learned); grouped (rotary) [default: the model's own]
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     positions: Option<PositionPolicy>,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[command(flatten)]
+    report: ReportArgs,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
@@ -82,36 +78,66 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.suite == Suite::Standard && (args.tasks.is_some() || args.samples.is_some()) {
         bail!("--tasks and --samples belong to --suite long");
     }
+    args.report.check()?;
     let model = args.hub.resolve(&builtin::or_builtin(args.model.clone())?)?;
     let mut source = open(&model)?;
     let own = source.model_config().attention.clone();
     let attention = args.attention.resolve(own.as_ref())?.or(own).unwrap_or_default();
     let device = args.device.resolve()?;
-    let tokenizer = tokenizer(&source, &model.dir)?;
-    let tokens = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
+    let tokenizer = source.text_tokenizer()?;
+    let (tokens, text_sha256) = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
     let description = source.description();
     source = source.with_attention(Some(attention.clone()))?;
     let mut decoder = load(source, &device)?.with_cache_type(args.cache.cache_dtype.into());
     if let Some(policy) = args.positions {
         decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }
+    let about = record::about(&description, Some(text_sha256));
     if args.suite == Suite::Long {
-        return long::run(&args, &description, &decoder, &attention, (&tokenizer, &tokens));
+        return long::run(&args, &about, &decoder, &attention, (&tokenizer, &tokens));
     }
-    let lengths = args.seq_len.unwrap_or_else(|| vec![SEQ_LEN]);
+    let lengths = args.seq_len.as_ref().map_or_else(|| vec![SEQ_LEN], |lengths| lengths.as_slice().to_vec());
     let mut reports = Vec::with_capacity(lengths.len());
+    let at_once = args.report.format() == Format::Table && !args.report.writes();
     measure(&decoder, &attention, &tokens, (&lengths, args.windows.unwrap_or(WINDOWS)), |report| {
-        if matches!(args.format, Format::Table) {
+        if at_once {
             output::result(&format!("{description}\n{}\n", evaluation_tables(&report)))?;
         }
         reports.push(report);
         Ok(())
     })?;
-    if matches!(args.format, Format::Json) {
-        let json = serde_json::json!({
-            "schema": "bsbr-eval/1", "model": description, "attention": attention, "lengths": reports,
-        });
-        output::result(&serde_json::to_string_pretty(&json)?)?;
+    if at_once {
+        return Ok(());
     }
-    Ok(())
+    args.report.emit(&Forms {
+        table: &|| {
+            let tables = reports.iter().map(|report| format!("{description}\n{}\n", evaluation_tables(report)));
+            Ok(tables.collect::<Vec<_>>().join("\n"))
+        },
+        json: &|| {
+            Ok(serde_json::json!({
+                "schema": "bsbr-eval/2", "about": about, "model": description, "attention": attention, "lengths": reports,
+            }))
+        },
+        rows: Some(&rows),
+    })
+}
+
+/// A row for the original and each variant at each length.
+fn rows(report: &Value) -> Vec<Value> {
+    let lengths = report["lengths"].as_array().into_iter().flatten();
+    let of = |length: &Value| {
+        let original = serde_json::json!({"name": "original", "perplexity": length["original"]});
+        let variants = length["variants"].as_array().cloned().unwrap_or_default();
+        let with_length = |mut row: Value| {
+            let mut first =
+                serde_json::json!({"model": report["model"], "tokens": length["window"], "windows": length["windows"]});
+            if let (Some(first), Some(row)) = (first.as_object_mut(), row.as_object_mut()) {
+                first.append(row);
+            }
+            first
+        };
+        std::iter::once(original).chain(variants).map(with_length).collect::<Vec<_>>()
+    };
+    lengths.flat_map(of).collect()
 }

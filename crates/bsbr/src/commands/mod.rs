@@ -2,6 +2,8 @@
 
 pub(crate) mod bench;
 pub(crate) mod calibrate;
+pub(crate) mod chat;
+pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod export;

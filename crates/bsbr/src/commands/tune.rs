@@ -15,11 +15,12 @@ use bsbr_model::{
 
 use crate::{
     args::{by_name, check_output_dir},
+    bench::sweep::length,
     device::DeviceArgs,
     loss_curve,
     model::HubArgs,
     output::{self, Progress, grouped},
-    running::{load, open, read_tokens, tokenizer},
+    running::{load, open, read_tokens},
 };
 
 /// Steps where only the time ends a stage.
@@ -51,10 +52,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     logits_steps: usize,
     /// Tokens of a window
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", value_parser = length, default_value = "2048")]
     seq_len: usize,
     /// Tokens of a window of the second stage
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", value_parser = length, default_value = "512")]
     logits_seq_len: usize,
     /// Windows of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -191,7 +192,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         source.model_config().check_mergeable(adapters)?;
     }
     let devices = args.device.resolve_all(args.devices)?;
-    let tokens = read_tokens(&tokenizer(&source, &model.dir)?, &args.text)?;
+    let (tokens, _) = read_tokens(&source.text_tokenizer()?, &args.text)?;
     let decoder = load(source, &devices[0])?;
     let mut progress = Progress::new("tuning");
     let mut watch = |event: TuneEvent<'_>| {

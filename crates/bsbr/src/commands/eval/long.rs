@@ -7,8 +7,13 @@ use bsbr_model::{
     evaluate_long,
 };
 
-use super::{Args, Format};
-use crate::output::{self, Progress, bytes, grouped, table};
+use serde_json::Value;
+
+use super::Args;
+use crate::{
+    output::{Progress, bytes, grouped, table},
+    report::Forms,
+};
 
 /// Most windows of each length unless said otherwise.
 const WINDOWS: usize = 4;
@@ -18,13 +23,16 @@ const SAMPLES: usize = 2;
 
 pub(super) fn run(
     args: &Args,
-    description: &str,
+    about: &Value,
     decoder: &Decoder,
     attention: &BlockAttentionConfig,
     (tokenizer, tokens): (&TextTokenizer, &[u32]),
 ) -> Result<()> {
     let config = LongConfig {
-        lengths: args.seq_len.clone().unwrap_or_else(|| default_lengths(decoder, tokens.len())),
+        lengths: match &args.seq_len {
+            Some(lengths) => lengths.as_slice().to_vec(),
+            None => default_lengths(decoder, tokens.len()),
+        },
         windows: args.windows.unwrap_or(WINDOWS),
         samples: args.samples.unwrap_or(SAMPLES),
         tasks: args.tasks.clone().unwrap_or_else(|| LongTask::ALL.to_vec()),
@@ -34,13 +42,31 @@ pub(super) fn run(
         progress.set(done as u64, total as u64);
     })?;
     drop(progress);
-    output::result(&match args.format {
-        Format::Table => format!("{description}\n\n{}", tables(&report)),
-        Format::Json => serde_json::to_string_pretty(&serde_json::json!({
-            "schema": "bsbr-eval-long/1", "model": description, "attention": attention,
-            "config": report.config, "lengths": report.lengths,
-        }))?,
+    args.report.emit(&Forms {
+        table: &|| Ok(format!("{}\n\n{}", about["model"].as_str().unwrap_or_default(), tables(&report))),
+        json: &|| {
+            Ok(serde_json::json!({
+                "schema": "bsbr-eval-long/2", "about": about, "model": about["model"], "attention": attention,
+                "config": report.config, "lengths": report.lengths,
+            }))
+        },
+        rows: Some(&rows),
     })
+}
+
+/// A row for each variant at each length.
+fn rows(report: &Value) -> Vec<Value> {
+    let lengths = report["lengths"].as_array().into_iter().flatten();
+    let of = |length: &Value| {
+        let variants = length["variants"].as_array().cloned().unwrap_or_default();
+        let with_length = |mut row: Value| {
+            row["tokens"] = length["length"].clone();
+            row["windows"] = length["windows"].clone();
+            row
+        };
+        variants.into_iter().map(with_length).collect::<Vec<_>>()
+    };
+    lengths.flat_map(of).collect()
 }
 
 fn tables(report: &LongReport) -> String {

@@ -6,11 +6,7 @@ use anyhow::{Result, bail};
 use bsbr_convert::ScratchDir;
 
 use super::setup::{SplitArgs, TextArgs, describe, gather};
-use crate::{
-    device::DeviceArgs,
-    output,
-    running::{load, tokenizer},
-};
+use crate::{device::DeviceArgs, output, record, report::Format, running::load};
 
 /// Name of the file until it is complete.
 const MOMENTS: &str = "moments.safetensors";
@@ -27,14 +23,20 @@ pub(super) struct Args {
     /// Replace the file
     #[arg(long)]
     force: bool,
-    /// Print as JSON
-    #[arg(long)]
+    /// How to print [default: table]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    if args.format == Some(Format::Csv) {
+        bail!("--format csv: what is printed is no list; json has all of it");
+    }
     if args.text.text.is_empty() {
         bail!("--text FILE is needed: what to calibrate on");
     }
@@ -44,21 +46,23 @@ pub(super) fn run(args: Args) -> Result<()> {
     let mut setup = args.split.resolve()?;
     args.text.overlay(&mut setup.config.calibration);
     setup.config.validate()?;
-    let tokenizer = tokenizer(&setup.source, &setup.model.dir)?;
+    let tokenizer = setup.source.text_tokenizer()?;
     let text = args.text.windows(&tokenizer, &setup.config.calibration, &setup.source.sha256()?)?;
     let started = Instant::now();
+    let description = setup.source.description();
     let decoder = load(setup.source, &args.device.resolve()?)?;
     let scratch = ScratchDir::beside(&args.output)?;
     gather(&decoder, &text, &scratch.path().join(MOMENTS))?;
     scratch.publish_file(MOMENTS, args.force)?;
     let bytes = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
     let seconds = started.elapsed().as_secs_f64();
-    if args.json {
+    if args.json || args.format == Some(Format::Json) {
         let tokens = |held: bool| -> usize {
             text.windows.iter().filter(|window| window.held_out == held).map(|window| window.tokens.len()).sum()
         };
         let json = serde_json::json!({
             "schema": "bsbr-split-calibrate/1",
+            "about": record::about(&description, Some(text.header.text_sha256.clone())),
             "file": args.output,
             "bytes": bytes,
             "model_sha256": text.header.model_sha256,

@@ -19,7 +19,8 @@ use crate::{
     args::check_output_dir,
     device::DeviceArgs,
     output::{self, Progress},
-    running::{load, tokenizer},
+    report::{Format, Forms, ReportArgs},
+    running::load,
 };
 
 #[derive(Debug, clap::Args)]
@@ -41,14 +42,14 @@ pub(super) struct Args {
     /// Replace an earlier model
     #[arg(long)]
     force: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     check_output_dir(&args.output_dir, OutputKind::Model, args.force)?;
     let started = Instant::now();
     let mut setup = args.split.resolve()?;
@@ -58,7 +59,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let needs_text = setup.config.objective == Objective::Activations;
     let anchored = needs_text && setup.config.calibration.mode == CalibrationMode::SequentialAnchored;
     let text = if needs_text && !args.text.text.is_empty() {
-        let tokenizer = tokenizer(&setup.source, &setup.model.dir)?;
+        let tokenizer = setup.source.text_tokenizer()?;
         Some(args.text.windows(&tokenizer, &setup.config.calibration, &sha256)?)
     } else {
         None
@@ -71,7 +72,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         bail!("--text FILE is needed: what compressing each layer does is measured on it (not so with --preset each)");
     }
     if measured && text.as_ref().is_some_and(|text| text.windows.iter().all(|window| !window.held_out)) {
-        bail!("the text has one window: held-out text must judge; give more text or a smaller --length");
+        bail!("the text has one window: held-out text must judge; give more text or a smaller --seq-len");
     }
     if needs_text && text.is_none() && args.calibration.is_none() {
         bail!("--text FILE or --calibration FILE is needed: what to calibrate on (not so with --preset svd)");
@@ -128,10 +129,12 @@ pub(super) fn run(args: Args) -> Result<()> {
         &mut |progress| bar.set(progress.done, progress.total),
     )?;
     drop(bar);
-    if args.json {
-        output::result(text.trim_end())?;
-    } else {
-        output::result(&report::table(&report)?)?;
+    args.report.emit(&Forms {
+        table: &|| report::table(&report),
+        json: &|| Ok(report::described(&report, &setup.source.description())),
+        rows: Some(&|report| report["groups"].as_array().cloned().unwrap_or_default()),
+    })?;
+    if args.report.format() == Format::Table {
         let peak =
             peak_memory().map_or_else(String::new, |bytes| format!(", at most {} of memory", output::bytes(bytes)));
         output::result(&format!(

@@ -4,21 +4,25 @@ use anyhow::Result;
 use bsbr_splitlinear::{Form, Plan, PlannedGroup, RankAllocation};
 
 use super::setup::SplitArgs;
-use crate::output::{self, grouped};
+use crate::{
+    output::{self, grouped},
+    record,
+    report::{Forms, ReportArgs},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     split: SplitArgs,
-    /// Print every group as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Print the configuration made for the model as TOML instead
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "format", "output"])]
     print_config: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     let setup = args.split.resolve()?;
     if args.print_config {
         return output::result(toml::to_string(&setup.config)?.trim_end());
@@ -26,17 +30,6 @@ pub(super) fn run(args: Args) -> Result<()> {
     let (before, after) = (setup.plan.parameters_before(), setup.plan.parameters_after());
     let (all, _) = setup.source.parameter_counts();
     let warnings: Vec<String> = setup.plan.warnings().iter().map(ToString::to_string).collect();
-    if args.json {
-        let json = serde_json::json!({
-            "schema": "bsbr-split-plan/1",
-            "model": setup.source.description(),
-            "parameters": { "model_before": all, "model_after": all - before + after, "before": before, "after": after },
-            "flop_ratio": setup.plan.flop_ratio(),
-            "groups": setup.plan.groups,
-            "warnings": warnings,
-        });
-        return output::result(&serde_json::to_string_pretty(&json)?);
-    }
     let mut lines = vec![setup.source.description(), String::new(), table(&setup.plan), String::new()];
     let share = |after: usize, before: usize| 100.0 * after as f64 / before.max(1) as f64;
     lines.push(format!(
@@ -59,7 +52,23 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     lines.extend(setup.plan.excluded.iter().map(|name| format!("left as it is: {name}")));
     lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
-    output::result(&lines.join("\n"))
+    args.report.emit(&Forms {
+        table: &|| Ok(lines.join("\n")),
+        json: &|| {
+            Ok(serde_json::json!({
+                "schema": "bsbr-split-plan/1",
+                "about": record::about(&setup.source.description(), None),
+                "model": setup.source.description(),
+                "parameters": {
+                    "model_before": all, "model_after": all - before + after, "before": before, "after": after,
+                },
+                "flop_ratio": setup.plan.flop_ratio(),
+                "groups": setup.plan.groups,
+                "warnings": warnings,
+            }))
+        },
+        rows: Some(&|report| report["groups"].as_array().cloned().unwrap_or_default()),
+    })
 }
 
 /// A line for the groups of a part that are alike.

@@ -9,11 +9,14 @@ use serde_json::{Value, json};
 
 use super::setup::{Setup, read_json};
 use crate::{
+    bench::sweep::length,
     builtin,
     device::DeviceArgs,
     model::HubArgs,
     output::{self, Progress, grouped},
-    running::{load, open, read_tokens, tokenizer},
+    record,
+    report::{Forms, ReportArgs},
+    running::{load, open, read_tokens},
 };
 
 /// Name of the file.
@@ -33,30 +36,31 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "original")]
     text: Option<PathBuf>,
     /// Tokens of a window
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", value_parser = length, default_value = "1024")]
     seq_len: usize,
     /// Most windows; those at the end of the text are taken
     #[arg(long, value_name = "N", default_value_t = 12)]
     windows: usize,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     let model = args.hub.resolve(&args.model)?;
     let source = open(&model)?;
     if source.model_config().split.is_none() {
         bail!("{} is no compressed model: make one with `split compress`", model.dir.display());
     }
+    let description = source.description();
     let mut report = read_json(&model.dir.join(FILE))?;
     if let Some(original) = &args.original {
         let original = if original.as_os_str() == "builtin" { builtin::dir()? } else { original.clone() };
         let dense = open(&crate::model::LocalModel::at(&original))?;
         let text = builtin::or_heldout(args.text.clone())?;
-        let tokens = read_tokens(&tokenizer(&source, &model.dir)?, &text)?;
+        let (tokens, text_sha256) = read_tokens(&source.text_tokenizer()?, &text)?;
         // The end of the text: a calibration takes the beginning, if it takes any of it.
         let wanted = args.seq_len.saturating_mul(args.windows).min(tokens.len() / args.seq_len.max(1) * args.seq_len);
         let tokens = &tokens[tokens.len() - wanted..];
@@ -69,11 +73,21 @@ pub(super) fn run(args: Args) -> Result<()> {
         })?;
         drop(bar);
         report["measured"] = serde_json::to_value(measured)?;
+        report["measured"]["text_sha256"] = text_sha256.into();
     }
-    if args.json {
-        return output::result(&serde_json::to_string_pretty(&report)?);
-    }
-    output::result(&table(&report)?)
+    args.report.emit(&Forms {
+        table: &|| table(&report),
+        json: &|| Ok(described(&report, &description)),
+        rows: Some(&|report| report["groups"].as_array().cloned().unwrap_or_default()),
+    })
+}
+
+/// The report as it is printed: with the program and the machine, which the file in the directory of the model leaves out.
+pub(super) fn described(report: &Value, model: &str) -> Value {
+    let mut report = report.clone();
+    let sha256 = report["measured"]["text_sha256"].as_str().map(str::to_owned);
+    report["about"] = record::about(model, sha256);
+    report
 }
 
 /// The report on a compression.

@@ -15,6 +15,8 @@ use bsbr_splitlinear::{
 };
 
 use crate::{
+    args::renamed,
+    bench::sweep::length,
     builtin,
     model::{HubArgs, LocalModel},
     output::{self, Progress},
@@ -48,10 +50,14 @@ pub(super) struct TextArgs {
     pub(super) text: Vec<PathBuf>,
     /// Windows of text, held-out ones included [default: that of the configuration, 64]
     #[arg(long, value_name = "N")]
-    samples: Option<usize>,
+    windows: Option<usize>,
     /// Tokens of a window [default: that of the configuration, 1024]
-    #[arg(long, value_name = "N")]
-    length: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = length)]
+    seq_len: Option<usize>,
+    #[arg(long, hide = true, value_parser = renamed("--windows"))]
+    samples: Option<String>,
+    #[arg(long, hide = true, value_parser = renamed("--seq-len"))]
+    length: Option<String>,
 }
 
 /// A model with its plan.
@@ -121,8 +127,8 @@ pub(super) struct Windows {
 impl TextArgs {
     /// Sets what was asked for.
     pub(super) fn overlay(&self, settings: &mut CalibrationSettings) {
-        settings.samples = self.samples.unwrap_or(settings.samples);
-        settings.length = self.length.unwrap_or(settings.length);
+        settings.samples = self.windows.unwrap_or(settings.samples);
+        settings.length = self.seq_len.unwrap_or(settings.length);
     }
 
     /// The windows that `settings` choose of the text for the model `sha256`.
@@ -134,7 +140,7 @@ impl TextArgs {
     ) -> Result<Windows> {
         let mut tokens = Vec::new();
         for path in &self.text {
-            tokens.extend(read_tokens(tokenizer, path)?);
+            tokens.extend(read_tokens(tokenizer, path)?.0);
         }
         let windows = choose_windows(tokens.len(), settings)?;
         let chosen = windows.iter().flat_map(|window| &tokens[window.tokens.clone()]);

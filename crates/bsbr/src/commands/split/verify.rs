@@ -11,7 +11,13 @@ use burn::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::setup::{Setup, SplitArgs};
-use crate::{CheckFailed, device::DeviceArgs, output, running::load};
+use crate::{
+    CheckFailed,
+    device::DeviceArgs,
+    record,
+    report::{Forms, ReportArgs},
+    running::load,
+};
 
 /// Largest difference of a layer in parts from the exact product.
 const LAYER: f64 = 1e-5;
@@ -24,9 +30,8 @@ const TOKENS: usize = 20;
 pub(super) struct Args {
     #[command(flatten)]
     split: SplitArgs,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -48,6 +53,7 @@ impl Check {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     let device = args.device.resolve()?;
     let mut checks = Vec::new();
     for (name, outputs, parts) in
@@ -61,29 +67,34 @@ pub(super) fn run(args: Args) -> Result<()> {
         checks.push(model(&setup, &decoder, name, &config)?);
     }
     let passed = checks.iter().all(Check::passed);
-    if args.json {
-        let checks = checks.iter().map(|check| {
-            serde_json::json!({
-                "name": check.name, "difference": check.difference, "limit": check.limit,
-                "calibrating_equal": check.calibrating, "passed": check.passed(),
-            })
-        });
-        let json = serde_json::json!({
-            "schema": "bsbr-split-verify/1", "passed": passed, "checks": checks.collect::<Vec<_>>(),
-        });
-        output::result(&serde_json::to_string_pretty(&json)?)?;
-    } else {
-        for check in &checks {
-            output::result(&format!(
-                "{}: {}, largest difference {:.2e} (limit {:.0e}), calibrating {}",
-                if check.passed() { "passed" } else { "FAILED" },
-                check.name,
-                check.difference,
-                check.limit,
-                if check.calibrating { "the same bit for bit" } else { "DIFFERS" }
-            ))?;
-        }
-    }
+    args.report.emit(&Forms {
+        table: &|| {
+            let lines = checks.iter().map(|check| {
+                format!(
+                    "{}: {}, largest difference {:.2e} (limit {:.0e}), calibrating {}",
+                    if check.passed() { "passed" } else { "FAILED" },
+                    check.name,
+                    check.difference,
+                    check.limit,
+                    if check.calibrating { "the same bit for bit" } else { "DIFFERS" }
+                )
+            });
+            Ok(lines.collect::<Vec<_>>().join("\n"))
+        },
+        json: &|| {
+            let checks = checks.iter().map(|check| {
+                serde_json::json!({
+                    "name": check.name, "difference": check.difference, "limit": check.limit,
+                    "calibrating_equal": check.calibrating, "passed": check.passed(),
+                })
+            });
+            Ok(serde_json::json!({
+                "schema": "bsbr-split-verify/1", "about": record::about(&setup.source.description(), None),
+                "passed": passed, "checks": checks.collect::<Vec<_>>(),
+            }))
+        },
+        rows: Some(&|report| report["checks"].as_array().cloned().unwrap_or_default()),
+    })?;
     if passed { Ok(()) } else { Err(CheckFailed("layers in parts differ from whole ones".to_owned()).into()) }
 }
 
