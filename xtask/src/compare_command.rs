@@ -7,7 +7,7 @@ use bsbr_zoo::{DecoderConfig, Family, ZooError, tasks::Task, tasks::TaskError, t
 use serde_json::Value;
 use tempfile::TempDir;
 
-use bsbr::harness::{self, DeviceArgs, Forms, Lengths, ReportArgs, writable, write};
+use bsbr::harness::{self, DeviceArgs, Forms, Lengths, ReportArgs, drawable, write};
 
 use crate::compare::{cost, cost_table, page, plot, report::Report, subject, trained, trained_table};
 
@@ -233,5 +233,5 @@ fn check(args: &Args) -> Result<()> {
         bail!("--seconds is {}, expected more than 0", args.seconds);
     }
     args.report.check()?;
-    args.plot.as_deref().map_or(Ok(()), |path| writable("plot", path))
+    args.plot.as_deref().map_or(Ok(()), drawable)
 }

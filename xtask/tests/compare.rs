@@ -163,6 +163,7 @@ fn what_cannot_be_compared_is_refused_before_anything_runs() {
         ("--decoder wrong.toml", &["wrong.toml", "widht"]),
         ("--decoder odd.toml", &["`heads` is 7", "a divisor of width = 64"]),
         ("--output nowhere/report.json", &["--output: nowhere/report.json cannot be written"]),
+        ("--plot plot.png", &["--plot: plot.png is no name of an SVG file"]),
         ("--plot nowhere/plot.svg", &["--plot: nowhere/plot.svg cannot be written"]),
         ("--task recall --output-dir short.txt", &["--output-dir: cannot make short.txt"]),
     ] {

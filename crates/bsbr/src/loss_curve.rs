@@ -9,6 +9,8 @@ use plotters::{
     prelude::*,
 };
 
+use crate::bench::plot::{CAPTION, captioned, legend};
+
 /// Pixels of the panel of a stage.
 const PANEL: (u32, u32) = (560, 400);
 
@@ -21,14 +23,15 @@ struct Panel {
 }
 
 /// The picture as SVG: a panel for each stage that ran.
-pub(crate) fn svg(log: &TuneLog) -> Result<String> {
+pub(crate) fn svg(log: &TuneLog, caption: &str) -> Result<String> {
     let panels = panels(log);
     let mut svg = String::new();
     {
-        let size = (PANEL.0 * panels.len().max(1) as u32, PANEL.1);
+        let size = (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + CAPTION);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(&panels) {
+        let below = captioned(&root, caption)?;
+        for (area, panel) in below.split_evenly((1, panels.len().max(1))).iter().zip(&panels) {
             draw(area, panel)?;
         }
         root.present().map_err(failed)?;
@@ -57,13 +60,19 @@ fn panels(log: &TuneLog) -> Vec<Panel> {
     panels.filter(|panel| !(panel.trained.is_empty() && panel.held_out.is_empty())).collect()
 }
 
+/// The two lines, and where their names stand below a panel.
+const TRAINED: (&str, RGBColor, i32) = ("trained on", RGBColor(86, 180, 233), 70);
+const HELD_OUT: (&str, RGBColor, i32) = ("held out", RGBColor(213, 94, 0), 200);
+
 fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> {
+    let (area, below) = area.split_vertically(PANEL.1 - 24);
+    legend(&below, &[vec![TRAINED, HELD_OUT]])?;
     let points = || panel.trained.iter().chain(&panel.held_out);
     let (low, high) =
         points().fold((f64::INFINITY, 0.0_f64), |(low, high), &(_, loss)| (low.min(loss), high.max(loss)));
     let last = points().fold(1.0_f64, |last, &(step, _)| last.max(step));
     let style = |size: u32| ("sans-serif", size).into_font().color(&BLACK);
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&area)
         .caption(panel.title, style(17))
         .margin(14)
         .x_label_area_size(42)
@@ -81,15 +90,9 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> 
         .y_label_formatter(&|loss| format!("{loss:.1e}"))
         .draw()
         .map_err(failed)?;
-    let lines = [
-        ("trained on", &panel.trained, RGBColor(86, 180, 233), 1),
-        ("held out", &panel.held_out, RGBColor(213, 94, 0), 2),
-    ];
-    for (name, points, color, width) in lines {
+    for ((_, color, _), points, width) in [(TRAINED, &panel.trained, 1), (HELD_OUT, &panel.held_out, 2)] {
         let line = LineSeries::new(points.iter().copied(), color.stroke_width(width)).point_size(0);
-        let drawn = chart.draw_series(line).map_err(failed)?;
-        drawn.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        chart.draw_series(line).map_err(failed)?;
     }
-    let legend = chart.configure_series_labels().position(SeriesLabelPosition::UpperRight).label_font(style(12)).draw();
-    legend.map_err(failed)
+    Ok(())
 }

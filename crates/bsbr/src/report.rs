@@ -93,6 +93,21 @@ impl ReportArgs {
     }
 }
 
+/// Checks that a picture can be there: pictures are SVG.
+///
+/// # Errors
+///
+/// For another kind of picture, and as [`writable`].
+pub fn drawable(path: &Path) -> Result<()> {
+    if !path.extension().is_some_and(|end| end.eq_ignore_ascii_case("svg")) {
+        bail!(
+            "--plot: {} is no name of an SVG file, and nothing else is drawn: name it like report.svg",
+            path.display()
+        );
+    }
+    writable("plot", path)
+}
+
 /// Checks that a file can be there.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::{
     memory::Memory,
     model::Quality,
     pytorch::Opponent,
-    statistics::{Summary, exponent, upper_half},
+    statistics::{LARGEST_EXPONENT_SPREAD, Summary, exponent, exponent_spread, upper_half},
 };
 
 /// Name and version of the format. Fields may be added to a version; one that changes or goes makes the next.
@@ -198,7 +198,10 @@ pub(crate) enum Quantity {
     Memory,
 }
 
-/// Fits what can be fitted, in the order of the rows.
+/// Memory below this is as much the system's doing as the arm's: nothing is fitted to it.
+const CLEAR_BYTES: f64 = 1e6;
+
+/// Fits what can be fitted, in the order of the rows; what the spread of the samples leaves open is no fit.
 pub(crate) fn fits(rows: &[Row]) -> Vec<Fit> {
     let mut fits: Vec<Fit> = Vec::new();
     for row in rows {
@@ -207,11 +210,20 @@ pub(crate) fn fits(rows: &[Row]) -> Vec<Fit> {
             continue;
         }
         let same = || rows.iter().filter(|row| (row.part, row.phase, row.arm) == key);
-        let quantities = [
-            (Quantity::Time, same().filter_map(|row| Some((row.tokens, row.seconds?.median))).collect::<Vec<_>>()),
-            (Quantity::Memory, same().filter_map(|row| Some((row.tokens, row.memory?.extra_bytes as f64))).collect()),
-        ];
-        for (of, points) in quantities {
+        let times: Vec<(usize, Summary)> = same().filter_map(|row| Some((row.tokens, row.seconds?))).collect();
+        let bytes: Vec<(usize, f64)> =
+            same().filter_map(|row| Some((row.tokens, row.memory?.extra_bytes as f64))).collect();
+        let open = match upper_half(&times) {
+            [(from, first), .., (to, last)] => exponent_spread((*from as f64, *first), (*to as f64, *last)),
+            _ => 0.0,
+        };
+        let clear =
+            [open <= LARGEST_EXPONENT_SPREAD, upper_half(&bytes).iter().all(|(_, bytes)| *bytes >= CLEAR_BYTES)];
+        let times: Vec<(usize, f64)> = times.iter().map(|(tokens, seconds)| (*tokens, seconds.median)).collect();
+        for ((of, points), clear) in [(Quantity::Time, times), (Quantity::Memory, bytes)].into_iter().zip(clear) {
+            if !clear {
+                continue;
+            }
             let upper = upper_half(&points);
             let logs: Vec<(f64, f64)> = upper.iter().map(|&(tokens, value)| (tokens as f64, value)).collect();
             if let (Some(exponent), [(from, _), .., (to, _)]) = (exponent(&logs), upper) {

@@ -62,6 +62,16 @@ pub fn exponent(points: &[(f64, f64)]) -> Option<f64> {
     (variance > 0.0).then(|| covariance / variance)
 }
 
+/// How far off an exponent from `from` to `to` may be by the spread of the samples at both ends: the width of what their quartiles
+/// leave open.
+pub fn exponent_spread((from, first): (f64, Summary), (to, last): (f64, Summary)) -> f64 {
+    let width = |summary: Summary| (summary.upper_quartile / summary.lower_quartile.max(f64::MIN_POSITIVE)).ln();
+    (width(first) + width(last)) / (to / from).ln()
+}
+
+/// An exponent whose spread is larger says nothing.
+pub const LARGEST_EXPONENT_SPREAD: f64 = 0.3;
+
 /// The longer half of points in ascending order, but at least two.
 pub fn upper_half<T>(points: &[T]) -> &[T] {
     let count = points.len().div_ceil(2).max(2).min(points.len());
@@ -97,6 +107,15 @@ mod tests {
         // ln y = 0, ln 2, ln 16 at ln x = 0, ln 2, ln 4: slope (4 - 0) ln 2 / (2 ln 2) by the two ends.
         let fitted = exponent(&[(1.0, 1.0), (2.0, 2.0), (4.0, 16.0)]).unwrap();
         assert!((fitted - 2.0).abs() < 1e-12, "{fitted}");
+    }
+
+    #[test]
+    fn noise_at_the_ends_leaves_an_exponent_open() {
+        let of = |samples: &[f64]| Summary::of(samples).unwrap();
+        assert_eq!(exponent_spread((1.0, of(&[1.0])), (4.0, of(&[16.0]))), 0.0);
+        // Quartiles a factor of 2 apart at one end, over lengths a factor of 4 apart.
+        let spread = exponent_spread((1.0, of(&[1.0, 1.0, 2.0, 2.0])), (4.0, of(&[16.0])));
+        assert!((spread - 0.5).abs() < 1e-12, "{spread}");
     }
 
     #[test]

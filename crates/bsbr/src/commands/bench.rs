@@ -13,7 +13,7 @@ use crate::{
     device::DeviceArgs,
     model::HubArgs,
     output,
-    report::{Forms, ReportArgs, writable},
+    report::{Forms, ReportArgs, drawable},
 };
 
 /// More runs than anyone waits for.
@@ -152,7 +152,7 @@ fn check(args: &Args) -> Result<()> {
         bail!("--phase training is attention alone: a model is measured with prefill and decode");
     }
     args.report.check()?;
-    args.plot.as_deref().map_or(Ok(()), |path| writable("plot", path))
+    args.plot.as_deref().map_or(Ok(()), drawable)
 }
 
 /// The directory of a file.

@@ -15,11 +15,12 @@ use bsbr_model::{
 
 use crate::{
     args::{by_name, check_output_dir},
-    bench::sweep::length,
+    bench::{machine::machine, plot::caption, sweep::length},
     device::DeviceArgs,
     loss_curve,
     model::HubArgs,
     output::{self, Progress, grouped},
+    record,
     running::{load, open, read_tokens},
 };
 
@@ -192,7 +193,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         source.model_config().check_mergeable(adapters)?;
     }
     let devices = args.device.resolve_all(args.devices)?;
-    let (tokens, _) = read_tokens(&source.text_tokenizer()?, &args.text)?;
+    let description = source.description();
+    let (tokens, text_sha256) = read_tokens(&source.text_tokenizer()?, &args.text)?;
     let decoder = load(source, &devices[0])?;
     let mut progress = Progress::new("tuning");
     let mut watch = |event: TuneEvent<'_>| {
@@ -218,10 +220,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
     let (decoder, changed) = if args.merge { tuned.decoder.merged()? } else { (tuned.decoder, Vec::new()) };
     let weights = decoder.extra_weights()?.into_iter().chain(changed).collect();
-    let log = serde_json::json!({ "schema": "bsbr-tune/1", "settings": settings, "log": tuned.log });
+    let log = serde_json::json!({
+        "schema": "bsbr-tune/1", "about": record::about(&description, Some(text_sha256)), "settings": settings, "log": tuned.log,
+    });
+    let shown = caption(&description, &machine(), rayon::current_num_threads());
     let files = vec![
         ("tune.json".to_owned(), format!("{}\n", serde_json::to_string_pretty(&log)?)),
-        ("tune.svg".to_owned(), loss_curve::svg(&tuned.log)?),
+        ("tune.svg".to_owned(), loss_curve::svg(&tuned.log, &shown)?),
     ];
     let section = ("Tuning".to_owned(), section(&settings, decoder.config(), &tuned.log, args.merge));
     let config = decoder.config().clone();
