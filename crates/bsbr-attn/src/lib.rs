@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! The attention of BSBR: exact softmax attention near a token, retrieval of the keys that matter further back.
 //!
 //! For each token, everything goes through **one softmax**: its own chunk and the chunks just before it, the first

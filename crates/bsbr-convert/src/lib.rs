@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! Hugging Face checkpoints to BSBR models and back.
 //!
 //! The crate owns checkpoint files, the rules by which the tensors of an architecture become the weights of the

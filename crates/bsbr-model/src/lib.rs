@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! One configurable decoder: the models people use differ in a few switches, and here they are fields of
 //! [`DecoderConfig`]. Each layer runs the original full attention or BSBR attention.
 //!

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! The command line of BSBR. Parses flags, calls the libraries, prints.
 //!
 //! [`run`] is the whole program: `bsbr` calls it, and a program with more commands can, by its own name. Results go to standard
@@ -136,6 +140,22 @@ pub fn run(program: Program) -> ExitCode {
             output::say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Whether a command line is one of this program's; nothing is run.
+///
+/// # Errors
+///
+/// What is wrong with it; asking for help or the version is not.
+pub fn parses<I, T>(program: &Program, arguments: I) -> Result<(), clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<std::ffi::OsString> + Clone,
+{
+    match command(program).try_get_matches_from(arguments) {
+        Err(error) if error.use_stderr() => Err(error),
+        _ => Ok(()),
     }
 }
 
