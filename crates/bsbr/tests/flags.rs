@@ -92,6 +92,25 @@ fn a_report_is_a_table_json_or_lines_for_spreadsheets_here_or_in_a_file() {
 }
 
 #[test]
+fn a_model_and_a_check_can_be_read_by_programs() {
+    let place = Place::with("llama");
+    let json: Value = serde_json::from_str(&place.done("inspect -m model --json")).expect("JSON");
+    let tensors = json["tensors"].as_array().expect("a list").len();
+    assert!(tensors > 10 && json["config"]["decoder"]["layers"].as_u64().is_some(), "{json}");
+    assert_eq!(place.done("inspect -m model --format csv").lines().count(), tensors + 1);
+    let verify = "verify -m model -e model/expected.safetensors --json";
+    let json: Value = serde_json::from_str(&place.done(verify)).expect("JSON");
+    assert!(json["passed"] == true && json["max"].as_f64().is_some_and(|max| max <= 1e-4), "{json}");
+    let failed = place.run(&format!("{verify} --atol 0"));
+    let json: Value = serde_json::from_str(&failed.stdout).expect("JSON");
+    assert!(
+        failed.code == 1 && json["passed"] == false && failed.stderr.contains("logits differ"),
+        "{}",
+        failed.stderr
+    );
+}
+
+#[test]
 fn completions_know_commands_and_flags() {
     let place = Place::empty();
     for shell in ["bash", "zsh", "fish"] {

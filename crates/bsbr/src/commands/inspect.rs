@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, architecture_by_name};
 use bsbr_model::{DecoderCache, ModelConfig};
+use serde_json::{Value, json};
 
 use crate::{
     builtin,
     device::{self, DeviceArgs},
     model::HubArgs,
-    output,
+    output, record,
+    report::{Forms, ReportArgs},
     running::open,
 };
 
@@ -31,10 +33,13 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["model", "tensors", "rules"])]
     devices: bool,
     #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    args.report.check()?;
     if let Some(name) = args.rules {
         return output::result(&rules(&name)?);
     }
@@ -90,7 +95,32 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .collect();
         lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));
     }
-    output::result(&lines.join("\n"))
+    let tensors = || -> Vec<Value> {
+        let listed = source.tensors().into_iter().map(|tensor| {
+            json!({
+                "name": tensor.name, "dtype": tensor.format(), "shape": tensor.shape, "bytes": tensor.bytes,
+                "file": tensor.file,
+            })
+        });
+        listed.collect()
+    };
+    args.report.emit(&Forms {
+        table: &|| Ok(lines.join("\n")),
+        json: &|| {
+            Ok(json!({
+                "schema": "bsbr-inspect/1",
+                "about": record::about(&source.description(), None),
+                "parameters": {"original": original, "added": extra},
+                "bytes": source.total_bytes(),
+                "cache_bytes_per_token": source.cache_bytes_per_token(),
+                "cache_bytes_empty": empty,
+                "notes": source.notes(),
+                "config": config,
+                "tensors": tensors(),
+            }))
+        },
+        rows: Some(&|report| report["tensors"].as_array().cloned().unwrap_or_default()),
+    })
 }
 
 /// The windows of layers that differ in them, and the layers that have each.
