@@ -38,6 +38,8 @@ fn redacted(value: &Value) -> Value {
                     "machine" | "versions" => value.as_object().expect("fields").keys().map(|key| json!(key)).collect(),
                     // Whether times spread is a matter of luck.
                     "notes" => json!([]),
+                    // So is whether a power can be told.
+                    "fits" => json!([]),
                     _ => redacted(value),
                 };
                 (key.clone(), value)

@@ -38,15 +38,12 @@ impl LocalModel {
     }
 }
 
-/// Whether this can be nothing but a path: no hub has such a name.
+/// Whether this can be nothing but a path: no hub has such a name. A name has one slash, or more before a GGUF file.
 fn is_path(model: &Path) -> bool {
     let text = model.to_string_lossy();
-    let parts = model.components().count();
-    model.is_absolute()
-        || parts > 2
-        || text.starts_with(['.', '~'])
-        || text.ends_with(['/', '\\'])
-        || text.contains('\\')
+    let gguf = model.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    let deep = model.components().count() > 2 && !gguf;
+    model.is_absolute() || deep || text.starts_with(['.', '~']) || text.ends_with(['/', '\\']) || text.contains('\\')
 }
 
 impl HubArgs {

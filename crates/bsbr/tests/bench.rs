@@ -33,13 +33,8 @@ fn redacted(value: &Value) -> Value {
                     "machine" | "versions" => value.as_object().expect("fields").keys().map(|key| json!(key)).collect(),
                     // Whether times spread is a matter of luck.
                     "notes" => json!([]),
-                    "fits" => value
-                        .as_array()
-                        .expect("a list")
-                        .iter()
-                        .filter(|fit| fit["of"] == "time")
-                        .map(redacted)
-                        .collect(),
+                    // So is whether a power can be told, of which unit tests know the form.
+                    "fits" => json!([]),
                     _ => redacted(value),
                 };
                 (key.clone(), value)
@@ -101,7 +96,6 @@ fn the_table_goes_to_standard_output_and_the_course_of_things_to_standard_error(
         "Attention alone, batch 1, 2 heads on 1 KV heads of 16, f32: reading a text",
         "| bsbr-plain ",
         "| against dense |",
-        "time grows with the power: bsbr ",
         "one token behind a text",
     ] {
         assert!(run.stdout.contains(part), "no {part:?} in: {}", run.stdout);
