@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! The attention of BSBR: exact softmax attention near a token, retrieval of the keys that matter further back.
 //!
 //! For each token, everything goes through **one softmax**: its own chunk and the chunks just before it, the first
@@ -78,6 +82,7 @@ mod fused;
 pub mod index;
 mod kept;
 mod kernel;
+mod module;
 mod options;
 mod padding;
 mod plain;
@@ -94,6 +99,7 @@ pub use error::AttentionError;
 pub use far_positions::FarPositions;
 pub use index::Retrieved;
 pub use kernel::Kernel;
+pub use module::{BlockAttention, BlockAttentionLayer};
 pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
 pub use reads::KeysRead;

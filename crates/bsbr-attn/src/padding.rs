@@ -41,6 +41,16 @@ impl Padding {
         &self.rows[row]
     }
 
+    /// Position of every column among the real tokens of its row, `[batch][tokens]`: what queries and keys are rotated by. A padded
+    /// column has the position of the next real token, or of the last one where none follows; nothing reads it.
+    pub fn positions(&self) -> Vec<Vec<usize>> {
+        let row = |real: &Vec<usize>| {
+            let before = |column: usize| real.partition_point(|&at| at < column);
+            (0..self.width).map(|column| before(column).min(real.len() - 1)).collect()
+        };
+        self.rows.iter().map(row).collect()
+    }
+
     /// Rows of the batch.
     pub fn batch(&self) -> usize {
         self.rows.len()

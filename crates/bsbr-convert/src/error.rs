@@ -14,6 +14,17 @@ use crate::problem::{FormatProblem, PlanProblem, TorchProblem, list};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
+    /// A GGUF file has no tokenizer that can be used.
+    #[error(
+        "{path}: {reason}; convert the model, put the tokenizer.json of the original beside it, and use that directory",
+        path = .path.display()
+    )]
+    NoTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The file system refused.
     #[error("cannot {action} {}", path.display())]
     Io {

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! Hugging Face checkpoints to BSBR models and back.
 //!
 //! The crate owns checkpoint files, the rules by which the tensors of an architecture become the weights of the
@@ -86,6 +90,8 @@ mod hints;
 pub mod hub;
 mod json;
 mod lint;
+#[cfg(feature = "text")]
+mod load;
 mod ops;
 mod output;
 mod placeholder;
@@ -116,6 +122,8 @@ pub use gguf::{GgufKind, GgufProblem, is_gguf};
 pub use hashing::sha256_text;
 pub use json::ConfigFile;
 pub use lint::lint;
+#[cfg(feature = "text")]
+pub use load::load;
 pub use output::{OutputKind, ScratchDir, discard_unfinished, prepare_output};
 pub use placeholder::{Placeholder, check_file, is_lfs_pointer};
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};

@@ -15,6 +15,7 @@ use crate::derive;
 use crate::dtype::CastSummary;
 use crate::gguf::GgufKind;
 use crate::output::refuse_unfinished;
+use crate::placeholder::check_file;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
 use crate::tensors::{Recipe, TensorFile};
 
@@ -152,6 +153,28 @@ impl ModelSource {
             Weights::Planned(planned) => planned.checkpoint.gguf()?.no_tokenizer.as_deref(),
             Weights::Converted(_) => None,
         }
+    }
+
+    /// A file that belongs to the tokenizer or to generation, such as `tokenizer_config.json`, or what a GGUF file holds in its
+    /// place; `None` if there is neither.
+    ///
+    /// # Errors
+    ///
+    /// [`ConvertError::Io`], and what stands for a file that was not fetched.
+    pub fn companion(&self, name: &str) -> Result<Option<Vec<u8>>, ConvertError> {
+        let held = match &self.weights {
+            Weights::Planned(planned) => planned.checkpoint.gguf().and_then(|extras| extras.companion(name)),
+            Weights::Converted(_) => None,
+        };
+        if let Some(content) = held {
+            return Ok(Some(content.to_vec()));
+        }
+        let path = self.dir.join(name);
+        check_file(&path)?;
+        if !path.is_file() {
+            return Ok(None);
+        }
+        std::fs::read(&path).map(Some).map_err(ConvertError::io("read", &path))
     }
 
     /// The plan of a Hugging Face checkpoint: its `Display` is the mapping table.

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! Fuzzing of everything that takes bytes from outside: files of weights, configurations, tokenizers, settings, and the
 //! shapes of views.
 //!
@@ -21,3 +25,8 @@ mod targets;
 
 pub use drive::{Fault, Limits, Report, drive, regressions};
 pub use targets::{TARGETS, Target};
+
+/// The examples of the repository's first page, which no published package holds.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct FirstPage;

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! The loops of a decoder on the CPU: attention and everything else of a layer, over slices of f32; keys and values may be
 //! [stored](Stored) in f16 or bf16.
 //!

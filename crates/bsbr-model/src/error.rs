@@ -75,6 +75,9 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// A chat template cannot be read, or refuses the messages.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A tokenizer cannot be read or used.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! One configurable decoder: the models people use differ in a few switches, and here they are fields of
 //! [`DecoderConfig`]. Each layer runs the original full attention or BSBR attention.
 //!
@@ -73,6 +77,8 @@ mod text;
 mod tune;
 mod weights;
 
+/// Where tensors are and who computes with them.
+pub use burn::tensor::Device;
 pub use cache::DecoderCache;
 pub use calibrate_far::{FarCalibration, FarLayer, calibrate_far, has_far_shift};
 pub use calibrate_index::{
@@ -97,7 +103,7 @@ pub use evaluate::{
     PromptMaker, Recall, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths,
     evaluate_long, recall,
 };
-pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, generate, prefill};
+pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, generate_behind, prefill};
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
@@ -109,7 +115,7 @@ pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 #[cfg(feature = "text")]
-pub use text::{TextStream, TextTokenizer};
+pub use text::{ChatTemplate, Message, StopTexts, TextStream, TextTokenizer, strftime};
 pub use tune::{
     Checkpoint, Ending, HeldOutRecord, LayerLoss, NamedNumbers, Stage, StepRecord, TuneConfig, TuneEvent, TuneLog,
     Tuned, tune,

@@ -1,6 +1,9 @@
 //! Choosing the next token from its scores.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeSet, VecDeque},
+};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
@@ -17,6 +20,13 @@ pub struct SamplingConfig {
     pub top_k: Option<usize>,
     /// Only the smallest set of best tokens whose probabilities reach `top_p` can be chosen.
     pub top_p: Option<f64>,
+    /// Only tokens at least `min_p` times as probable as the best one can be chosen.
+    pub min_p: Option<f64>,
+    /// What the scores of tokens among the last [`repeat_last`](Self::repeat_last) are divided by if above 0, and multiplied by
+    /// if below; 1 changes nothing.
+    pub repeat_penalty: f64,
+    /// How many tokens of the text, the newest, count as repeated.
+    pub repeat_last: usize,
     /// Start of the random numbers: the same seed and text give the same continuation.
     pub seed: u64,
 }
@@ -24,7 +34,7 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: None, seed: 0 }
+        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repeat_penalty: 1.0, repeat_last: 64, seed: 0 }
     }
 }
 
@@ -47,6 +57,15 @@ impl SamplingConfig {
         {
             return Err(ModelError::Config { setting: "top_p", problem: format!("is {p}, expected above 0, up to 1") });
         }
+        if let Some(p) = self.min_p
+            && !(0.0..=1.0).contains(&p)
+        {
+            return Err(ModelError::Config { setting: "min_p", problem: format!("is {p}, expected 0 to 1") });
+        }
+        if !(self.repeat_penalty.is_finite() && self.repeat_penalty > 0.0) {
+            let problem = format!("is {}, expected more than 0", self.repeat_penalty);
+            return Err(ModelError::Config { setting: "repeat_penalty", problem });
+        }
         Ok(())
     }
 }
@@ -56,6 +75,8 @@ impl SamplingConfig {
 pub struct Sampler {
     config: SamplingConfig,
     random: StdRng,
+    /// The newest tokens of the text, at most `repeat_last`, where they matter.
+    recent: VecDeque<u32>,
 }
 
 impl Sampler {
@@ -67,15 +88,43 @@ impl Sampler {
     pub fn new(config: SamplingConfig) -> Result<Self, ModelError> {
         config.validate()?;
         let random = StdRng::seed_from_u64(config.seed);
-        Ok(Self { config, random })
+        Ok(Self { config, random, recent: VecDeque::new() })
     }
 
-    /// The next token from its scores, `[vocab_size]`. Equal scores go to the lower token.
+    /// Tells what stands before the next token, oldest first; only a repeat penalty asks for it.
+    pub fn see(&mut self, tokens: &[u32]) {
+        if self.config.repeat_penalty == 1.0 {
+            return;
+        }
+        let most = self.config.repeat_last;
+        self.recent.extend(&tokens[tokens.len().saturating_sub(most)..]);
+        self.recent.drain(..self.recent.len().saturating_sub(most));
+    }
+
+    /// The next token from its scores, `[vocab_size]`; it counts as [seen](Self::see). Equal scores go to the lower token.
     ///
     /// # Errors
     ///
     /// [`ModelError::Input`] if a score is not a number or the best one is infinite.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, ModelError> {
+        let token = if self.recent.is_empty() {
+            self.chosen(logits)
+        } else {
+            let mut penalised = logits.to_vec();
+            for &token in self.recent.iter().collect::<BTreeSet<_>>() {
+                // A text may hold tokens that the model has no score for.
+                if let Some(score) = penalised.get_mut(token as usize) {
+                    let penalty = self.config.repeat_penalty as f32;
+                    *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
+                }
+            }
+            self.chosen(&penalised)
+        }?;
+        self.see(&[token]);
+        Ok(token)
+    }
+
+    fn chosen(&mut self, logits: &[f32]) -> Result<u32, ModelError> {
         if logits.is_empty() {
             return Err(ModelError::EmptyInput);
         }
@@ -109,6 +158,10 @@ impl Sampler {
                 reached >= enough
             });
             weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+        }
+        if let Some(p) = self.config.min_p {
+            // The best one has the weight 1.
+            weights.truncate(weights.partition_point(|&weight| weight >= p).max(1));
         }
         let mut at = self.random.random::<f64>() * weights.iter().sum::<f64>();
         for (&token, weight) in ranked.iter().zip(&weights) {

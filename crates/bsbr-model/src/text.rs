@@ -1,11 +1,15 @@
 //! Text in, text out: Hugging Face tokenizers.
 
+mod chat;
 mod companions;
+mod stop;
 mod stream;
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
+pub use chat::{ChatTemplate, Message, strftime};
+pub use stop::StopTexts;
 pub use stream::TextStream;
 
 use tokenizers::{ModelWrapper, Tokenizer};
@@ -71,6 +75,27 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         self.ids(text, true)
+    }
+
+    /// Tokens of a text that says itself what belongs around it, such as a rendered chat: nothing is added.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Tokenizer`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.ids(text, false)
+    }
+
+    /// The id of a special token by its text; `None` if there is none, or if that is an ordinary token.
+    pub fn special_token(&self, text: &str) -> Option<u32> {
+        let added = self.inner.get_added_vocabulary().get_vocab().get(text).copied();
+        added.filter(|_| self.inner.get_added_vocabulary().is_special_token(text))
+    }
+
+    /// Whether a token is a special one, which belongs to no text.
+    pub fn is_special(&self, token: u32) -> bool {
+        let text = self.inner.id_to_token(token);
+        text.is_some_and(|text| self.inner.get_added_vocabulary().is_special_token(&text))
     }
 
     /// Tokens of a text, and where `around` says so what belongs around it.

@@ -4,8 +4,8 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Retrieval};
 use bsbr_model::{
-    Decoder, DecoderConfig, GenerateConfig, Generation, ModelConfig, ModelError, PositionPolicy, Sampler,
-    SamplingConfig, generate,
+    Decoder, DecoderConfig, GenerateConfig, Generation, ModelConfig, ModelError, PREFILL_PIECE, PositionPolicy,
+    Sampler, SamplingConfig, Step, generate, generate_behind,
 };
 use common::{VOCABULARY, argmax, devices, families, gpt2_like, llama_like, load, logits, original, retrieving, text};
 
@@ -187,4 +187,85 @@ fn a_refused_input_leaves_the_cache_as_it_was() {
     let hidden = model.hidden(&[vec![], vec![7]], &mut cache).unwrap();
     let error = common::difference(&common::rows(model.logits(hidden)), &alone[5..]);
     assert!(error <= 1e-4, "differs by {error}");
+}
+
+/// Continues text by text in one cache, as a conversation does; all tokens of the whole.
+fn in_turns(model: &Decoder, turns: &[Vec<u32>], new: usize) -> Vec<u32> {
+    let mut cache = model.new_cache(&[0]).unwrap();
+    let (mut whole, mut unread) = (Vec::new(), Vec::new());
+    for turn in turns {
+        let prompt = [unread, turn.clone()].concat();
+        let held = cache.length(0);
+        let found = generate_behind(model, &mut cache, &prompt, &settings(new), &mut greedy(), |_| true).unwrap();
+        // Nothing is read twice.
+        assert_eq!(cache.length(0), held + prompt.len() + found.tokens.len() - found.unread.len());
+        whole.extend(turn);
+        whole.extend(&found.tokens);
+        unread = found.unread;
+    }
+    whole
+}
+
+#[test]
+fn a_text_goes_on_in_its_cache_as_if_it_were_read_anew() {
+    for device in devices() {
+        for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State] {
+            let attention = BlockAttentionConfig {
+                chunk_size: 64,
+                block_size: 4,
+                local_chunks: 0,
+                max_keys: 5,
+                retrieval,
+                exact_tokens: 0,
+                ..Default::default()
+            };
+            let model = retrieving(llama_like(), attention, &device);
+            let turns = [text(70, 1), text(3, 2), text(1, 3), text(90, 4)];
+            let found = in_turns(&model, &turns, 7);
+            let mut expected: Vec<u32> = Vec::new();
+            for turn in &turns {
+                expected.extend(turn);
+                let more = continued(&model, &expected, &settings(7)).tokens;
+                expected.extend(more);
+            }
+            assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn what_was_not_read_is_told() {
+    let model = original(llama_like());
+    let prompt = text(PREFILL_PIECE + 5, 1);
+    let run = |most: usize, stop: &[u32], end: &dyn Fn(Step) -> bool| {
+        let mut cache = model.new_cache(&[0]).unwrap();
+        let config = GenerateConfig { max_new_tokens: most, stop_tokens: stop.to_vec() };
+        let found = generate_behind(&model, &mut cache, &prompt, &config, &mut greedy(), |step| !end(step)).unwrap();
+        (found, cache.length(0))
+    };
+    let (whole, held) = run(4, &[], &|_| false);
+    assert_eq!((whole.unread.as_slice(), held), (&whole.tokens[3..], prompt.len() + 3));
+    // A stop token belongs to no text, so that nothing is left.
+    let stop = whole.tokens[3];
+    if !whole.tokens[..3].contains(&stop) {
+        let (stopped, held) = run(9, &[stop], &|_| false);
+        assert_eq!((stopped.unread.len(), held, stopped.stopped), (0, prompt.len() + 3, true));
+    }
+    let (early, held) = run(4, &[], &|step| step == Step::Token(whole.tokens[0]));
+    assert_eq!((early.tokens.as_slice(), early.unread.as_slice()), (&whole.tokens[..1], &whole.tokens[..1]));
+    assert_eq!(held, prompt.len());
+    let (reading, held) = run(4, &[], &|step| step == Step::Read(PREFILL_PIECE, prompt.len()));
+    assert_eq!((reading.tokens.len(), reading.unread.as_slice()), (0, &prompt[PREFILL_PIECE..]));
+    assert_eq!(held, PREFILL_PIECE);
+}
+
+#[test]
+fn a_cache_of_several_texts_is_not_continued() {
+    let model = original(llama_like());
+    let mut cache = model.new_cache(&[0, 0]).unwrap();
+    let result = generate_behind(&model, &mut cache, &text(3, 1), &settings(1), &mut greedy(), |_| true);
+    assert!(matches!(result, Err(ModelError::Input(_))), "{result:?}");
+    let mut cache = model.new_cache(&[0]).unwrap();
+    let result = generate_behind(&model, &mut cache, &[], &settings(1), &mut greedy(), |_| true);
+    assert!(matches!(result, Err(ModelError::EmptyInput)), "{result:?}");
 }

@@ -16,7 +16,7 @@ const TASKS: [RecallTask; 4] = [RecallTask::Passkey, RecallTask::Needle, RecallT
 
 /// A tokenizer that knows no special token, and a text.
 fn tokenizer() -> (TextTokenizer, Vec<u32>) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bsbr/builtin");
     let tokenizer = TextTokenizer::open(&dir.join("tokenizer.json")).expect("a tokenizer");
     let text = std::fs::read_to_string(dir.join("heldout.txt")).expect("a text");
     let tokens = tokenizer.encode(&text[..30_000]).expect("tokens");

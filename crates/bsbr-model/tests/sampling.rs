@@ -72,7 +72,7 @@ fn top_p_leaves_the_smallest_sufficient_set() {
 #[test]
 fn top_p_counts_what_top_k_has_left() {
     // Of tokens 1 and 3 alone, token 1 holds 0.69.
-    let config = |top_p| SamplingConfig { temperature: 1.0, top_k: Some(2), top_p: Some(top_p), seed: 0 };
+    let config = |top_p| SamplingConfig { temperature: 1.0, top_k: Some(2), top_p: Some(top_p), ..Default::default() };
     assert_distributed(frequencies(config(0.68), &SCORES), softmax(1.0, &[1]));
     assert_distributed(frequencies(config(0.70), &SCORES), softmax(1.0, &[1, 3]));
 }
@@ -149,11 +149,50 @@ fn settings_out_of_range_are_named() {
         ("top_p", SamplingConfig { top_p: Some(0.0), ..default() }),
         ("top_p", SamplingConfig { top_p: Some(1.1), ..default() }),
         ("top_p", SamplingConfig { top_p: Some(f64::NAN), ..default() }),
+        ("min_p", SamplingConfig { min_p: Some(-0.1), ..default() }),
+        ("min_p", SamplingConfig { min_p: Some(1.1), ..default() }),
+        ("repeat_penalty", SamplingConfig { repeat_penalty: 0.0, ..default() }),
+        ("repeat_penalty", SamplingConfig { repeat_penalty: f64::NAN, ..default() }),
     ];
     for (name, config) in bad {
         let result = Sampler::new(config);
         assert!(matches!(result, Err(ModelError::Config { setting, .. }) if setting == name), "{result:?}");
     }
-    let edge = SamplingConfig { temperature: 0.0, top_k: Some(1), top_p: Some(1.0), seed: u64::MAX };
+    let edge = SamplingConfig { temperature: 0.0, top_k: Some(1), top_p: Some(1.0), seed: u64::MAX, ..default() };
     assert!(Sampler::new(edge).is_ok());
+}
+
+#[test]
+fn min_p_leaves_what_is_probable_beside_the_best() {
+    // Beside the best, token 1: 3 has 0.45 of its probability, 4 has 0.33, 0 has 0.20, 2 has 0.05.
+    for (min_p, allowed) in [(0.0, vec![0, 1, 2, 3, 4]), (0.15, vec![0, 1, 3, 4]), (0.4, vec![1, 3]), (1.0, vec![1])] {
+        let config = SamplingConfig { temperature: 1.0, min_p: Some(min_p), seed: 5, ..Default::default() };
+        assert_distributed(frequencies(config, &SCORES), softmax(1.0, &allowed));
+    }
+    // The temperature comes first, as in transformers.
+    let config = SamplingConfig { temperature: 3.0, min_p: Some(0.5), seed: 5, ..Default::default() };
+    assert_distributed(frequencies(config, &SCORES), softmax(3.0, &[0, 1, 3, 4]));
+}
+
+#[test]
+fn a_repeat_penalty_makes_what_was_there_less_likely() {
+    let config = |repeat_last| SamplingConfig { repeat_penalty: 2.0, repeat_last, ..Default::default() };
+    // 1.9 becomes 0.95 once token 1 was chosen, and 1.1 becomes 0.55: then 0.95 is the best again.
+    let mut sampler = Sampler::new(config(64)).unwrap();
+    let chosen: Vec<u32> = (0..4).map(|_| sampler.choose(&SCORES).unwrap()).collect();
+    assert_eq!(chosen, [1, 3, 1, 1]);
+    // A prompt counts; a score below 0 falls.
+    let mut sampler = Sampler::new(config(64)).unwrap();
+    sampler.see(&[1, 3, 4, 0, 99]);
+    assert_eq!(sampler.choose(&SCORES).unwrap(), 1);
+    let mut sampler = Sampler::new(config(64)).unwrap();
+    sampler.see(&[0]);
+    assert_eq!(sampler.choose(&[-1.0, -1.5]).unwrap(), 1);
+    // What is older than the newest tokens is forgotten.
+    let mut sampler = Sampler::new(config(1)).unwrap();
+    sampler.see(&[1, 3]);
+    assert_eq!((sampler.choose(&SCORES).unwrap(), sampler.choose(&SCORES).unwrap()), (1, 3));
+    let mut sampler = Sampler::new(config(0)).unwrap();
+    sampler.see(&[1]);
+    assert_eq!(sampler.choose(&SCORES).unwrap(), 1);
 }

@@ -21,7 +21,7 @@ const TEXTS: [&str; 8] = [
 ];
 
 fn builtin() -> TextTokenizer {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bsbr/builtin/tokenizer.json");
     TextTokenizer::open(&path).unwrap()
 }
 
@@ -201,7 +201,7 @@ fn bytes_that_are_no_text_are_shown_before_the_stream_has_held_many_of_them() {
 
 #[test]
 fn what_training_left_in_a_tokenizer_is_not_applied() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bsbr/builtin/tokenizer.json");
     let mut content: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     content["truncation"] = json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
     content["padding"] = json!({"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": null,

@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! Linear layers rewritten into parts that share low-rank bases across layers.
 //!
 //! A linear layer `y = x W` is cut into parts (the whole, queries, keys and values, or single heads), and the same part of

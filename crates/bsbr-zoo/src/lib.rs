@@ -1,3 +1,7 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The crate
+//!
 //! Attention families as layers of one small decoder, to compare what they cost and what they remember.
 //!
 //! Every family has two forms that compute the same: a **parallel** one for whole texts, in chunks and differentiable, for

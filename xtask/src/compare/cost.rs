@@ -10,14 +10,9 @@ use super::{
     report::{About, Cost, Report, SCHEMA, fits},
     session::{self, Entrant, Plan},
 };
-use crate::{
-    bench::{
-        budget::{Budget, Rounds},
-        machine,
-    },
-    commands::compare::Args,
-    output,
-};
+use bsbr::harness::{self, Budget, Rounds};
+
+use crate::compare_command::Args;
 
 /// Length of the text whose state is weighed.
 const STATE_TOKENS: usize = 256;
@@ -31,11 +26,10 @@ pub(crate) fn run(args: &Args, base: &DecoderConfig, device: &Device) -> Result<
     let mut entrants: Vec<Entrant> =
         families.iter().map(|&family| Ok(Entrant::new(decoder(family)?))).collect::<Result<_>>()?;
     let threads = rayon::current_num_threads();
-    let flags: Vec<String> =
-        [args.device.flags(), vec!["--threads".into(), threads.to_string()]].into_iter().flatten().collect();
+    let flags: Vec<String> = args.device.flags();
     let rounds = Rounds { warmup: args.warmup, runs: args.runs, memory: true };
     let plan = Plan { lengths: args.seq_len.as_slice(), rounds, device, flags: &flags };
-    let rows = session::run(&mut entrants, &plan, budget, &mut |line| output::note(line))?;
+    let rows = session::run(&mut entrants, &plan, budget, &mut |line| harness::note(line))?;
     let mut report = report(args, base, device, started)?;
     report.cost = Some(Cost {
         threads,
@@ -59,8 +53,8 @@ pub(crate) fn report(args: &Args, base: &DecoderConfig, device: &Device, started
         schema: SCHEMA,
         unix_time: now.saturating_sub(elapsed_seconds as u64),
         elapsed_seconds,
-        versions: machine::versions(),
-        machine: machine::machine(),
+        versions: harness::versions(),
+        machine: harness::machine(),
         device: args.device.name(),
         families: about.collect::<Result<_>>()?,
         cost: None,

@@ -3,10 +3,7 @@
 use bsbr_zoo::{Family, Positions};
 
 use super::report::{About, Cost, Quantity, Report, Row};
-use crate::{
-    bench::{Phase, session::duration},
-    output::{bytes, grouped, table},
-};
+use bsbr::harness::{Phase, bytes, duration, grouped, table};
 
 /// Machine, versions, and how the families were configured.
 pub(crate) fn head(report: &Report) -> String {

@@ -1,6 +1,6 @@
 //! What `cargo xtask compare` does: attention families side by side, by cost and by what they learn.
 //!
-//! [`cost`] times them over a sweep of lengths, with the tools of [`crate::bench`]; [`trained`] has them trained alike. Each
+//! [`cost`] times them over a sweep of lengths, with the tools of [`bsbr::harness`]; [`trained`] has them trained alike. Each
 //! gives a [`part`](page::Part) of one summary page.
 
 pub(crate) mod cost;

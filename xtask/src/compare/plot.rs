@@ -8,14 +8,7 @@ use super::{
     report::{Cost, Report, Row, Trained},
     trained_table::{over_seeds, ranges, sizes},
 };
-use crate::{
-    bench::{
-        Phase,
-        plot::{Line, Panel, picture, thousands, trimmed},
-        session::duration,
-    },
-    output::bytes,
-};
+use bsbr::harness::{Line, Panel, Phase, bytes, caption, duration, picture, thousands, trimmed};
 
 /// The picture as SVG.
 pub(crate) fn svg(report: &Report) -> Result<String> {
@@ -27,12 +20,19 @@ pub(crate) fn svg(report: &Report) -> Result<String> {
     if let Some(trained) = &report.trained {
         panels.extend(trained_panels(trained, &families));
     }
-    picture(&panels)
+    let what = "small decoders of each family of attention";
+    picture(&panels, &caption(what, &report.machine, threads(report)))
 }
 
 /// What is drawn of a row, and how it is written beside the axis.
 type OfRow = fn(&Row) -> Option<f64>;
 type Label = fn(f64) -> String;
+
+/// Threads of the runs.
+fn threads(report: &Report) -> usize {
+    let timed = report.cost.as_ref().map(|cost| cost.threads);
+    timed.or(report.trained.as_ref().map(|trained| trained.jobs)).unwrap_or(1)
+}
 
 fn cost_panels(cost: &Cost, families: &[Family]) -> Vec<Panel> {
     let seconds: Label = |value| trimmed(&duration(value));
@@ -49,8 +49,13 @@ fn cost_panels(cost: &Cost, families: &[Family]) -> Vec<Panel> {
     let panel = |(title, phase, value, label): (&str, Phase, OfRow, Label)| {
         let line = |&family: &Family| {
             let rows = cost.rows.iter().filter(|row| (row.family, row.phase) == (family, phase));
-            let points = rows.filter_map(|row| Some((row.tokens as f64, value(row)?.max(1e-9)))).collect();
-            Line { name: family.name(), color: color(family), points }
+            let points = rows.clone().filter_map(|row| Some((row.tokens as f64, value(row)?.max(1e-9)))).collect();
+            let spread = rows.filter_map(|row| {
+                let seconds = row.seconds?;
+                Some((row.tokens as f64, seconds.lower_quartile.max(1e-9), seconds.upper_quartile.max(1e-9)))
+            });
+            let quartiles = if title.starts_with("time") { spread.collect() } else { Vec::new() };
+            Line { name: family.name(), color: color(family), points, quartiles }
         };
         let lines: Vec<Line> = families.iter().map(line).filter(|line| !line.points.is_empty()).collect();
         (!lines.is_empty()).then(|| Panel {
@@ -77,7 +82,12 @@ fn trained_panels(trained: &Trained, families: &[Family]) -> Vec<Panel> {
                     let over = over_seeds(trained, task, family, |score| score.size == size)?;
                     Some((size as f64, over.mean))
                 };
-                Line { name: family.name(), color: color(family), points: sizes.iter().filter_map(point).collect() }
+                Line {
+                    name: family.name(),
+                    color: color(family),
+                    points: sizes.iter().filter_map(point).collect(),
+                    quartiles: Vec::new(),
+                }
             });
             panels.push(panel(format!("{task}: by {across}"), across, task, lines.collect()));
         }
@@ -89,7 +99,12 @@ fn trained_panels(trained: &Trained, families: &[Family]) -> Vec<Panel> {
                     let over = over_seeds(trained, task, family, |score| score.from_chunk == from)?;
                     Some((((to + 1) * chunk) as f64, over.mean))
                 };
-                Line { name: family.name(), color: color(family), points: ranges.iter().filter_map(point).collect() }
+                Line {
+                    name: family.name(),
+                    color: color(family),
+                    points: ranges.iter().filter_map(point).collect(),
+                    quartiles: Vec::new(),
+                }
             });
             panels.push(panel(format!("{task}: by distance"), across, task, lines.collect()));
         }

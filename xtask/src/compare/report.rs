@@ -6,11 +6,8 @@ use bsbr_zoo::{
 };
 use serde::Serialize;
 
-use crate::bench::{
-    Phase,
-    machine::{Machine, Versions},
-    memory::Peak,
-    statistics::{Summary, exponent, upper_half},
+use bsbr::harness::{
+    LARGEST_EXPONENT_SPREAD, Machine, Peak, Phase, Summary, Versions, exponent, exponent_spread, upper_half,
 };
 
 /// Name and version of the format. Fields may be added to a version; one that changes or goes makes the next.
@@ -159,6 +156,16 @@ pub(crate) fn fits(families: &[Family], rows: &[Row]) -> Vec<Fit> {
     for &family in families {
         for of in Quantity::ALL {
             let rows = rows.iter().filter(|row| row.family == family);
+            let times = rows.clone().filter(|row| of.of(row).is_some());
+            let times: Vec<(f64, Summary)> = times.filter_map(|row| Some((row.tokens as f64, row.seconds?))).collect();
+            let open = match upper_half(&times) {
+                [first, .., last] => exponent_spread(*first, *last),
+                _ => 0.0,
+            };
+            let is_time = matches!(of, Quantity::Prefill | Quantity::Decode);
+            if is_time && open > LARGEST_EXPONENT_SPREAD {
+                continue;
+            }
             let points: Vec<(f64, f64)> = rows.filter_map(|row| Some((row.tokens as f64, of.of(row)?))).collect();
             let upper = upper_half(&points);
             if let (Some(exponent), [(from, _), .., (to, _)]) = (exponent(upper), upper) {

@@ -10,12 +10,9 @@ use super::{
     report::Row,
     subject::{FamilySubject, Probe},
 };
-use crate::bench::{
-    DECODE_TOKENS, Phase, Subject,
-    budget::{Budget, Cost, History, Rounds, divide},
-    measure::{Contender, interleaved},
-    memory,
-    session::duration,
+use bsbr::harness::{
+    Budget, Contender, Cost, DECODE_TOKENS, History, Phase, Rounds, Subject, divide, duration, interleaved,
+    measure_memory,
 };
 
 /// Least time for a phase of a length: a point of short runs is not lost because earlier ones took longer.
@@ -174,7 +171,7 @@ fn weigh(row: &mut Row, entrant: &Entrant, time: bool, flags: &[String]) {
         return;
     }
     let probe = Probe { decoder: entrant.decoder.config().clone(), tokens: row.tokens };
-    match memory::measure("compare", &probe, flags) {
+    match measure_memory("compare", &probe, flags) {
         Ok(peak) => row.memory = Some(peak),
         Err(error) => row.notes.push(format!("no memory: {error:#}")),
     }

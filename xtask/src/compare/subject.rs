@@ -7,11 +7,7 @@ use bsbr_zoo::{DecoderConfig, SmallDecoder, State};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::bench::{
-    DECODE_TOKENS, Phase, Subject,
-    memory::{Peak, peak_of},
-    sync,
-};
+use bsbr::harness::{DECODE_TOKENS, Peak, Phase, Subject, peak_of, sync};
 
 /// Tokens that a state takes in at once.
 const PIECE: usize = 1024;

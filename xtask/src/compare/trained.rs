@@ -14,7 +14,9 @@ use super::{
     cost::report,
     report::{Report, Trained, TrainedTask},
 };
-use crate::{builtin, commands::compare::Args, output, running::sha256};
+use bsbr::harness;
+
+use crate::compare_command::Args;
 
 /// File of finished runs in the directory of a comparison.
 pub(crate) const RUNS: &str = "runs.jsonl";
@@ -47,8 +49,8 @@ pub(crate) fn run(args: &Args, base: &DecoderConfig, device: &Device, dir: &Path
     let jobs = args.jobs.unwrap_or_else(rayon::current_num_threads);
     let runs = run_all(&specs, corpus.as_ref(), device, jobs, &mut store, &mut |event| match event {
         Event::Kept(0) => {}
-        Event::Kept(count) => output::note(&format!("{count} of {} runs were done before", specs.len())),
-        Event::Finished(run, done, all) => output::note(&super::trained_table::line(run, done, all)),
+        Event::Kept(count) => harness::note(&format!("{count} of {} runs were done before", specs.len())),
+        Event::Finished(run, done, all) => harness::note(&super::trained_table::line(run, done, all)),
     })?;
     let mut report = report(args, base, device, started)?;
     report.trained = Some(Trained { jobs, seeds: args.seeds, tasks: set, runs });
@@ -57,9 +59,9 @@ pub(crate) fn run(args: &Args, base: &DecoderConfig, device: &Device, dir: &Path
 
 /// The text of the text task, and what it is called in results.
 fn corpus(args: &Args) -> Result<(Option<Corpus>, Option<String>)> {
-    let path = args.text.clone().unwrap_or_else(builtin::heldout);
+    let path = harness::or_heldout(args.text.clone())?;
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the text {}", path.display()))?;
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let hash = sha256(&path)?;
+    let hash = harness::sha256(&path)?;
     Ok((Some(Corpus::new(&text)), Some(format!("{name}, SHA-256 {}", &hash[..16]))))
 }

@@ -7,7 +7,7 @@ use bsbr_zoo::{
 };
 
 use super::report::{Trained, TrainedTask};
-use crate::output::{bytes, grouped, table};
+use bsbr::harness::{bytes, grouped, table};
 
 /// One line about a finished run, for the person who watches.
 pub(crate) fn line(run: &Run, done: usize, all: usize) -> String {

@@ -87,7 +87,12 @@ pub(crate) fn gguf_file(path: &Path) -> Result<Option<PathBuf>, ConvertError> {
 impl GgufExtras {
     /// `tokenizer.json`.
     pub(crate) fn tokenizer(&self) -> Option<&[u8]> {
-        let found = self.companions.iter().find(|(name, _)| *name == "tokenizer.json");
+        self.companion("tokenizer.json")
+    }
+
+    /// What stands for the file `name` of a Hugging Face directory.
+    pub(crate) fn companion(&self, name: &str) -> Option<&[u8]> {
+        let found = self.companions.iter().find(|(companion, _)| *companion == name);
         found.map(|(_, content)| content.as_slice())
     }
 }

@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_stream_keeps_a_few_tokens_however_long_the_text() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/builtin/tokenizer.json");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bsbr/builtin/tokenizer.json");
         let tokenizer = TextTokenizer::open(&path).unwrap();
         let line = tokenizer.encode("A line of words with a 🦀 in it.").unwrap();
         let mut stream = tokenizer.stream();
