@@ -1,5 +1,6 @@
 //! What else a misfit could mean: names that are close, settings under which a tensor would fit. Never applied.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use bsbr_model::{ModelConfig, weight_specs};
@@ -14,8 +15,17 @@ use crate::rules::{Architecture, Prefix, Rule, SourceModel, expand, places, targ
 pub(crate) struct Hints<'a> {
     architecture: &'a Architecture,
     prefix: Prefix,
-    /// `key=value` and the model it gives.
-    alternatives: Vec<(String, SourceModel)>,
+    alternatives: Vec<Alternative>,
+}
+
+/// A setting the other way.
+#[derive(Debug)]
+struct Alternative {
+    /// `key=value`.
+    setting: String,
+    model: SourceModel,
+    /// What the rules ask for then, made when the first misfit asks: there may be thousands of them.
+    expected: OnceCell<BTreeMap<String, Vec<usize>>>,
 }
 
 impl<'a> Hints<'a> {
@@ -31,33 +41,37 @@ impl<'a> Hints<'a> {
             let mut other = (architecture.read_config)(&config.with(key, Value::Bool(value))).ok()?;
             let layouts = architecture.layouts.iter().filter_map(|it| Some((it.flag, model.flag(it.flag)?)));
             other.flags.extend(layouts);
-            Some((format!("{key}={value}"), other))
+            Some(Alternative { setting: format!("{key}={value}"), model: other, expected: OnceCell::new() })
         });
         Self { architecture, prefix, alternatives: alternatives.collect() }
     }
 
     /// A setting under which `name` has the shape `found`.
     pub(crate) fn fitting_shape(&self, name: &str, found: &[usize]) -> Option<String> {
-        let fits = |model: &SourceModel| self.expected(model).get(name).is_some_and(|shape| shape == found);
-        let (setting, _) = self.alternatives.iter().find(|(_, model)| fits(model))?;
+        let fits = |it: &&Alternative| self.expected(it).get(name).is_some_and(|shape| shape == found);
+        let Alternative { setting, .. } = self.alternatives.iter().find(fits)?;
         Some(format!("{found:?} fits {setting}"))
     }
 
     /// A setting under which `name` is read.
     pub(crate) fn using(&self, name: &str, found: &[usize]) -> Option<String> {
-        let fits = |model: &SourceModel| self.expected(model).get(name).is_some_and(|shape| shape == found);
-        let (setting, _) = self.alternatives.iter().find(|(_, model)| fits(model))?;
+        let fits = |it: &&Alternative| self.expected(it).get(name).is_some_and(|shape| shape == found);
+        let Alternative { setting, .. } = self.alternatives.iter().find(fits)?;
         Some(format!("it is used with {setting}"))
     }
 
     /// A setting under which `name` is not needed.
     pub(crate) fn not_needed(&self, name: &str) -> Option<String> {
-        let (setting, _) = self.alternatives.iter().find(|(_, model)| !self.expected(model).contains_key(name))?;
+        let Alternative { setting, .. } = self.alternatives.iter().find(|it| !self.expected(it).contains_key(name))?;
         Some(format!("it is not needed with {setting}"))
     }
 
+    fn expected<'b>(&self, alternative: &'b Alternative) -> &'b BTreeMap<String, Vec<usize>> {
+        alternative.expected.get_or_init(|| self.asked_for(&alternative.model))
+    }
+
     /// Names and shapes the rules ask for, for `model`.
-    fn expected(&self, model: &SourceModel) -> BTreeMap<String, Vec<usize>> {
+    fn asked_for(&self, model: &SourceModel) -> BTreeMap<String, Vec<usize>> {
         let specs = weight_specs(&ModelConfig::original(model.decoder.clone()));
         let shapes: BTreeMap<_, _> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
         let mut expected = BTreeMap::new();

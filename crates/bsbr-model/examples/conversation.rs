@@ -49,6 +49,8 @@ fn main() -> Result<(), ModelError> {
         block: Default::default(),
         head: Default::default(),
         layer_rotary: vec![],
+        query_temperature: None,
+        experts: None,
     };
     let model = Decoder::load(ModelConfig::original(decoder), &mut Weights(1), &Device::flex())?;
     let mut sampler = Sampler::new(SamplingConfig { temperature: 0.8, min_p: Some(0.05), ..Default::default() })?;

@@ -174,7 +174,7 @@ impl Decoder {
     /// the same.
     ///
     /// Scores between rows that were moved alike do not change. So texts that were read one by one can be put one behind
-    /// the other.
+    /// the other. Nothing but the rotation follows: a norm after it and a factor of the position stay as they were.
     pub fn moved(&self, layer: usize, rows: Tensor<4>, by: usize) -> Tensor<4> {
         let [batch, heads, tokens, width] = rows.dims();
         let Some(set) = rotary_set(&self.config.decoder, layer) else { return rows };
