@@ -134,6 +134,12 @@ impl RowBuffer {
         self.length = length;
     }
 
+    /// The first `count` rows, in the same memory until either of the two changes.
+    pub(crate) fn first(&self, count: usize) -> Self {
+        debug_assert!(count <= self.length);
+        Self { length: count, ..self.clone() }
+    }
+
     /// Forgets every row; the room stays as it is.
     pub(crate) fn clear(&mut self) {
         self.length = 0;

@@ -2,6 +2,7 @@
 //! in pieces or token by token, goes through [`AttentionCache::prefill`].
 
 mod checks;
+mod first;
 mod index_state;
 mod kept;
 #[cfg(feature = "flex")]
@@ -23,6 +24,7 @@ use crate::{
     full::full_causal,
     index::{Counter, Retrieved},
     kept::KeptTokens,
+    seen::Watch,
     statistics::{Sizes, Statistics},
     tile::{NearInput, TileInput, attend_tile},
 };
@@ -130,6 +132,8 @@ pub struct AttentionCache {
     /// Keys at their own positions, once the text is longer than trained: everything else is about keys at the positions of
     /// [`FarPositions`] then.
     near: Option<Near>,
+    /// Tokens that are [watched](AttentionCache::watching).
+    watch: Option<Watch>,
 }
 
 impl AttentionCache {
@@ -175,6 +179,7 @@ impl AttentionCache {
             pending_meta_keys: Vec::new(),
             far_positions: None,
             near: None,
+            watch: None,
         })
     }
 
@@ -186,6 +191,14 @@ impl AttentionCache {
     /// Whether no token was seen yet.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    pub(crate) fn with_watch(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
     }
 
     /// The settings it was made with.
@@ -352,7 +365,7 @@ impl AttentionCache {
                 gates: cache.gates.as_ref(),
                 near,
             };
-            let (output, chosen) = attend_tile(input, &attention, &cache.config.options);
+            let (output, chosen) = attend_tile(input, &attention, &cache.config.options, cache.watch.as_mut());
             outputs.push(output);
             if let Some(chosen) = chosen {
                 cache.retrieved.add(chosen);
@@ -444,7 +457,7 @@ impl AttentionCache {
     }
 
     /// Full attention of the last queries.
-    fn read_all(&self, query: Tensor<4>) -> Tensor<4> {
+    fn read_all(&mut self, query: Tensor<4>) -> Tensor<4> {
         let options = &self.config.options;
         #[cfg(feature = "flex")]
         if self.config.kernel == Kernel::Fastest
@@ -452,7 +465,7 @@ impl AttentionCache {
         {
             return output;
         }
-        full_causal(query, self.keys.all(), self.values.all(), options)
+        full_causal(query, self.keys.all(), self.values.all(), options, self.watch.as_mut())
     }
 }
 

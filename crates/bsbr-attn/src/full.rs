@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use crate::{
     AttentionOptions,
     plain::{Tile, combine, contiguous_part},
+    seen::Watch,
 };
 
 /// Queries handled together. The scores of one tile are `heads x QUERY_TILE x keys` numbers, and tiles above the
@@ -18,6 +19,7 @@ pub(crate) fn full_causal(
     keys: Tensor<4>,
     values: Tensor<4>,
     options: &AttentionOptions,
+    mut watch: Option<&mut Watch>,
 ) -> Tensor<4> {
     let [batch, heads, tokens, width] = query.dims();
     let [_, kv_heads, length, _] = keys.dims();
@@ -28,7 +30,7 @@ pub(crate) fn full_causal(
         let seen = options.first_visible(tile.start)..first + at + count;
         let of = |rows: &Tensor<4>| rows.clone().narrow(2, seen.start, seen.len());
         let part = contiguous_part(&tile, of(&keys), of(&values), seen.clone(), options);
-        combine(vec![part], None).0.reshape([batch, heads, count, width])
+        combine(vec![part], None, (tile.start, watch.as_deref_mut())).0.reshape([batch, heads, count, width])
     });
     Tensor::cat(tiles.collect(), 2)
 }

@@ -13,6 +13,7 @@ use crate::{
     AttentionOptions,
     buffer::{RowBuffer, copied},
     plain::{MASKED, Part, Tile, Values, biased_at, float_tensor, int_tensor, scores},
+    seen::Columns,
     statistics::Sizes,
 };
 
@@ -128,7 +129,8 @@ impl KeptTokens {
         } else {
             logits
         };
-        Some(Part { logits, values: Values::Shared(tokens.values.clone()) })
+        let columns = Columns::Kept(tokens.positions.clone());
+        Some(Part { logits, values: Values::Shared(tokens.values.clone()), columns })
     }
 
     /// Chooses anew among the kept tokens and those that leave the local region; returns those that are kept no longer, in

@@ -62,6 +62,11 @@
 //! positions and everything before it at positions within that length; see [`FarPositions`]. Up to the trained length nothing
 //! changes, and then the cache turns its keys, once for each further stage: positions depend on the token alone.
 //!
+//! # What was read
+//!
+//! [`AttentionCache::retrieved`] counts; a cache that is [`watching`](AttentionCache::watching) writes down which keys single tokens
+//! read, which runs of tokens counted through statistics, and the probability of each. [`full_reads`] says the same of full attention.
+//!
 //! # Causality
 //!
 //! A token is told what to read by its own query, by the first token of its chunk, or by anything earlier; only blocks
@@ -88,6 +93,7 @@ mod padding;
 mod plain;
 mod reads;
 mod replaced;
+mod seen;
 mod shares;
 mod statistics;
 mod tile;
@@ -104,4 +110,5 @@ pub use options::AttentionOptions;
 pub use padding::{Padding, attend_padded};
 pub use reads::KeysRead;
 pub use replaced::{REPLACED_SELECTOR, REPLACED_SETTINGS, replaced_setting};
+pub use seen::{HeadReads, TokenReads, full_reads};
 pub use shares::{ChunkShares, block_shares};

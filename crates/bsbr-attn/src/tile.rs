@@ -15,6 +15,7 @@ use crate::{
         Part, Tile, choose_per_chunk, chosen_part, combine, contiguous_part, far_logits, far_part,
         masked_candidates_part, meta_scores, mixed_state, read_mixed_state, read_states, retrieved_state,
     },
+    seen::{Columns, Watch},
     statistics::{Statistics, StatisticsView},
 };
 
@@ -84,6 +85,7 @@ pub(crate) fn attend_tile(
     input: TileInput<'_>,
     attention: &BlockAttentionConfig,
     options: &AttentionOptions,
+    watch: Option<&mut Watch>,
 ) -> (Tensor<4>, Option<Chosen>) {
     let shape = input.query.dims();
     let [_, _, tokens, _] = shape;
@@ -95,24 +97,25 @@ pub(crate) fn attend_tile(
 
     if attention.uses_index() {
         let Some((index, candidates)) = input.index.zip(attention.candidates(chunk, options)) else {
-            return (read_everything(&input, &tile, end, attention, options).reshape(shape), None);
+            return (read_everything(&input, &tile, end, (attention, options), watch).reshape(shape), None);
         };
         let parts = exact_parts(&input, &tile, local_start..end, attention, options);
         let rows = (input.keys, input.values);
-        let (output, chosen) = read_by_index(&tile, parts, (index, &candidates), rows, attention, options);
+        let (output, chosen) = read_by_index(&tile, parts, (index, &candidates), rows, (attention, options), watch);
         return (output.reshape(shape), Some(chosen));
     }
     let candidates = attention.blocks_before(chunk, options);
     if attention.retrieval == Retrieval::Blocks
         && (candidates.len() <= attention.meta_blocks || attention.reads_everything(chunk, options))
     {
-        return (read_everything(&input, &tile, end, attention, options).reshape(shape), None);
+        return (read_everything(&input, &tile, end, (attention, options), watch).reshape(shape), None);
     }
     let parts = || exact_parts(&input, &tile, local_start..end, attention, options);
     let output = match (attention.retrieval, input.statistics) {
-        (Retrieval::None, _) | (_, None) => combine(parts(), None).0,
+        (Retrieval::None, _) | (_, None) => combine(parts(), None, (input.start, watch)).0,
         (Retrieval::Blocks, Some(statistics)) => {
-            read_blocks(&input, &tile, parts(), statistics.view(candidates.clone()), candidates, attention, options)
+            let view = statistics.view(candidates.clone());
+            read_blocks(&input, &tile, parts(), (view, candidates), (attention, options), watch)
         }
         (Retrieval::State | Retrieval::Additive, Some(statistics)) => {
             // One mixture serves the whole chunk: it holds the blocks that even its last token sees whole.
@@ -122,14 +125,14 @@ pub(crate) fn attend_tile(
             if let Some(kept) = input.kept {
                 let parts = parts().into_iter().chain(kept.part(&tile, options)).collect();
                 if statistics.len() == 0 {
-                    combine(parts, None).0
+                    combine(parts, None, (input.start, watch)).0
                 } else {
-                    read_state(&input, &tile, parts, statistics.view_of_tokens(bound), attention, options)
+                    read_state(&input, &tile, parts, statistics.view_of_tokens(bound), (attention, options), watch)
                 }
             } else if visible.is_empty() {
-                combine(parts(), None).0
+                combine(parts(), None, (input.start, watch)).0
             } else if attention.retrieval == Retrieval::State {
-                read_state(&input, &tile, parts(), statistics.view(visible), attention, options)
+                read_state(&input, &tile, parts(), statistics.view(visible), (attention, options), watch)
             } else {
                 let view = statistics.view(visible);
                 let (query, keys) = meta_pair(&input, &view);
@@ -138,7 +141,7 @@ pub(crate) fn attend_tile(
                     Some(gates) => far * by_head(gates, &tile),
                     None => far * attention.additive_gate,
                 };
-                combine(parts(), None).0 + far
+                combine(parts(), None, (input.start, watch)).0 + far
             }
         }
     };
@@ -184,14 +187,14 @@ fn read_everything(
     input: &TileInput<'_>,
     tile: &Tile,
     end: usize,
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
+    (attention, options): (&BlockAttentionConfig, &AttentionOptions),
+    watch: Option<&mut Watch>,
 ) -> Tensor<5> {
     let chunk = tile.start / attention.chunk_size;
     let first = options.first_visible(chunk * attention.chunk_size).min(attention.local_start(chunk));
     // Sinks that touch the run are part of it, so that a short text takes the very operations of full attention.
     let first = if attention.sink_tokens >= first { 0 } else { first };
-    combine(exact_parts(input, tile, first..end, attention, options), None).0
+    combine(exact_parts(input, tile, first..end, attention, options), None, (tile.start, watch)).0
 }
 
 /// `selector = meta`: the blocks that the chunk chose exactly, the others as the far term says.
@@ -199,10 +202,9 @@ fn read_blocks(
     input: &TileInput<'_>,
     tile: &Tile,
     mut parts: Vec<Part>,
-    view: StatisticsView,
-    candidates: Range<usize>,
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
+    (view, candidates): (StatisticsView, Range<usize>),
+    (attention, options): (&BlockAttentionConfig, &AttentionOptions),
+    watch: Option<&mut Watch>,
 ) -> Tensor<5> {
     let weight = if attention.far == Far::State { attention.covariance_weight } else { 0.0 };
     let mass = far_logits(tile, &view, weight, options);
@@ -211,11 +213,11 @@ fn read_blocks(
     let choice = choose_per_chunk(scores, options.scale, attention.meta_blocks);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::None {
-        return combine(parts, None).0;
+        return combine(parts, None, (tile.start, watch)).0;
     }
     parts.push(far_part(tile, mass, &view, Some(choice), attention.far_shift, options));
     let far = parts.len() - 1;
-    let (output, weights) = combine(parts, Some(far));
+    let (output, weights) = combine(parts, Some(far), (tile.start, watch));
     match (&view.state, weights) {
         (Some(state), Some(weights)) => output + read_states(tile, weights, state, options),
         _ => output,
@@ -249,17 +251,23 @@ fn read_state(
     tile: &Tile,
     mut parts: Vec<Part>,
     view: StatisticsView,
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
+    (attention, options): (&BlockAttentionConfig, &AttentionOptions),
+    watch: Option<&mut Watch>,
 ) -> Tensor<5> {
     let logits = far_logits(tile, &view, attention.covariance_weight, options);
     let logits = match input.gates {
         Some(gates) => logits + by_head(gates, tile),
         None => logits,
     };
-    parts.push(far_part(tile, logits, &view, None, attention.far_shift, options));
+    let mut far = far_part(tile, logits, &view, None, attention.far_shift, options);
+    if input.kept.is_some() {
+        // Blocks of tokens that stand anywhere have no positions of their own.
+        let local = attention.local_start(tile.start / attention.chunk_size);
+        far.columns = Columns::Rest(attention.sink_tokens.min(local)..local);
+    }
+    parts.push(far);
     let far = parts.len() - 1;
-    let (output, weights) = combine(parts, Some(far));
+    let (output, weights) = combine(parts, Some(far), (tile.start, watch));
     let (query, keys) = meta_pair(input, &view);
     match (view.state, weights) {
         (Some(state), Some(weights)) => {

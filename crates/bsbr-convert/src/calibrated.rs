@@ -10,6 +10,7 @@ use crate::card::with_calibration;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX, pretty};
 use crate::converted::ConvertedModel;
+use crate::gguf::SOURCE_GGUF;
 use crate::output::{Replaceable, Staging};
 use crate::record::ConversionRecord;
 use crate::rewrite::{Replaced, outputs, same, write_tensors};
@@ -86,7 +87,7 @@ pub fn write_calibrated(
     };
     staging.write("config.json", &pretty(config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
-    staging.copy_present(model, &[SOURCE_CONFIG, SOURCE_INDEX])?;
+    staging.copy_present(model, &[SOURCE_CONFIG, SOURCE_INDEX, SOURCE_GGUF])?;
     staging.copy_present(model, &COMPANIONS)?;
     // The card may have been edited, and what was measured stands nowhere else.
     let card = std::fs::read_to_string(model.join("README.md")).unwrap_or_default();

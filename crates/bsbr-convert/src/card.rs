@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::record::ConversionRecord;
+use crate::tensors::FileFormat;
 use crate::tie::HeadForm;
 
 /// The text of `README.md`. Says nothing that depends on when or where it was written.
@@ -74,6 +75,8 @@ pub(crate) fn reversibility(record: &ConversionRecord) -> &'static str {
         CHANGED
     } else if record.casts.iter().any(|cast| cast.is_lossy()) {
         "Weights were cast to another number format, which changed some of them for good: it cannot be exported."
+    } else if record.weights.keeps() && record.files.iter().any(|file| file.format == FileFormat::Gguf) {
+        "No number of the original was changed, codes are as they were; `export --to gguf` gives the GGUF file back byte for byte."
     } else if record.files.iter().any(|file| record.is_decoded(&file.name)) {
         "Its numbers are those the quantised codes of the original stand for; exporting writes them in safetensors \
          files, the codes are not kept."

@@ -1,22 +1,26 @@
 //! Converting: a Hugging Face checkpoint to a converted model directory.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_model::{ModelConfig, PositionPolicy, parameter_counts};
+use bsbr_weights::Format;
 
 use crate::ConvertError;
 use crate::card::model_card;
+use crate::casts::{CastSummary, RecordedCast};
 use crate::checkpoint::RECORD;
-use crate::dtype::{CastSummary, DtypePolicy, RecordedCast};
 use crate::files::WEIGHTS;
+use crate::gguf::{self, SOURCE_GGUF};
 use crate::hashing::record_files_beside;
 use crate::output::{Replaceable, Staging};
 use crate::placeholder::check_file;
 use crate::planning::{PlannedCheckpoint, plan_checkpoint};
+use crate::policy::WeightsPolicy;
 use crate::record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedFile, RecordedTensor};
-use crate::tensors::TensorFile;
-use crate::weights::write_weights;
+use crate::tensors::{TensorFile, plain_format};
+use crate::weights::{FormatTotal, Written, outputs, write_weights};
 
 /// Files that belong to the tokenizer or to generation and are copied as they are.
 pub(crate) const COMPANIONS: [&str; 11] = [
@@ -52,7 +56,10 @@ pub struct ConvertOptions {
     /// What happens past the last learned position.
     pub position_policy: PositionPolicy,
     /// The number format of the weights.
-    pub dtype: DtypePolicy,
+    pub weights: WeightsPolicy,
+    /// By the name of a weight that becomes codes of 4 bits, how much an error of each input counts: mean squares of what the weight is
+    /// multiplied with, of any unit. Errors of the others count the same for every input.
+    pub importance: HashMap<String, Vec<f32>>,
     /// Replace an earlier conversion in the output directory.
     pub force: bool,
     /// Measures and values for the model card.
@@ -87,6 +94,8 @@ pub struct ConversionReport {
     pub source_bytes: u64,
     /// Bytes of the weight file written.
     pub output_bytes: u64,
+    /// What there is of each number format, tensors kept aside left out.
+    pub formats: BTreeMap<String, FormatTotal>,
 }
 
 /// Converts the Hugging Face checkpoint in `input`, or the GGUF file `input`, to a converted model in `output`.
@@ -96,7 +105,7 @@ pub struct ConversionReport {
 /// at all, and depends on nothing but the input and the options: converting twice gives the same bytes. Other
 /// threads hash the source meanwhile.
 ///
-/// Weights keep their dtype unless [`ConvertOptions::dtype`] says otherwise. The record then holds what each cast
+/// Weights keep their number format, codes of a GGUF file as well, unless [`ConvertOptions::weights`] says otherwise. The record then holds what each cast
 /// changed; where that is anything at all, [`crate::export()`] refuses the model.
 ///
 /// # Errors
@@ -118,10 +127,14 @@ pub fn convert(
     let config = converted_config(&planned, options)?;
     let staging = Staging::begin(output, options.force, Replaceable::model())?;
     let path = staging.path().join(WEIGHTS);
-    let ((output_bytes, casts), files) = record_files_beside(planned.checkpoint.files(), progress, |progress| {
-        write_weights(&planned, &config, options.dtype, &path, progress)
+    let (written, files) = record_files_beside(planned.checkpoint.files(), progress, |progress| {
+        write_weights(&planned, &config, options, &path, progress)
     })?;
+    let Written { bytes: output_bytes, casts, formats } = written;
     let record = record(&planned, &config, input, options, files, casts);
+    if options.weights == WeightsPolicy::Keep {
+        keep_gguf(&planned, &config, &staging)?;
+    }
     staging.write("config.json", &pretty(&config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     match planned.checkpoint.gguf() {
@@ -153,7 +166,26 @@ pub fn convert(
     staging.write("README.md", model_card(&record, &notes, measured).as_bytes())?;
     staging.publish()?;
     let source_bytes = planned.checkpoint.files().iter().map(TensorFile::len).sum();
-    Ok(ConversionReport { config, record, mapping: planned.plan.to_string(), notes, source_bytes, output_bytes })
+    Ok(ConversionReport {
+        config,
+        record,
+        mapping: planned.plan.to_string(),
+        notes,
+        source_bytes,
+        output_bytes,
+        formats,
+    })
+}
+
+/// Keeps what is not in the weights of a GGUF file that stay as they are.
+fn keep_gguf(planned: &PlannedCheckpoint, config: &ModelConfig, staging: &Staging) -> Result<(), ConvertError> {
+    let [TensorFile::Gguf(file)] = planned.checkpoint.files() else { return Ok(()) };
+    let tensors = outputs(planned, config, WeightsPolicy::Keep)?;
+    let formats: HashMap<&str, Option<Format>> =
+        tensors.iter().map(|(tensor, _)| (tensor.name.as_str(), tensor.codes.or(plain_format(tensor.dtype)))).collect();
+    let weights = |name: &str| formats.get(name).copied().flatten();
+    let held = gguf::held(&planned.plan, file.all_stored(), &weights)?;
+    gguf::write_rest(&*file.whole()?, &held, &staging.path().join(SOURCE_GGUF))
 }
 
 /// The configuration of the converted model, checked.
@@ -221,7 +253,7 @@ fn record(
         prefix: plan.prefix.body.to_owned(),
         head: plan.head,
         settings: options.attention.clone(),
-        dtype: options.dtype,
+        weights: options.weights,
         casts,
         changed: false,
         parameters_before: before,

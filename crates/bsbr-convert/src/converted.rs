@@ -12,9 +12,10 @@ use crate::checkpoint::RECORD;
 use crate::files::WEIGHTS;
 use crate::output::refuse_unfinished;
 use crate::placeholder::check_file;
+use crate::policy::takes_codes;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
-use crate::tensors::{Recipe, SafetensorsFile, TensorFile, TensorRef, is_weight_dtype};
+use crate::tensors::{CodedFile, Recipe, TensorFile, TensorRef, is_weight_dtype};
 
 /// Missing tensors for which the nearest name is looked for.
 const MOST_HINTS: usize = 256;
@@ -47,7 +48,7 @@ impl ConvertedModel {
         }
         let config: ModelConfig = read_json(&dir.join("config.json"), "attention")?;
         config.validate()?;
-        let file = TensorFile::Safetensors(SafetensorsFile::open(&dir.join(WEIGHTS))?);
+        let file = TensorFile::Coded(CodedFile::open(&dir.join(WEIGHTS))?);
         let problems = misfits(&config, &record, &file);
         if !problems.is_empty() {
             let rules = "its config.json and conversion.json".to_owned();
@@ -106,17 +107,33 @@ fn old_setting(attention: &serde_json::Value) -> Option<(String, &'static str)> 
     gone.map(|(name, instead)| ((*name).to_owned(), *instead)).or(selector)
 }
 
+/// The number format that a tensor may have.
+enum Wanted {
+    /// Any of weights.
+    Weight,
+    /// Any but codes.
+    Numbers,
+    /// This one.
+    Dtype(String),
+}
+
 /// The differences between the tensors asked for and the tensors in the file.
 fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -> Vec<PlanProblem> {
     let weights = weight_specs(config).into_iter().map(|spec| {
-        let dtype = spec.whole.then(|| Dtype::I32.to_string());
-        (spec.name, (spec.shape, dtype))
+        let wanted = if spec.whole {
+            Wanted::Dtype(Dtype::I32.to_string())
+        } else if takes_codes(&spec) {
+            Wanted::Weight
+        } else {
+            Wanted::Numbers
+        };
+        (spec.name, (spec.shape, wanted))
     });
     let ignored = record.tensors.iter().flat_map(|tensor| {
         let kept = tensor.becomes.iter().filter(|name| name.starts_with(IGNORED_PREFIX));
-        kept.map(|name| (name.clone(), (tensor.shape.clone(), Some(tensor.dtype.clone()))))
+        kept.map(|name| (name.clone(), (tensor.shape.clone(), Wanted::Dtype(tensor.dtype.clone()))))
     });
-    let wanted: BTreeMap<String, (Vec<usize>, Option<String>)> = weights.chain(ignored).collect();
+    let wanted: BTreeMap<String, (Vec<usize>, Wanted)> = weights.chain(ignored).collect();
     let names: HashSet<&str> = file.header().tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let unused = || names.iter().copied().filter(|name| !wanted.contains_key(*name));
     let mut problems = Vec::new();
@@ -128,13 +145,18 @@ fn misfits(config: &ModelConfig, record: &ConversionRecord, file: &TensorFile) -
     }
     for entry in &file.header().tensors {
         let tensor = entry.name.clone();
-        let Some((shape, dtype)) = wanted.get(&tensor) else {
+        let Some((shape, format)) = wanted.get(&tensor) else {
             problems.push(PlanProblem::UnusedSource { tensor, shape: entry.shape.clone(), hint: None });
             continue;
         };
-        let found = entry.dtype.to_string();
-        let expected = dtype.clone().unwrap_or_else(|| "F32, F16 or BF16".to_owned());
-        if dtype.as_ref().map_or(!is_weight_dtype(entry.dtype), |dtype| *dtype != found) {
+        let kind = file.kind(entry);
+        let found = kind.map_or_else(|| entry.dtype.to_string(), |kind| kind.name.to_owned());
+        let (fits, expected) = match format {
+            Wanted::Weight => (is_weight_dtype(entry.dtype), "F32, F16, BF16 or codes".to_owned()),
+            Wanted::Numbers => (kind.is_none() && is_weight_dtype(entry.dtype), "F32, F16 or BF16".to_owned()),
+            Wanted::Dtype(dtype) => (*dtype == found, dtype.clone()),
+        };
+        if !fits {
             problems.push(PlanProblem::Dtype { tensor: tensor.clone(), found, expected });
         }
         if *shape != entry.shape {

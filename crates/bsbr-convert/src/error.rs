@@ -344,6 +344,25 @@ pub enum ConvertError {
         /// The format.
         to: String,
     },
+    /// A weight that cannot be written as codes.
+    #[error("{}: tensor `{tensor}` cannot be written as codes", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        #[source]
+        problem: bsbr_weights::EncodeError,
+    },
+    /// A model that has no GGUF file to give back.
+    #[error("{} has no GGUF file to give back: {why}; export it as a Hugging Face checkpoint", dir.display())]
+    NoGguf {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
     /// An export of a model whose original bits are gone.
     #[error(
         "{}: {count} weights were cast with loss when it was converted (`{example}` from {from} to {to}), their original \

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use crate::ConvertError;
 use crate::arch::architecture;
+use crate::casts::RecordedCast;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::converted::ConvertedModel;
-use crate::dtype::RecordedCast;
 use crate::files::INDEX;
+use crate::gguf::{Held, SOURCE_GGUF, open_rest};
 use crate::json::ConfigFile;
 use crate::output::{Replaceable, Staging};
 use crate::plan::Plan;
@@ -17,7 +18,7 @@ use crate::planning::plan_recorded;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::rules::Architecture;
-use crate::tensors::{Header, Recipe, TensorEntry, TensorFileWriter, TensorRef};
+use crate::tensors::{FileFormat, Header, Recipe, TensorEntry, TensorFileWriter, TensorRef};
 
 /// What an export did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub struct ExportedFile {
 ///
 /// No pickle is written: in place of a PyTorch file there is a safetensors file with the same tensors bit for bit, named
 /// as transformers names it, and the index names those files. Tensors that shared their bytes are written once each. Nor
-/// is a GGUF file written: its tensors come in one safetensors file, under the names and in the order of Hugging Face,
-/// quantised ones as the numbers their codes stand for.
+/// is a GGUF file written, which is what [`export_gguf`] does: its tensors come in one safetensors file, under the names and in the order
+/// of Hugging Face, quantised ones as the numbers their codes stand for.
 ///
 /// `force` replaces a directory that holds a converted model, or nothing but files an export writes.
 ///
@@ -90,8 +91,7 @@ pub fn export(
     let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
     check_names(record, &record_path)?;
 
-    let weights = record.files.iter().map(|file| file.exported().0.to_owned()).collect();
-    let staging = Staging::begin(output, force, Replaceable::checkpoint(weights, true))?;
+    let staging = Staging::begin(output, force, replaceable(record))?;
     let total = headers.iter().map(|header| header.data_len as u64).sum();
     let mut done = 0;
     let mut files = Vec::new();
@@ -126,6 +126,85 @@ pub fn export(
     staging.copy_present(converted, &COMPANIONS)?;
     staging.publish()?;
     Ok(ExportReport { files })
+}
+
+/// Writes the GGUF file that the converted model in `converted` was made of to the directory `output`, byte for byte.
+///
+/// For that the conversion kept its numbers as they are ([`crate::WeightsPolicy::Keep`]) and no weight was changed since.
+///
+/// # Errors
+///
+/// [`ConvertError::NoGguf`] for a model that was made of something else or changed; [`ConvertError::Gguf`] where what was kept of the file
+/// does not go with the weights, [`ConvertError::Plan`] where the two do not make up the file; others as [`export`].
+pub fn export_gguf(
+    converted: &Path,
+    output: &Path,
+    force: bool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<ExportReport, ConvertError> {
+    let model = ConvertedModel::open(converted)?;
+    let record = model.record();
+    let refuse = |why: &'static str| ConvertError::NoGguf { dir: converted.to_owned(), why };
+    let path = converted.join(SOURCE_GGUF);
+    let [file] = &record.files[..] else { return Err(refuse("it was made of other files")) };
+    if file.format != FileFormat::Gguf {
+        return Err(refuse("it was made of another file"));
+    }
+    if record.changed || model.config().split.is_some() {
+        return Err(refuse("its weights were changed"));
+    }
+    if !path.is_file() {
+        return Err(refuse("its weights were given another number format, or an earlier version made it"));
+    }
+    let record_path = converted.join(RECORD);
+    let format = |problem| ConvertError::Format { path: record_path.clone(), problem: Box::new(problem) };
+    let headers = [Header::parse(file.header.clone()).map_err(format)?];
+    let config = ConfigFile::open(&converted.join(SOURCE_CONFIG))?;
+    check_version(architecture(&config)?, record, &record_path)?;
+    check_casts(converted, record)?;
+    check_names(record, &record_path)?;
+    let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
+    let weights = |name: &str| model.recipe(name).and_then(|recipe| recipe.format());
+    let (rest, held) = open_rest(&path, file.bytes, &config, &plan, &weights)?;
+
+    let staging = Staging::begin(output, force, replaceable(record))?;
+    let mut writer = TensorFileWriter::bare(&staging.path().join(&file.name))?;
+    let (mut at, mut taken) = (0, 0);
+    for Held { bytes, row, rows } in &held {
+        let before = bytes.start - at;
+        writer.write(&rest[taken..taken + before])?;
+        (at, taken) = (bytes.end, taken + before);
+        let mut open = None;
+        for (name, first, count) in rows {
+            if open.as_ref().is_none_or(|(other, _)| *other != name) {
+                let entry = model.file().header().find(name).ok_or_else(|| misfit(&model, missing(name)))?;
+                open = Some((name, model.file().read(entry)?));
+            }
+            let Some((_, numbers)) = &open else { continue };
+            writer.write(&numbers[first * row..(first + count) * row])?;
+        }
+        progress(Progress { stage: "writing", item: &file.name, done: bytes.end as u64, total: file.bytes });
+    }
+    writer.write(&rest[taken..])?;
+    let (bytes, sha256) = writer.finish()?;
+    let is_original = sha256 == file.sha256;
+    staging.publish()?;
+    let name = file.name.clone();
+    Ok(ExportReport {
+        files: vec![ExportedFile { name, bytes, sha256, is_original, instead_of: None, decoded: false }],
+    })
+}
+
+/// Whether [`export_gguf`] gives back a file of the model in `converted`.
+pub fn keeps_gguf(converted: &Path) -> bool {
+    converted.join(RECORD).is_file() && converted.join(SOURCE_GGUF).is_file()
+}
+
+/// An earlier export of either form, and a converted model.
+fn replaceable(record: &ConversionRecord) -> Replaceable {
+    let exported = record.files.iter().map(|file| file.exported().0.to_owned());
+    let gguf = record.files.iter().filter(|file| file.format == FileFormat::Gguf).map(|file| file.name.clone());
+    Replaceable::checkpoint(exported.chain(gguf).collect(), true)
 }
 
 fn check_casts(dir: &Path, record: &ConversionRecord) -> Result<(), ConvertError> {

@@ -14,13 +14,13 @@
 //! Checkpoints are read from safetensors, or else from PyTorch's own files (zip archives and the legacy format, in one
 //! piece or in several), and always written as safetensors: the export of a PyTorch checkpoint has the same tensors bit
 //! for bit, in other files. Of a safetensors file the bytes needed are mapped; of a PyTorch file one tensor at a time is
-//! read whole, and twice that while one with strides is put in order. [`ConvertOptions::dtype`] asks for another number
+//! read whole, and twice that while one with strides is put in order. [`ConvertOptions::weights`] asks for another number
 //! format; a cast that changed any number is recorded, and such a model is not exported: its original bits are gone.
 //!
 //! A GGUF file is taken wherever a checkpoint is: it is read as the Hugging Face checkpoint it was made of.
 //!
 //! - [`plan_checkpoint`] says what would become what, from headers alone;
-//! - [`convert()`] writes a converted model directory, [`export()`] undoes it, [`estimate()`] says how large it would be;
+//! - [`convert()`] writes a converted model directory, [`export()`] and [`export_gguf()`] undo it, [`estimate()`] says how large it would be;
 //! - [`write_calibrated`] gives a converted model other numbers in the weights BSBR added;
 //! - [`ModelSource`] reads weights for running, from either kind of directory;
 //! - [`hub`] finds a model by its name;
@@ -74,11 +74,11 @@
 mod arch;
 mod calibrated;
 mod card;
+mod casts;
 mod checkpoint;
 mod convert;
 mod converted;
 mod derive;
-mod dtype;
 mod error;
 mod estimate;
 mod expected;
@@ -88,15 +88,18 @@ mod gguf;
 mod hashing;
 mod hints;
 pub mod hub;
+mod importance;
 mod json;
 mod lint;
 #[cfg(feature = "text")]
 mod load;
+mod memory;
 mod ops;
 mod output;
 mod placeholder;
 mod plan;
 mod planning;
+mod policy;
 mod problem;
 mod quantised;
 mod record;
@@ -111,23 +114,26 @@ mod weights;
 
 pub use arch::{ARCHITECTURES, Found, WRAPPERS, architecture, architecture_by_name, find_rules, wrapper_by_name};
 pub use calibrated::{Calibrated, RecordedCalibration, write_calibrated};
+pub use casts::RecordedCast;
 pub use checkpoint::Checkpoint;
 pub use convert::{ConversionReport, ConvertOptions, Progress, convert};
-pub use dtype::{DtypePolicy, RecordedCast};
 pub use error::ConvertError;
 pub use estimate::{Estimate, EstimatedTensor, estimate};
 pub use expected::ExpectedLogits;
-pub use export::{ExportReport, ExportedFile, export};
+pub use export::{ExportReport, ExportedFile, export, export_gguf, keeps_gguf};
 pub use gguf::{GgufKind, GgufProblem, is_gguf};
 pub use hashing::sha256_text;
+pub use importance::importance;
 pub use json::ConfigFile;
 pub use lint::lint;
 #[cfg(feature = "text")]
 pub use load::load;
+pub use memory::{MachineMemory, MemoryNeed, fitting_weights};
 pub use output::{OutputKind, ScratchDir, discard_unfinished, prepare_output};
 pub use placeholder::{Placeholder, check_file, is_lfs_pointer};
 pub use plan::{IgnoredTensor, Plan, SourceTensor, Step, TargetTensor};
 pub use planning::{PlannedCheckpoint, plan_checkpoint};
+pub use policy::WeightsPolicy;
 pub use problem::{FormatProblem, PlanProblem, TorchProblem};
 pub use record::{ConversionRecord, HubOrigin, IGNORED_PREFIX, RecordedExport, RecordedFile, RecordedTensor};
 pub use rewrite::{Rewrite, rewrite};
@@ -135,3 +141,4 @@ pub use source::{ModelSource, TensorListing};
 pub use split::{CheckpointLinear, FoldReport, SplitPreset, SplitReport, checkpoint_linears, fold, write_split};
 pub use tensors::{Dtype, FileFormat, Header, SafetensorsFile, TensorEntry};
 pub use tie::HeadForm;
+pub use weights::FormatTotal;

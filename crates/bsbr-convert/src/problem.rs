@@ -93,6 +93,39 @@ pub enum FormatProblem {
         /// Bytes between the offsets.
         found: usize,
     },
+    /// A number format of codes that is not known.
+    #[error("`__metadata__` gives tensor `{tensor}` the format {found}, expected one of {known}")]
+    UnknownFormat {
+        /// The tensor.
+        tensor: String,
+        /// What stands there.
+        found: String,
+        /// Those there are.
+        known: String,
+    },
+    /// A number format of a tensor that is not there.
+    #[error("`__metadata__` gives a format to tensor `{tensor}`, which the file does not hold")]
+    FormatOfNothing {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Rows of codes that are none.
+    #[error(
+        "tensor `{tensor}` is {dtype} of shape {shape:?}, expected U8 of two axes whose second is a whole number of blocks of {block} \
+         bytes, as it is {format}"
+    )]
+    Codes {
+        /// The tensor.
+        tensor: String,
+        /// Its format by the metadata.
+        format: &'static str,
+        /// Bytes of a block.
+        block: usize,
+        /// Its dtype.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
     /// Data missing at the end.
     #[error("the file is cut off: the tensors need {expected} bytes after the header, {found} are there")]
     Truncated {

@@ -4,7 +4,8 @@ use bsbr_attn::BlockAttentionConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::calibrated::RecordedCalibration;
-use crate::dtype::{DtypePolicy, RecordedCast};
+use crate::casts::RecordedCast;
+use crate::policy::WeightsPolicy;
 use crate::tensors::FileFormat;
 use crate::tie::HeadForm;
 
@@ -33,8 +34,8 @@ pub struct ConversionRecord {
     /// BSBR settings; none for the original attention.
     pub settings: Option<BlockAttentionConfig>,
     /// What was asked for as the number format of the weights.
-    #[serde(default, skip_serializing_if = "DtypePolicy::keeps")]
-    pub dtype: DtypePolicy,
+    #[serde(default, skip_serializing_if = "WeightsPolicy::keeps", alias = "dtype")]
+    pub weights: WeightsPolicy,
     /// The weights that have another number format than in the source, and what that cost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub casts: Vec<RecordedCast>,
@@ -91,7 +92,8 @@ pub struct RecordedTensor {
     pub name: String,
     /// File.
     pub file: String,
-    /// Number format; the one of the tensors it becomes as well, unless [`ConversionRecord::casts`] names them.
+    /// Number format once it is read; the one of the tensors it becomes as well, unless [`ConversionRecord::casts`] names them, or they
+    /// keep the codes that `stored` says.
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,

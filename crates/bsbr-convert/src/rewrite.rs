@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bsbr_model::{EXTRA_PREFIX, ModelConfig, parameter_counts, weight_specs};
+use bsbr_weights::Format;
 use safetensors::Dtype;
 
 use crate::ConvertError;
 use crate::card::{reversibility, with_section};
+use crate::casts::RecordedCast;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, Progress, SOURCE_CONFIG, SOURCE_INDEX, pretty};
 use crate::converted::ConvertedModel;
-use crate::dtype::RecordedCast;
 use crate::files::WEIGHTS;
+use crate::gguf::SOURCE_GGUF;
 use crate::output::{Replaceable, Staging};
 use crate::record::IGNORED_PREFIX;
 use crate::tensors::{CastLoss, Recipe, TensorDeclaration, TensorFileWriter, header_text};
@@ -57,7 +59,7 @@ pub fn rewrite(
             && !tensor.name.starts_with(EXTRA_PREFIX)
         {
             record.changed = true;
-            let stored = source.recipe(&tensor.name).map_or(Dtype::F32, |recipe| recipe.dtype);
+            let stored = source.recipe(&tensor.name).and_then(|recipe| recipe.format()).unwrap_or(Format::F32);
             record_cast(&mut record.casts, &tensor.name, stored);
         }
     }
@@ -71,6 +73,10 @@ pub fn rewrite(
     staging.write("config.json", &pretty(&change.config, output)?)?;
     staging.write(RECORD, &pretty(&record, output)?)?;
     staging.copy_present(input, &[SOURCE_CONFIG, SOURCE_INDEX])?;
+    // Rows that were changed are no rows of the file any more.
+    if !record.changed {
+        staging.copy_present(input, &[SOURCE_GGUF])?;
+    }
     staging.copy_present(input, &COMPANIONS)?;
     // The card may have been edited, and what was measured stands nowhere else.
     let card = std::fs::read_to_string(input.join("README.md")).unwrap_or_default();
@@ -136,19 +142,18 @@ pub(crate) fn outputs<'a>(
                 Origin::Kept(recipe.ok_or_else(|| missing(&spec.name, &spec.shape))?)
             }
         };
-        let dtype = match &origin {
-            Origin::Kept(recipe) => recipe.dtype,
-            Origin::New(_) => Dtype::F32,
+        let declaration = match &origin {
+            Origin::Kept(recipe) => recipe.declared(spec.name),
+            Origin::New(_) => TensorDeclaration::plain(spec.name, Dtype::F32, spec.shape),
         };
-        tensors.push((TensorDeclaration { name: spec.name, dtype, shape: spec.shape }, origin));
+        tensors.push((declaration, origin));
     }
     if let Some((name, numbers)) = new.into_iter().next() {
         return Err(missing(name, &[numbers.len()]));
     }
     for entry in source.file().header().tensors.iter().filter(|entry| entry.name.starts_with(IGNORED_PREFIX)) {
         if let Some(recipe) = source.recipe(&entry.name) {
-            let (name, dtype, shape) = (entry.name.clone(), entry.dtype, entry.shape.clone());
-            tensors.push((TensorDeclaration { name, dtype, shape }, Origin::Kept(recipe)));
+            tensors.push((recipe.declared(entry.name.clone()), Origin::Kept(recipe)));
         }
     }
     // As a conversion orders them.
@@ -168,7 +173,7 @@ pub(crate) fn write_tensors(
     let mut done = 0;
     for (tensor, origin) in tensors {
         match origin {
-            Origin::Kept(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
+            Origin::Kept(recipe) => recipe.for_each_stored_band(&mut |bytes| writer.write(bytes))?,
             Origin::New(numbers) => {
                 let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
                 writer.write(&bytes)?;
@@ -190,14 +195,14 @@ pub(crate) fn same(a: &Path, b: &Path) -> bool {
 }
 
 /// Notes that a weight stored as `stored` is F32 from now on, which an export has to undo.
-fn record_cast(casts: &mut Vec<RecordedCast>, name: &str, stored: Dtype) {
-    let to = Dtype::F32.to_string();
+fn record_cast(casts: &mut Vec<RecordedCast>, name: &str, stored: Format) {
+    let to = Format::F32.to_string();
     match casts.iter().position(|cast| cast.tensor == name) {
         Some(at) if casts[at].from == to => drop(casts.remove(at)),
         Some(at) => casts[at].to = to,
-        None if stored != Dtype::F32 => {
-            let loss = CastLoss { changed: 0, underflowed: 0, largest_relative_error: 0.0 };
-            casts.push(RecordedCast::new(name, [stored, Dtype::F32], loss));
+        // Codes of the source are F32 already where an export wants their numbers.
+        None if stored != Format::F32 && !stored.is_quantised() => {
+            casts.push(RecordedCast::new(name, [stored, Format::F32], CastLoss::default()));
         }
         None => {}
     }

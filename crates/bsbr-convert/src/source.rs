@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_model::{ModelConfig, WeightSource, WeightSpec, parameter_counts, weight_specs};
+use bsbr_weights::{Format, StoredMatrix};
 use safetensors::Dtype;
 
 use crate::ConvertError;
 use crate::card::CHANGED;
+use crate::casts::CastSummary;
 use crate::checkpoint::RECORD;
 use crate::converted::ConvertedModel;
 use crate::derive;
-use crate::dtype::CastSummary;
 use crate::gguf::GgufKind;
 use crate::output::refuse_unfinished;
 use crate::placeholder::check_file;
@@ -31,6 +32,7 @@ pub struct ModelSource {
     name: Option<String>,
     config: ModelConfig,
     weights: Weights,
+    widened: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ pub struct TensorListing {
     pub name: String,
     /// Number format.
     pub dtype: Dtype,
-    /// Number format in a GGUF file, where it may be quantised; `dtype` is then that of the numbers once read.
+    /// Number format in a GGUF file, and of codes in a converted model; `dtype` is then that of the numbers once read.
     pub stored: Option<GgufKind>,
     /// Shape.
     pub shape: Vec<usize>,
@@ -79,12 +81,18 @@ impl ModelSource {
             let planned = plan_checkpoint(dir)?;
             (planned.config.clone(), Weights::Planned(Box::new(planned)))
         };
-        Ok(Self { dir: dir.to_owned(), name: None, config, weights })
+        Ok(Self { dir: dir.to_owned(), name: None, config, weights, widened: false })
     }
 
     /// The same model under another name than that of its directory.
     pub fn with_name(mut self, name: String) -> Self {
         self.name = Some(name);
+        self
+    }
+
+    /// The same model with every weight handed out in f32, so that a decoder can change or train it.
+    pub fn widened(mut self) -> Self {
+        self.widened = true;
         self
     }
 
@@ -284,6 +292,49 @@ impl ModelSource {
         Ok(values)
     }
 
+    /// One weight as it is stored: in the mapped file where its rows lie there one after the other, else a copy of them in their own number
+    /// format. Codes that do not lie along its rows are decoded.
+    ///
+    /// None for a weight that is no matrix, and for one that no file holds: [`ModelSource::read_weight`] has both.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelSource::read_weight`]. To find numbers that are not finite, all bytes of the weight are read once, of codes the scales.
+    pub fn stored_weight(&self, spec: &WeightSpec) -> Result<Option<StoredMatrix>, ConvertError> {
+        let Some(recipe) = self.recipe(&spec.name)? else { return Ok(None) };
+        if recipe.shape != spec.shape {
+            return Err(self.no_such_weight(spec));
+        }
+        recipe.matrix()
+    }
+
+    /// Bytes of a matrix as it is stored, and whether they are in a mapped file; none for what [`ModelSource::stored_weight`] does not give.
+    pub(crate) fn stored_bytes(&self, spec: &WeightSpec) -> Result<Option<(u64, bool)>, ConvertError> {
+        let recipe = self.recipe(&spec.name)?.filter(|recipe| recipe.shape.len() == 2 && recipe.format().is_some());
+        let recipe = recipe.filter(|_| !self.widened);
+        Ok(recipe.map(|recipe| (recipe.declared(String::new()).bytes() as u64, recipe.is_in_place())))
+    }
+
+    /// The format in which a weight can be had without changing a number; F32 for one that no file holds.
+    pub(crate) fn own_format(&self, spec: &WeightSpec) -> Result<Option<Format>, ConvertError> {
+        Ok(self.recipe(&spec.name)?.map_or(Some(Format::F32), |recipe| recipe.format()))
+    }
+
+    /// Bits that a number of the original model takes in the files, on the average; the scales of codes are shared among their numbers.
+    pub fn bits_per_weight(&self) -> Result<f64, ConvertError> {
+        let (mut bits, mut count) = (0.0, 0);
+        for spec in weight_specs(&self.config).into_iter().filter(|spec| !spec.extra) {
+            let Some(recipe) = self.recipe(&spec.name)? else { continue };
+            let numbers = spec.shape.iter().product::<usize>();
+            let source = recipe.sources.first();
+            let stored = source.and_then(|source| source.file.kind(source.entry));
+            let each = stored.map_or(recipe.dtype.bitsize() as f64, |kind| 8.0 * kind.bytes as f64 / kind.block as f64);
+            bits += each * numbers as f64;
+            count += numbers;
+        }
+        Ok(bits / count.max(1) as f64)
+    }
+
     fn recipe(&self, name: &str) -> Result<Option<Recipe<'_>>, ConvertError> {
         match &self.weights {
             Weights::Planned(planned) => planned.recipe(name),
@@ -306,5 +357,9 @@ impl ModelSource {
 impl WeightSource for ModelSource {
     fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.read_weight(spec)?)
+    }
+
+    fn stored(&mut self, spec: &WeightSpec) -> Result<Option<StoredMatrix>, Box<dyn std::error::Error + Send + Sync>> {
+        if self.widened { Ok(None) } else { Ok(self.stored_weight(spec)?) }
     }
 }

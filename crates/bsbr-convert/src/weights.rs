@@ -1,22 +1,24 @@
 //! The weights of a converted model: what each is made of, and writing them band by band.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bsbr_model::{ModelConfig, weight_specs};
-use safetensors::Dtype;
+use bsbr_weights::Format;
 
 use crate::ConvertError;
-use crate::convert::Progress;
+use crate::casts::RecordedCast;
+use crate::convert::{ConvertOptions, Progress};
 use crate::derive;
-use crate::dtype::{DtypePolicy, RecordedCast};
 use crate::planning::PlannedCheckpoint;
+use crate::policy::WeightsPolicy;
 use crate::record::IGNORED_PREFIX;
-use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text};
+use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text, plain_format};
 
 /// Where the numbers of a tensor of the output come from.
 pub(crate) enum Origin<'a> {
-    /// Moved, and cast if its declaration has another format.
+    /// Moved, and cast or encoded if its declaration has another format.
     Moved(Recipe<'a>),
     /// The mean of two weights, in F32.
     Mean([Recipe<'a>; 2]),
@@ -24,15 +26,60 @@ pub(crate) enum Origin<'a> {
     KeptAside(Recipe<'a>),
 }
 
-/// Writes the weights to `path`; returns the bytes of the file and what was cast.
+/// What [`write_weights`] did.
+pub(crate) struct Written {
+    /// Bytes of the file.
+    pub(crate) bytes: u64,
+    /// What was cast.
+    pub(crate) casts: Vec<RecordedCast>,
+    /// What there is of each number format.
+    pub(crate) formats: BTreeMap<String, FormatTotal>,
+}
+
+/// What a file holds in one number format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FormatTotal {
+    /// Tensors.
+    pub tensors: usize,
+    /// Numbers in them.
+    pub numbers: u64,
+    /// Bytes they take.
+    pub bytes: u64,
+}
+
+impl FormatTotal {
+    /// Adds a tensor.
+    pub(crate) fn add(&mut self, numbers: usize, bytes: usize) {
+        self.tensors += 1;
+        self.numbers += numbers as u64;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// What there is of each number format, tensors kept aside left out.
+pub(crate) fn format_totals<'a>(tensors: impl Iterator<Item = &'a TensorDeclaration>) -> BTreeMap<String, FormatTotal> {
+    let mut totals: BTreeMap<String, FormatTotal> = BTreeMap::new();
+    for tensor in tensors.filter(|tensor| !tensor.name.starts_with(IGNORED_PREFIX)) {
+        let numbers = tensor.numbers().iter().product();
+        totals.entry(tensor.format()).or_default().add(numbers, tensor.bytes());
+    }
+    totals
+}
+
+/// Writes the weights to `path`.
 pub(crate) fn write_weights(
     planned: &PlannedCheckpoint,
     config: &ModelConfig,
-    dtype: DtypePolicy,
+    options: &ConvertOptions,
     path: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(u64, Vec<RecordedCast>), ConvertError> {
-    let tensors = outputs(planned, config, dtype)?;
+) -> Result<Written, ConvertError> {
+    let tensors = outputs(planned, config, options.weights)?;
+    if let Some(name) = options.importance.keys().find(|name| !tensors.iter().any(|(tensor, _)| tensor.name == **name))
+    {
+        let dir = planned.checkpoint.dir().to_owned();
+        return Err(ConvertError::NoSuchWeight { dir, tensor: name.clone(), shape: Vec::new() });
+    }
     let declarations: Vec<_> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
     let total = declarations.iter().map(|tensor| tensor.bytes() as u64).sum();
     let mut done = 0;
@@ -41,9 +88,25 @@ pub(crate) fn write_weights(
     for (tensor, origin) in &tensors {
         match origin {
             Origin::Moved(recipe) => {
-                let loss = recipe.for_each_cast_band(tensor.dtype, |bytes| writer.write(bytes))?;
-                if recipe.dtype != tensor.dtype {
-                    casts.push(RecordedCast::new(&tensor.name, [recipe.dtype, tensor.dtype], loss));
+                let own = recipe.format();
+                let to = tensor.codes.or(plain_format(tensor.dtype));
+                let loss = match (tensor.codes, own, to) {
+                    (_, own, to) if own == to => {
+                        recipe.for_each_checked_band(&mut |bytes| writer.write(bytes))?;
+                        None
+                    }
+                    (Some(format), ..) => {
+                        let importance = options.importance.get(&tensor.name).map(Vec::as_slice);
+                        Some(recipe.for_each_encoded_band(format, importance, |bytes| writer.write(bytes))?)
+                    }
+                    (None, ..) => {
+                        let loss = recipe.for_each_cast_band(tensor.dtype, |bytes| writer.write(bytes))?;
+                        // Numbers that codes stand for are as good as the codes, unless they are rounded.
+                        Some(loss).filter(|_| tensor.dtype != recipe.dtype)
+                    }
+                };
+                if let (Some(loss), Some(from), Some(to)) = (loss, plain_format(recipe.dtype), to) {
+                    casts.push(RecordedCast::new(&tensor.name, [from, to], loss));
                 }
             }
             Origin::KeptAside(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
@@ -55,14 +118,14 @@ pub(crate) fn write_weights(
         done += tensor.bytes() as u64;
         progress(Progress { stage: "writing", item: &tensor.name, done, total });
     }
-    Ok((writer.finish()?.0, casts))
+    Ok(Written { bytes: writer.finish()?.0, casts, formats: format_totals(declarations.iter()) })
 }
 
 /// The tensors of the output in the order in which they are written.
 pub(crate) fn outputs<'a>(
     planned: &'a PlannedCheckpoint,
     config: &ModelConfig,
-    policy: DtypePolicy,
+    policy: WeightsPolicy,
 ) -> Result<Vec<(TensorDeclaration, Origin<'a>)>, ConvertError> {
     let fail = |name: &str| ConvertError::Rules {
         rules: planned.plan.architecture.id,
@@ -71,21 +134,21 @@ pub(crate) fn outputs<'a>(
     let recipe = |name: &str| planned.recipe(name)?.ok_or_else(|| fail(name));
     let mut tensors = Vec::new();
     for spec in weight_specs(config) {
-        let (dtype, origin) = match derive::sources(&spec.name) {
-            Some([a, b]) => (Dtype::F32, Origin::Mean([recipe(&a)?, recipe(&b)?])),
+        let (format, origin) = match derive::sources(&spec.name) {
+            Some([a, b]) => (Format::F32, Origin::Mean([recipe(&a)?, recipe(&b)?])),
             None => {
                 let recipe = recipe(&spec.name)?;
-                (policy.apply(recipe.dtype), Origin::Moved(recipe))
+                let own = recipe.format().ok_or_else(|| fail(&spec.name))?;
+                (policy.apply(&spec, own), Origin::Moved(recipe))
             }
         };
-        tensors.push((TensorDeclaration { name: spec.name, dtype, shape: spec.shape }, origin));
+        tensors.push((TensorDeclaration::weight(spec.name, format, spec.shape), origin));
     }
     for ignored in &planned.plan.ignored {
         let tensor = &ignored.tensor;
         let source = planned.checkpoint.find(&tensor.name).ok_or_else(|| fail(&tensor.name))?;
         let (name, shape) = (format!("{IGNORED_PREFIX}{}", tensor.name), tensor.shape.clone());
-        let declaration = TensorDeclaration { name, dtype: tensor.dtype, shape };
-        tensors.push((declaration, Origin::KeptAside(Recipe::whole(source))));
+        tensors.push((TensorDeclaration::plain(name, tensor.dtype, shape), Origin::KeptAside(Recipe::whole(source))));
     }
     // Wider formats first, as other writers do: every tensor then starts at a multiple of the size of its numbers.
     tensors.sort_by_key(|(tensor, _)| Reverse(tensor.dtype.bitsize()));

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use bsbr_convert::{ConvertOptions, ExpectedLogits, ModelSource, convert, export};
+use bsbr_convert::{
+    ConvertError, ConvertOptions, ExpectedLogits, ModelSource, WeightsPolicy, convert, export, export_gguf, keeps_gguf,
+};
 use bsbr_model::{Decoder, TextTokenizer, WeightSpec, compare_logits, weight_specs};
 use burn::tensor::Device;
-use common::gguf::{GgufParts, gguf_checkout, gguf_fixture};
+use common::gguf::{CODES, GgufParts, gguf_checkout, gguf_fixture, sound_codes};
 use common::{checkout, convert_plain, fixtures, read_dir_tensors, read_tensors};
 use half::f16;
 use serde_json::{Value, json};
@@ -89,7 +91,7 @@ fn a_quantised_file_gives_the_logits_that_transformers_gives_with_its_decoded_we
     for kind in ["Q6_K", "Q4_K", "Q5_K", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "F32"] {
         assert!(kinds.contains(&kind), "{kind} in {kinds:?}");
     }
-    assert!(report.notes.iter().any(|note| note.contains("7 tensors were quantised")), "{:?}", report.notes);
+    assert!(report.notes.iter().any(|note| note.contains("7 tensors are quantised")), "{:?}", report.notes);
     let report = export(&converted, &exported, false, &mut |_| {}).expect("a sound model");
     assert!(report.is_original() && report.files[0].decoded);
     for model in [&file, &converted, &exported] {
@@ -277,4 +279,83 @@ fn rotary_settings_are_those_of_the_configuration_they_stand_for() {
             [&file, &dir].map(|model| ModelSource::open(model).unwrap().model_config().decoder.clone());
         assert_eq!(found.positions, expected.positions, "{name}: {scaling}");
     }
+}
+
+/// Converts a file and exports it again as it was.
+fn comes_back(file: &Path) -> std::path::PathBuf {
+    let (converted, exported) = (file.with_file_name("converted"), file.with_file_name("exported"));
+    convert_plain(file, &converted).expect("a sound file");
+    assert!(keeps_gguf(&converted));
+    let report = export_gguf(&converted, &exported, false, &mut |_| {}).expect("a sound model");
+    assert!(report.is_original(), "{}", file.display());
+    let name = file.file_name().expect("a name");
+    assert!(fs::read(exported.join(name)).expect("a file") == fs::read(file).expect("a file"), "{}", file.display());
+    assert_eq!(fs::read_dir(&exported).expect("a directory").count(), 1);
+    converted
+}
+
+#[test]
+fn a_conversion_gives_the_file_back_byte_for_byte_and_holds_its_large_tensors_once() {
+    for name in ["llama", "gpt2", "qwen2", "qwen3", "phi3", "starcoder2", "gemma", "gemma2", "gemma3_text", "mixed"] {
+        let (_temp, file) = gguf_checkout(&format!("{name}.gguf"));
+        let converted = comes_back(&file);
+        // Beside the rows of matrices there are norms, biases and the header.
+        let matrices = GgufParts::read(&format!("{name}.gguf")).tensors;
+        let held = |tensor: &&common::gguf::GgufTensor| tensor.axes.len() == 2 && !tensor.name.starts_with("position");
+        let matrices: usize = matrices.iter().filter(held).map(|tensor| tensor.data.len()).sum();
+        let [all, rest] =
+            [&file, &converted.join("source_gguf.bin")].map(|path| fs::metadata(path).expect("a file").len() as usize);
+        assert!(rest <= all - matrices + 32 * 100, "{name}: {rest} of {all}, {matrices} in matrices");
+    }
+}
+
+#[test]
+fn codes_of_every_format_come_back_byte_for_byte() {
+    for (kind, format) in CODES {
+        let mut parts = GgufParts::read("mixed.gguf");
+        for (n, tensor) in parts.tensors.iter_mut().filter(|tensor| tensor.axes.len() == 2).enumerate() {
+            tensor.kind = kind;
+            tensor.data = sound_codes(format, tensor.axes.iter().product::<u64>() as usize, n as u64);
+        }
+        let (_temp, file) = parts.write();
+        comes_back(&file);
+    }
+    // A head that is the embedding table again.
+    let mut parts = GgufParts::read("llama.gguf");
+    let embedding = parts.tensor("token_embd.weight").data.clone();
+    parts.tensor("output.weight").data = embedding;
+    let (_temp, file) = parts.write();
+    comes_back(&file);
+}
+
+#[test]
+fn a_model_that_is_no_more_what_the_file_was_gives_no_file_back() {
+    let (temp, file) = gguf_checkout("mixed.gguf");
+    let refused =
+        |model: &Path| export_gguf(model, &temp.path().join("back"), false, &mut |_| {}).expect_err("no file");
+    let cast = temp.path().join("cast");
+    let options = ConvertOptions { weights: WeightsPolicy::F16, ..Default::default() };
+    convert(&file, &cast, &options, &mut |_| {}).expect("sound");
+    assert!(!keeps_gguf(&cast));
+    assert!(matches!(refused(&cast), ConvertError::NoGguf { .. }));
+    let (_other, dir) = checkout("llama", "config.json");
+    convert_plain(&dir, &temp.path().join("other")).expect("sound");
+    assert!(matches!(refused(&temp.path().join("other")), ConvertError::NoGguf { .. }));
+
+    let converted = temp.path().join("converted");
+    convert_plain(&file, &converted).expect("sound");
+    let rest = converted.join("source_gguf.bin");
+    let bytes = fs::read(&rest).expect("a file");
+    // Cut, longer, and without its start.
+    for changed in [&bytes[..bytes.len() - 1], &[&bytes[..], &[0]].concat(), &bytes[1..], &[]] {
+        fs::write(&rest, changed).expect("room");
+        let error = refused(&converted);
+        assert!(matches!(error, ConvertError::Gguf { .. }), "{error}");
+    }
+    // Another byte is another file.
+    let mut changed = bytes.clone();
+    *changed.last_mut().expect("bytes") ^= 1;
+    fs::write(&rest, changed).expect("room");
+    let report = export_gguf(&converted, &temp.path().join("changed"), false, &mut |_| {}).expect("sound");
+    assert!(!report.is_original());
 }

@@ -86,7 +86,7 @@ fn an_export_refuses_what_is_not_a_whole_converted_model() {
     edit_tensors(&converted, |tensors| {
         tensors[0].dtype = "I32".into();
     });
-    fails("expected F32, F16 or BF16");
+    fails("expected F32, F16, BF16 or codes");
     restore();
     edit_tensors(&converted, |tensors| tensors.push(Tensor::f32("stray", &[1], [0.0])));
     fails("no rule reads `stray`");

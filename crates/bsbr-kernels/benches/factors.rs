@@ -4,6 +4,7 @@
 use std::hint::black_box;
 
 use bsbr_kernels::layer::{Linear, Panels, Rows, in_pool, project, project_joined, project_passing};
+use bsbr_weights::{Arithmetic, Matrix};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 /// Inputs, outputs, rank of two factors, rank of pivoted ones.
@@ -35,12 +36,14 @@ fn factors(c: &mut Criterion) {
         for tokens in [1, 16, 1024] {
             let x = numbers(tokens * inputs);
             group.throughput(Throughput::Elements(tokens as u64));
-            let whole = Linear { weight: &whole, inputs, bias: None };
+            let whole = Linear { weight: Matrix::of_f32(&whole, inputs), bias: None, arithmetic: Arithmetic::F32 };
             group.bench_function(BenchmarkId::new("whole", tokens), |b| {
                 b.iter(|| in_pool(|| black_box(project(&Panels::pack(Rows::new(&x, inputs), None), &[whole]))));
             });
-            let (left, right) =
-                (Linear { weight: &left, inputs, bias: None }, Linear { weight: &right, inputs: two, bias: None });
+            let (left, right) = (
+                Linear { weight: Matrix::of_f32(&left, inputs), bias: None, arithmetic: Arithmetic::F32 },
+                Linear { weight: Matrix::of_f32(&right, two), bias: None, arithmetic: Arithmetic::F32 },
+            );
             let name = format!("two factors of {two}, cost {:.2}", cost(two, inputs));
             group.bench_function(BenchmarkId::new(name, tokens), |b| {
                 b.iter(|| {
@@ -51,8 +54,9 @@ fn factors(c: &mut Criterion) {
                     })
                 });
             });
-            let rest = Linear { weight: &rest, inputs: inputs - pivoted, bias: None };
-            let own = Linear { weight: &own, inputs: pivoted, bias: None };
+            let rest =
+                Linear { weight: Matrix::of_f32(&rest, inputs - pivoted), bias: None, arithmetic: Arithmetic::F32 };
+            let own = Linear { weight: Matrix::of_f32(&own, pivoted), bias: None, arithmetic: Arithmetic::F32 };
             let name = format!("pivoted factors of {pivoted}, cost {:.2}", cost(pivoted, inputs - pivoted));
             group.bench_function(BenchmarkId::new(name, tokens), |b| {
                 b.iter(|| {

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 use crate::{
     BlockInput, Decoder, LinearPlace, LinearRole, ModelError, Projection,
     layer_attention::attend,
-    ops,
+    ops::{self, Packing},
     rotary::{Places, Rotation, rotary_set, temperatures},
 };
 
@@ -42,7 +42,7 @@ impl Decoder {
         let cache = self.new_cache(&[tokens.len()])?;
         self.check(&[tokens.to_vec()], &cache)?;
         let positions: Vec<(usize, usize)> = (0..tokens.len()).map(|at| (0, at)).collect();
-        Ok(self.embedded(tokens.iter().copied(), &positions, &cache))
+        Ok(self.embedded(tokens.iter().copied(), &positions, &cache, Packing::ByNumber))
     }
 
     /// What block `layer` makes of the states of a whole text, `[tokens, hidden_size]` to the same. `see` is shown what
@@ -69,7 +69,8 @@ impl Decoder {
             Some(Rotation::new((0..length).map(|position| (position, frequencies)), &device, states.dtype()))
         });
         let temperature = temperatures(&self.config.decoder, 0..length);
-        let places = Places { rotation: rotation.as_ref(), temperature: temperature.as_deref() };
+        let places =
+            Places { rotation: rotation.as_ref(), temperature: temperature.as_deref(), packing: Packing::ByNumber };
         let seen: Arc<Mutex<Vec<(LinearRole, Tensor<2>)>>> = Arc::default();
         let mut block = block.clone();
         // One stands for all that read its input.
@@ -82,7 +83,7 @@ impl Decoder {
             let tap = Tap::new(move |x| {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push((role, x));
             });
-            let split = projection.clone().into_split(&LinearPlace { layer, role }.to_string())?;
+            let split = projection.clone().into_split(&LinearPlace { layer, role }.to_string(), &device)?;
             *projection = Projection::Split(split.with_tap(Some(tap)));
         }
         let states = ops::run(&device, || {

@@ -159,6 +159,25 @@ impl DecoderCache {
 
     /// Bytes kept for all texts, room for growth included.
     pub fn bytes(&self) -> usize {
-        self.texts.iter().flat_map(|text| &text.layers).map(AttentionCache::bytes).sum()
+        (0..self.batch()).map(|text| self.bytes_of(text)).sum()
+    }
+
+    /// Bytes kept for text `text`, room for growth included.
+    pub fn bytes_of(&self, text: usize) -> usize {
+        self.texts[text].layers.iter().map(AttentionCache::bytes).sum()
+    }
+
+    /// Adds the texts of another cache of the same decoder behind those that are here.
+    pub fn join(&mut self, others: Self) {
+        self.texts.extend(others.texts);
+    }
+
+    /// Takes text `text` out, as a cache of its own; those behind it move up.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such text.
+    pub fn leave(&mut self, text: usize) -> Self {
+        Self { texts: vec![self.texts.remove(text)] }
     }
 }

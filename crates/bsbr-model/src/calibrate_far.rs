@@ -185,7 +185,7 @@ impl<'a> Errors<'a> {
             trace,
             attention,
             options: decoder.new_cache(&[1])?.texts[0].layers[layer].config().options,
-            projection: decoder.blocks[layer].attention.output.dense_weight(),
+            projection: decoder.blocks[layer].attention.output.dense_weight(&decoder.device()),
             whole: 1.0,
         };
         errors.whole = squares(trace.read.clone(), &errors.projection)?.max(f64::MIN_POSITIVE);

@@ -3,19 +3,21 @@
 use std::ops::Range;
 
 use bsbr_attn::{AttentionCache, Kernel};
+use bsbr_weights::Arithmetic;
 use burn::{
     module::{Module, Param},
-    nn::{Embedding, Linear},
+    nn::Linear,
     tensor::{DType, Device, Tensor},
 };
 
 use crate::{
-    DecoderCache, ModelConfig, ModelError, PositionPolicy,
+    DecoderCache, ModelConfig, ModelError, PositionPolicy, Projection, Table,
     cache::TextCache,
     layer_attention::{LayerTrace, attend},
     modules::{Block, Normalisation},
-    ops,
+    ops::{self, Packing},
     rotary::{Places, Rotation, rotary_set, rotary_sets},
+    stored::Weight,
 };
 
 /// A decoder with its weights.
@@ -25,7 +27,7 @@ use crate::{
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[vocab_size, hidden_size]`, or of the width of the embedding where that is another.
-    pub embed: Embedding,
+    pub embed: Table,
     /// `[position_offset + max_positions, hidden_size]` where positions are learned.
     pub position: Option<Param<Tensor<2>>>,
     /// Of the embeddings.
@@ -39,7 +41,7 @@ pub struct Decoder {
     /// From `[hidden_size]` to the width of the embedding.
     pub project_out: Option<Linear>,
     /// `[hidden_size]` to `[vocab_size]` unless the embedding serves.
-    pub head: Option<Linear>,
+    pub head: Option<Projection>,
     /// Of the embedding as a head.
     pub head_bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
@@ -58,7 +60,11 @@ impl Decoder {
 
     /// Where the weights are.
     pub fn device(&self) -> Device {
-        self.embed.weight.val().device()
+        match &self.embed {
+            Table::Dense(table) => table.weight.val().device(),
+            // Weights are stored as in their file on the CPU alone.
+            Table::Stored(_) => self.devices().into_iter().next().unwrap_or_default(),
+        }
     }
 
     /// The same weights with another attention. Meta projections are not invented: changing to the `meta` selector needs
@@ -131,6 +137,23 @@ impl Decoder {
         Self { stored, ..self }
     }
 
+    /// The same weights multiplied in another arithmetic where they are stored as codes; f32 unless changed. It concerns few tokens
+    /// read at a time on the CPU, up to half the numbers in a vector register (8 with AVX-512): more meet widened weights in f32.
+    pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        for place in self.config.decoder.linear_places() {
+            if let Some(projection) = self.projection_mut(place) {
+                projection.set_arithmetic(arithmetic);
+            }
+        }
+        if let Some(head) = &mut self.head {
+            head.set_arithmetic(arithmetic);
+        }
+        if let Table::Stored(table) = &mut self.embed {
+            table.arithmetic = arithmetic;
+        }
+        self
+    }
+
     /// An empty cache for texts expected to reach these lengths; see [`DecoderCache::new`].
     ///
     /// # Errors
@@ -144,8 +167,52 @@ impl Decoder {
         cache.with_gates(|layer| self.blocks[layer].attention.gates.as_ref().map(Param::val))
     }
 
+    /// A cache of one text that begins with the first `tokens` tokens of text `text` of another, which are not read again:
+    /// memory is shared until either of them grows. `expected_length` is that of the new text, as for [`Decoder::new_cache`].
+    ///
+    /// `None` where it would differ from reading these tokens anew: where the cache has let go of what that needs (kinds of
+    /// attention that keep statistics in place of keys; the tokens on which the index of the keys is founded, unless all of them
+    /// are taken over), where positions depend on how long the text becomes and that differs, and under the `slide` and `grouped`
+    /// policies. [`bsbr_attn::AttentionCache::first`] says more.
+    pub fn begin_with(
+        &self,
+        cache: &DecoderCache,
+        text: usize,
+        tokens: usize,
+        expected_length: usize,
+    ) -> Option<DecoderCache> {
+        let old = cache.texts.get(text)?;
+        let policy = self.config.position_policy;
+        let stretched = policy == PositionPolicy::Interpolate && self.position.is_some();
+        if policy == PositionPolicy::Slide || (stretched && old.expected != expected_length) || tokens > old.length {
+            return None;
+        }
+        let mut fresh = self.new_cache(&[expected_length]).ok()?;
+        let new = fresh.texts.first_mut()?;
+        if new.frequencies != old.frequencies {
+            return None;
+        }
+        new.layers = old.layers.iter().map(|layer| layer.first(tokens)).collect::<Option<_>>()?;
+        new.length = tokens;
+        Some(fresh)
+    }
+
+    /// Bytes of the cache of a text of so many tokens, before it is there: of kinds of attention that keep statistics, without
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::new_cache`].
+    pub fn expected_cache_bytes(&self, tokens: usize) -> Result<usize, ModelError> {
+        let mut cache = self.new_cache(&[tokens])?;
+        (0..self.blocks.len()).for_each(|layer| cache.make_room(0, layer, 1));
+        Ok(cache.bytes())
+    }
+
     /// Reads the next tokens of each text and returns their final normed hidden states, packed: `[tokens, hidden_size]`,
     /// the new tokens of text 0 first. A text may have no new token, not all of them.
+    ///
+    /// On the CPU with its own loops a text gets the same numbers, bit for bit, whichever others are read beside it.
     ///
     /// # Errors
     ///
@@ -203,7 +270,49 @@ impl Decoder {
         cache: &mut DecoderCache,
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
-        let (x, rotations, temperature) = self.inputs(tokens, cache);
+        let device = self.device();
+        let packing = |new: &Vec<u32>| Packing::of(&device, new.len());
+        let mut ways: Vec<Packing> = Vec::with_capacity(2);
+        for way in tokens.iter().filter(|new| !new.is_empty()).map(packing) {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        if let [way] = ways[..] {
+            return self.hidden_packed(tokens, cache, way, visit);
+        }
+        // Texts of which few tokens are read are summed in another order than others, and so they are beside them: what a text
+        // gives must not depend on its neighbours.
+        let mut visit = visit;
+        let mut made = Vec::with_capacity(ways.len());
+        for &way in &ways {
+            let own = |new: &Vec<u32>| if packing(new) == way { new.clone() } else { Vec::new() };
+            let own: Vec<Vec<u32>> = tokens.iter().map(own).collect();
+            // Not `as_deref_mut`: the lifetime of the trait object must be free to shrink.
+            let visit: Option<&mut (dyn FnMut(LayerTrace) + Send)> = match &mut visit {
+                Some(visit) => Some(&mut **visit),
+                None => None,
+            };
+            made.push(self.hidden_packed(&own, cache, way, visit)?);
+        }
+        let mut starts = vec![0; ways.len()];
+        let rows = tokens.iter().filter(|new| !new.is_empty()).filter_map(|new| {
+            let way = ways.iter().position(|&way| way == packing(new))?;
+            starts[way] += new.len();
+            Some(made[way].clone().narrow(0, starts[way] - new.len(), new.len()))
+        });
+        Ok(Tensor::cat(rows.collect(), 0))
+    }
+
+    /// [`Decoder::hidden`] of tokens that are all packed in one way.
+    fn hidden_packed(
+        &self,
+        tokens: &[Vec<u32>],
+        cache: &mut DecoderCache,
+        packing: Packing,
+        visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
+    ) -> Result<Tensor<2>, ModelError> {
+        let (x, rotations, temperature) = self.inputs(tokens, cache, packing);
         let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
         let mut start = 0;
         for (text, new) in tokens.iter().enumerate() {
@@ -213,7 +322,7 @@ impl Decoder {
             start += new.len();
         }
         let x = ops::run(&self.device(), || {
-            self.through_blocks(x, (&rotations, temperature.as_deref()), &pieces, cache, visit)
+            self.through_blocks(x, (&rotations, temperature.as_deref(), packing), &pieces, cache, visit)
         })?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
@@ -225,15 +334,15 @@ impl Decoder {
     fn through_blocks(
         &self,
         mut x: Tensor<2>,
-        (rotations, temperature): (&[Rotation], Option<&[f32]>),
+        (rotations, temperature, packing): (&[Rotation], Option<&[f32]>, Packing),
         pieces: &[(usize, Range<usize>)],
         cache: &mut DecoderCache,
         mut visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
-            let places = Places { rotation, temperature };
-            x = block.forward(x, |projections, norm, x| {
+            let places = Places { rotation, temperature, packing };
+            x = block.forward_packed(x, packing, |projections, norm, x| {
                 let (heads, read) = attend(projections, norm, x, places, pieces, layer, cache)?;
                 if let Some(visit) = &mut visit {
                     let normed = match norm {
@@ -254,15 +363,28 @@ impl Decoder {
 
     /// Scores of the next token, `[tokens, vocab_size]`, from final hidden states `[tokens, hidden_size]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.logits_packed(hidden, Packing::ByNumber)
+    }
+
+    /// [`Decoder::logits`] of states of different texts: each row has the numbers, bit for bit, that it has alone.
+    pub fn logits_each(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let alone = Packing::of(&self.device(), 1);
+        self.logits_packed(hidden, alone)
+    }
+
+    fn logits_packed(&self, hidden: Tensor<2>, packing: Packing) -> Tensor<2> {
         let hidden = match &self.project_out {
-            Some(projection) => projection.forward(hidden),
+            Some(projection) => {
+                let bias = projection.bias.as_ref().map(Param::val);
+                ops::linear(hidden, Weight::Tensor(projection.weight.val()), bias, packing)
+            }
             None => hidden,
         };
         let (weight, bias) = match &self.head {
-            Some(head) => (head.weight.val(), &head.bias),
-            None => (self.embed.weight.val().transpose(), &self.head_bias),
+            Some(head) => head.as_weight(),
+            None => (self.embed.as_weight(), self.head_bias.as_ref().map(Param::val)),
         };
-        let mut logits = ops::linear(hidden, weight, bias.as_ref().map(Param::val));
+        let mut logits = ops::linear(hidden, weight, bias, packing);
         let settings = self.config.decoder.head;
         if let Some(scale) = settings.scale {
             logits = logits * scale;

@@ -1,10 +1,15 @@
 //! What enters the first block: embeddings, and positions where they are learned.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::{
+    module::Param,
+    tensor::{Int, Tensor, TensorData},
+};
 
 use crate::{
     Decoder, DecoderCache, PositionPolicy,
+    ops::{self, Packing},
     rotary::{Rotation, temperatures},
+    stored::Weight,
 };
 
 impl Decoder {
@@ -14,6 +19,7 @@ impl Decoder {
         &self,
         tokens: &[Vec<u32>],
         cache: &DecoderCache,
+        packing: Packing,
     ) -> (Tensor<2>, Vec<Rotation>, Option<Vec<f32>>) {
         let positions: Vec<(usize, usize)> = tokens
             .iter()
@@ -21,7 +27,7 @@ impl Decoder {
             .flat_map(|(text, new)| (0..new.len()).map(move |at| (text, at)))
             .map(|(text, at)| (text, cache.texts[text].position() + at))
             .collect();
-        let x = self.embedded(tokens.iter().flatten().copied(), &positions, cache);
+        let x = self.embedded(tokens.iter().flatten().copied(), &positions, cache, packing);
         let sets = cache.texts.first().map_or(0, |text| text.frequencies.len());
         let rotations = (0..sets).map(|set| {
             let tokens = positions.iter().map(|&(text, position)| (position, &cache.texts[text].frequencies[set]));
@@ -38,16 +44,15 @@ impl Decoder {
         tokens: impl Iterator<Item = u32>,
         positions: &[(usize, usize)],
         cache: &DecoderCache,
+        packing: Packing,
     ) -> Tensor<2> {
-        let ids: Vec<i32> = tokens.map(|id| id as i32).collect();
-        let count = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device());
-        let mut x = self.embed.weight.val().select(0, ids);
+        let mut x = self.embed.rows(tokens, &self.device());
         if let Some(scale) = self.config.decoder.embedding.scale {
             x = x * scale;
         }
         if let Some(projection) = &self.project_in {
-            x = projection.forward(x);
+            let bias = projection.bias.as_ref().map(Param::val);
+            x = ops::linear(x, Weight::Tensor(projection.weight.val()), bias, packing);
         }
         if let Some(table) = &self.position {
             x = x + self.positions(table.val(), positions, cache);

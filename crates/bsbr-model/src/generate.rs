@@ -6,8 +6,14 @@ use burn::tensor::Tensor;
 
 use crate::{Decoder, DecoderCache, ModelError, Sampler};
 
-/// Tokens of a prompt that are read at once: bounds the memory of a long prompt.
-pub const PREFILL_PIECE: usize = 1024;
+/// Tokens of a prompt that are read at once: bounds the memory of a long prompt, and how long others wait for it. Texts are cut
+/// at multiples of it, counted from their first token, so that what a text gives does not depend on who has it read.
+pub const PREFILL_PIECE: usize = 512;
+
+/// How many of the next `tokens` tokens of a text that has `held` are read at once.
+pub fn next_piece(held: usize, tokens: usize) -> usize {
+    tokens.min(PREFILL_PIECE - held % PREFILL_PIECE)
+}
 
 /// When a continuation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +94,8 @@ pub fn generate_behind(
     decoder.check_length(expected_length(cache.length(0), new, config))?;
     let start = Instant::now();
     let (mut read, mut last) = (0, None);
-    for piece in new.chunks(PREFILL_PIECE) {
+    while read < new.len() {
+        let piece = &new[read..][..next_piece(cache.length(0), new.len() - read)];
         let hidden = decoder.hidden(&[piece.to_vec()], cache)?;
         read += piece.len();
         last = Some(hidden.narrow(0, piece.len() - 1, 1));
@@ -137,10 +144,12 @@ fn expected_length(held: usize, new: &[u32], config: &GenerateConfig) -> usize {
 ///
 /// As [`Decoder::hidden`].
 pub fn prefill(decoder: &Decoder, tokens: &[u32], cache: &mut DecoderCache) -> Result<Tensor<2>, ModelError> {
-    let mut last = Err(ModelError::EmptyInput);
-    for piece in tokens.chunks(PREFILL_PIECE) {
+    let (mut rest, mut last) = (tokens, Err(ModelError::EmptyInput));
+    while !rest.is_empty() {
+        let (piece, later) = rest.split_at(next_piece(cache.length(0), rest.len()));
         let hidden = decoder.hidden(&[piece.to_vec()], cache)?;
         last = Ok(hidden.narrow(0, piece.len() - 1, 1));
+        rest = later;
     }
     last
 }

@@ -50,6 +50,7 @@
 //! # }
 //! ```
 
+mod attention_map;
 mod blocks;
 mod cache;
 mod calibrate_far;
@@ -72,11 +73,15 @@ mod rotary;
 mod sampling;
 mod slide;
 mod split;
+mod stored;
 #[cfg(feature = "text")]
 mod text;
 mod tune;
 mod weights;
 
+pub use attention_map::{AttentionMap, AttentionMapConfig, HeadMap, LayerMap, PartShare, SHARE, attention_map};
+/// What codes of weights are multiplied in.
+pub use bsbr_weights::Arithmetic;
 /// Where tensors are and who computes with them.
 pub use burn::tensor::Device;
 pub use cache::DecoderCache;
@@ -103,7 +108,7 @@ pub use evaluate::{
     PromptMaker, Recall, RecallScores, RecallTask, Turn, TurnScores, check_long, controls, default_lengths,
     evaluate_long, recall,
 };
-pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, generate_behind, prefill};
+pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, generate_behind, next_piece, prefill};
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
@@ -114,6 +119,7 @@ pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
+pub use stored::{StoredLinear, StoredTable, Table};
 #[cfg(feature = "text")]
 pub use text::{ChatTemplate, Message, StopTexts, TextStream, TextTokenizer, strftime};
 pub use tune::{

@@ -6,6 +6,7 @@ use bsbr_attn::Kernel;
 use bsbr_splitlinear::{
     Factors, Pivots, SavedGroup, SavedPart, SavedSplit, Share, ShareLinear, SplitLinear, checked_pivots,
 };
+use bsbr_weights::{Arithmetic, StoredMatrix};
 use burn::{
     module::Param,
     nn::{Embedding, LayerNormConfig, Linear, RmsNorm},
@@ -14,11 +15,12 @@ use burn::{
 
 use crate::{
     Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole,
-    MlpPart, ModelConfig, ModelError, Norm, Projection, WeightSpec,
+    MlpPart, ModelConfig, ModelError, Norm, Projection, StoredLinear, StoredTable, Table, WeightSpec,
     modules::{
         Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
         Normalisation, Projections, Xielu,
     },
+    ops,
     split::rest,
     weight_specs,
     weights::XIELU,
@@ -32,6 +34,17 @@ pub trait WeightSource {
     ///
     /// Whatever keeps the source from delivering.
     fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The same weight, a matrix, as it is stored; `None` where it can be had in f32 alone. A decoder on the CPU keeps it so: the
+    /// weights of linear layers and the table of embeddings.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the source from delivering.
+    fn stored(&mut self, spec: &WeightSpec) -> Result<Option<StoredMatrix>, Box<dyn std::error::Error + Send + Sync>> {
+        let _ = spec;
+        Ok(None)
+    }
 }
 
 /// Reads weights by name with their shapes from the one list there is.
@@ -70,6 +83,36 @@ impl Loader<'_> {
         self.specs.contains_key(name).then(|| self.tensor(name).map(Param::from_tensor)).transpose()
     }
 
+    /// The weight as its source stores it, if this device computes with such.
+    fn stored(&mut self, name: &str) -> Result<Option<StoredMatrix>, ModelError> {
+        if !ops::computes_stored(self.device) {
+            return Ok(None);
+        }
+        let Some(spec) = self.specs.get(name) else { return Ok(None) };
+        let stored =
+            self.source.stored(spec).map_err(|source| ModelError::WeightSource { tensor: name.to_owned(), source })?;
+        match stored {
+            Some(stored) if stored.shape()[..] != spec.shape[..] => Err(ModelError::WeightShape {
+                tensor: name.to_owned(),
+                expected: spec.shape.clone(),
+                found: stored.shape().to_vec(),
+            }),
+            stored => Ok(stored),
+        }
+    }
+
+    /// A linear layer, as it is stored where that can be.
+    fn whole(&mut self, name: &str) -> Result<Projection, ModelError> {
+        match self.stored(&format!("{name}.weight"))? {
+            Some(weight) => Ok(Projection::Stored(StoredLinear {
+                weight,
+                arithmetic: Arithmetic::F32,
+                bias: self.optional(&format!("{name}.bias"))?,
+            })),
+            None => self.linear(name).map(Into::into),
+        }
+    }
+
     /// Files keep `[out, in]`, burn's layer multiplies by `[in, out]`: the same memory, seen transposed.
     fn linear(&mut self, name: &str) -> Result<Linear, ModelError> {
         let weight = self.tensor::<2>(&format!("{name}.weight"))?.transpose();
@@ -83,10 +126,9 @@ impl Loader<'_> {
     /// A linear layer of a block, in parts where some are compressed.
     fn projection(&mut self, layer: usize, role: LinearRole, outputs: usize) -> Result<Projection, ModelError> {
         let name = LinearPlace { layer, role }.to_string();
-        let Some(split) = self.split.take() else { return Ok(self.linear(&name)?.into()) };
+        let Some(split) = self.split.take() else { return self.whole(&name) };
         let parts = split.parts_of(&name);
-        let projection =
-            if parts.is_empty() { self.linear(&name).map(Into::into) } else { self.split(&name, outputs, &parts) };
+        let projection = if parts.is_empty() { self.whole(&name) } else { self.split(&name, outputs, &parts) };
         self.split = Some(split);
         projection
     }
@@ -302,9 +344,12 @@ impl Loader<'_> {
         Ok(Xielu::of_stored(stored))
     }
 
-    fn table(&mut self, name: &str) -> Result<Embedding, ModelError> {
+    fn table(&mut self, name: &str) -> Result<Table, ModelError> {
+        if let Some(rows) = self.stored(name)? {
+            return Ok(Table::Stored(StoredTable { rows, arithmetic: Arithmetic::F32 }));
+        }
         let weight = Param::from_tensor(self.tensor::<2>(name)?);
-        Ok(Embedding { weight })
+        Ok(Table::Dense(Embedding { weight }))
     }
 }
 
@@ -330,7 +375,7 @@ impl Decoder {
         }
         let final_norm = loader.stream_norm("final_norm", decoder.block.form.final_norm(), decoder)?;
         let project_out = loader.optional_linear("project_out")?;
-        let head = loader.optional_linear("head")?;
+        let head = if decoder.tied_head { None } else { Some(loader.whole("head")?) };
         // An own head brings its bias with it.
         let head_bias = if head.is_none() { loader.optional("head.bias")? } else { None };
         Ok(Self {

@@ -6,7 +6,10 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::{Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, Projection, ops};
+use crate::{
+    Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, Projection,
+    ops::{self, Packing},
+};
 
 /// LayerNorm or RMSNorm.
 #[derive(Module, Debug)]
@@ -233,7 +236,7 @@ impl Xielu {
 impl Mlp {
     /// `[tokens, hidden_size]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::mlp(x, None, self, None)
+        ops::mlp(x, None, self, None, Packing::ByNumber)
     }
 }
 
@@ -269,7 +272,7 @@ pub enum BlockMlp {
 impl BlockMlp {
     /// `[tokens, hidden_size]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::block_mlp(x, None, self, None)
+        ops::block_mlp(x, None, self, None, Packing::ByNumber)
     }
 }
 
@@ -305,28 +308,38 @@ impl Block {
         x: Tensor<2>,
         attend: impl FnOnce(&Projections, Option<&Normalisation>, &Tensor<2>) -> Result<Tensor<4>, E>,
     ) -> Result<Tensor<2>, E> {
+        self.forward_packed(x, Packing::ByNumber, attend)
+    }
+
+    /// [`Block::forward`] of tokens that are packed in this way.
+    pub(crate) fn forward_packed<E>(
+        &self,
+        x: Tensor<2>,
+        packing: Packing,
+        attend: impl FnOnce(&Projections, Option<&Normalisation>, &Tensor<2>) -> Result<Tensor<4>, E>,
+    ) -> Result<Tensor<2>, E> {
         let factor = self.config.residual_multiplier.unwrap_or(1.0);
         let read = attend(&self.attention, self.attention_norm.as_ref(), &x)?;
         let output = (&self.attention.output, self.attention.adapter(AdapterTarget::Output));
         Ok(match self.config.form {
             BlockForm::Sequential => {
-                let x = ops::join_heads(read, output, Some((x, factor)));
-                ops::block_mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor))
+                let x = ops::join_heads(read, output, Some((x, factor)), packing);
+                ops::block_mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor), packing)
             }
             BlockForm::Sandwich | BlockForm::NormedBranches => {
-                let branch = normed(&self.attention_post_norm, ops::join_heads(read, output, None));
+                let branch = normed(&self.attention_post_norm, ops::join_heads(read, output, None, packing));
                 let x = x + scaled(branch, factor);
-                let branch = ops::block_mlp(x.clone(), self.mlp_norm.as_ref(), &self.mlp, None);
+                let branch = ops::block_mlp(x.clone(), self.mlp_norm.as_ref(), &self.mlp, None, packing);
                 x + scaled(normed(&self.mlp_post_norm, branch), factor)
             }
             BlockForm::NormAfter => {
-                let x = normed(&self.attention_post_norm, ops::join_heads(read, output, Some((x, factor))));
-                normed(&self.mlp_post_norm, ops::block_mlp(x, None, &self.mlp, Some(factor)))
+                let x = normed(&self.attention_post_norm, ops::join_heads(read, output, Some((x, factor)), packing));
+                normed(&self.mlp_post_norm, ops::block_mlp(x, None, &self.mlp, Some(factor), packing))
             }
             BlockForm::Parallel | BlockForm::ParallelSharedNorm => {
                 let norm = self.mlp_norm.as_ref().or(self.attention_norm.as_ref());
-                let x = ops::block_mlp(x, norm, &self.mlp, Some(factor));
-                ops::join_heads(read, output, Some((x, factor)))
+                let x = ops::block_mlp(x, norm, &self.mlp, Some(factor), packing);
+                ops::join_heads(read, output, Some((x, factor)), packing)
             }
         })
     }

@@ -3,19 +3,22 @@
 use std::{fmt, str::FromStr};
 
 use bsbr_splitlinear::{SplitError, SplitLinear, Tap};
+use bsbr_weights::Arithmetic;
 use burn::{
     module::{Module, Param, ParamId},
     nn::Linear,
-    tensor::Tensor,
+    tensor::{Device, Tensor},
 };
 
-use crate::{BlockMlp, Decoder, DecoderConfig, ModelError};
+use crate::{BlockMlp, Decoder, DecoderConfig, ModelError, StoredLinear, stored::Weight};
 
 /// A linear layer of a block.
 #[derive(Module, Debug)]
 pub enum Projection {
-    /// One weight.
+    /// One weight in f32.
     Dense(Linear),
+    /// One weight in the format of its file.
+    Stored(StoredLinear),
     /// Parts, some of which may be compressed.
     Split(SplitLinear),
 }
@@ -31,6 +34,7 @@ impl Projection {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Dense(linear) => linear.forward(x),
+            Self::Stored(linear) => linear.forward(x),
             Self::Split(split) => split.forward(x),
         }
     }
@@ -41,14 +45,45 @@ impl Projection {
             Self::Split(split) if !split.is_original() => split.forward_parts(x, reduced),
             Self::Split(split) => split.clone().with_tap(None).forward(x),
             Self::Dense(linear) => linear.forward(x),
+            Self::Stored(linear) => linear.forward(x),
         }
     }
 
-    /// The weight `[inputs, outputs]`, made of its factors where there are any.
-    pub fn dense_weight(&self) -> Tensor<2> {
+    /// The layer as a whole: its weight, whatever holds it, and its bias. A split layer has no such weight before it is made.
+    pub(crate) fn as_weight(&self) -> (Weight<'_>, Option<Tensor<1>>) {
+        let weight = match self {
+            Self::Stored(linear) => Weight::Stored(&linear.weight, linear.arithmetic),
+            Self::Dense(linear) => Weight::Tensor(linear.weight.val()),
+            Self::Split(split) => Weight::Tensor(split.dense_weight()),
+        };
+        (weight, self.bias().map(Param::val))
+    }
+
+    /// The weight `[inputs, outputs]`, made of its factors where there are any, and where it is stored in another format widened
+    /// on `device`.
+    pub fn dense_weight(&self, device: &Device) -> Tensor<2> {
         match self {
             Self::Dense(linear) => linear.weight.val(),
+            Self::Stored(linear) => linear.widened(device).weight.val(),
             Self::Split(split) => split.dense_weight(),
+        }
+    }
+
+    /// The weight in f32, to be changed: one that is stored in another format is widened on `device`. `None` for a layer in parts.
+    pub(crate) fn dense_mut(&mut self, device: &Device) -> Option<&mut Linear> {
+        if let Self::Stored(linear) = self {
+            *self = Self::Dense(linear.widened(device));
+        }
+        match self {
+            Self::Dense(linear) => Some(linear),
+            Self::Stored(_) | Self::Split(_) => None,
+        }
+    }
+
+    /// The same weights multiplied in another arithmetic, where they are stored as codes.
+    pub(crate) fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        if let Self::Stored(linear) = self {
+            linear.arithmetic = arithmetic;
         }
     }
 
@@ -56,18 +91,21 @@ impl Projection {
     pub fn bias(&self) -> Option<&Param<Tensor<1>>> {
         match self {
             Self::Dense(linear) => linear.bias.as_ref(),
+            Self::Stored(linear) => linear.bias.as_ref(),
             Self::Split(split) => split.bias.as_ref(),
         }
     }
 
-    /// The layer in one part of this name, if it is not in parts already.
+    /// The layer in one part of this name, if it is not in parts already. One that is stored in another format is widened on
+    /// `device`.
     ///
     /// # Errors
     ///
     /// None for a layer that has outputs.
-    pub fn into_split(self, name: &str) -> Result<SplitLinear, SplitError> {
+    pub fn into_split(self, name: &str, device: &Device) -> Result<SplitLinear, SplitError> {
         match self {
             Self::Split(split) => Ok(split),
+            Self::Stored(linear) => Self::Dense(linear.widened(device)).into_split(name, device),
             Self::Dense(linear) => {
                 let [_, outputs] = linear.weight.dims();
                 SplitLinear::new(linear, vec![(name.to_owned(), 0..outputs)])
@@ -78,7 +116,7 @@ impl Projection {
     /// Who sees its inputs.
     pub(crate) fn tap(&self) -> Option<&Tap> {
         match self {
-            Self::Dense(_) => None,
+            Self::Dense(_) | Self::Stored(_) => None,
             Self::Split(split) => split.tap(),
         }
     }

@@ -4,7 +4,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::{DecoderConfig, LayerRotary, Positions, RotaryScaling};
+use crate::{DecoderConfig, LayerRotary, Positions, RotaryScaling, ops::Packing};
 
 /// Inverse frequencies `[rotary_dim / 2]` and the factor on cos and sin for texts of up to `length` tokens.
 ///
@@ -125,6 +125,8 @@ pub(crate) struct Places<'a> {
     pub(crate) rotation: Option<&'a Rotation>,
     /// A factor on the query of each token, where any is not 1.
     pub(crate) temperature: Option<&'a [f32]>,
+    /// How the tokens are packed.
+    pub(crate) packing: Packing,
 }
 
 /// The factors on the queries at `positions`; `None` where all are 1.

@@ -138,39 +138,82 @@ impl Sampler {
         if self.config.temperature == 0.0 {
             return Ok(logits.iter().position(|&score| score == highest).unwrap_or_default() as u32);
         }
-        let mut ranked: Vec<usize> = (0..logits.len()).collect();
-        // By value, so that 0 and -0 are equal; there is no NaN.
-        let best_first =
-            |&a: &usize, &b: &usize| logits[b].partial_cmp(&logits[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b));
-        if let Some(k) = self.config.top_k.filter(|&k| k < ranked.len()) {
-            ranked.select_nth_unstable_by(k - 1, best_first);
-            ranked.truncate(k);
-        }
-        ranked.sort_unstable_by(best_first);
-        let below = |token: usize| logits[token] as f64 - highest as f64;
-        let weights = ranked.iter().map(|&token| (below(token) / self.config.temperature).exp());
-        let mut weights: Vec<f64> = weights.collect();
-        if let Some(p) = self.config.top_p {
-            let enough = p * weights.iter().sum::<f64>();
+        let weight = |token: usize| ((logits[token] as f64 - highest as f64) / self.config.temperature).exp();
+        let mut ranked = Ranked::new(logits);
+        let mut kept = self.config.top_k.unwrap_or(logits.len()).min(logits.len());
+        let all: f64 = match kept < logits.len() {
+            true => ranked.first(kept).iter().map(|&token| weight(token)).sum(),
+            false => (0..logits.len()).map(weight).sum(),
+        };
+        let mut sum = all;
+        // Each of these keeps the first few, and at least one.
+        let mut keep = |ranked: &mut Ranked<'_>, kept: &mut usize, enough: &dyn Fn(f64, f64) -> bool| {
             let mut reached = 0.0;
-            let kept = weights.iter().position(|weight| {
-                reached += weight;
-                reached >= enough
-            });
-            weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+            for at in 0..*kept {
+                let next = weight(ranked.at(at));
+                if at > 0 && enough(reached, next) {
+                    (*kept, sum) = (at, reached);
+                    return;
+                }
+                reached += next;
+            }
+        };
+        if let Some(p) = self.config.top_p.filter(|&p| p < 1.0) {
+            keep(&mut ranked, &mut kept, &|reached, _| reached >= p * all);
         }
-        if let Some(p) = self.config.min_p {
+        if let Some(p) = self.config.min_p.filter(|&p| p > 0.0) {
             // The best one has the weight 1.
-            weights.truncate(weights.partition_point(|&weight| weight >= p).max(1));
+            keep(&mut ranked, &mut kept, &|_, next| next < p);
         }
-        let mut at = self.random.random::<f64>() * weights.iter().sum::<f64>();
-        for (&token, weight) in ranked.iter().zip(&weights) {
-            at -= weight;
+        let mut at = self.random.random::<f64>() * sum;
+        for place in 0..kept {
+            let token = ranked.at(place);
+            at -= weight(token);
             if at < 0.0 {
                 return Ok(token as u32);
             }
         }
         // Rounding can leave a sliver past the last weight.
-        Ok(ranked[weights.len() - 1] as u32)
+        Ok(ranked.at(kept - 1) as u32)
+    }
+}
+
+/// Tokens that are ranked at first; of most texts one of them is chosen.
+const RANKED_AT_FIRST: usize = 64;
+
+/// Tokens by their scores, best first, equal ones by their number: ranked as far as somebody looks.
+struct Ranked<'a> {
+    logits: &'a [f32],
+    tokens: Vec<usize>,
+    ranked: usize,
+}
+
+impl<'a> Ranked<'a> {
+    fn new(logits: &'a [f32]) -> Self {
+        Self { logits, tokens: (0..logits.len()).collect(), ranked: 0 }
+    }
+
+    /// The first `count` tokens.
+    fn first(&mut self, count: usize) -> &[usize] {
+        if count > self.ranked {
+            // By value, so that 0 and -0 are equal; there is no NaN.
+            let best_first = |&a: &usize, &b: &usize| {
+                self.logits[b].partial_cmp(&self.logits[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+            };
+            let count = count.max(RANKED_AT_FIRST).max(4 * self.ranked).min(self.tokens.len());
+            let rest = &mut self.tokens[self.ranked..];
+            let new = count - self.ranked;
+            if new < rest.len() {
+                rest.select_nth_unstable_by(new - 1, best_first);
+            }
+            rest[..new].sort_unstable_by(best_first);
+            self.ranked = count;
+        }
+        &self.tokens[..count]
+    }
+
+    /// The token at a place.
+    fn at(&mut self, place: usize) -> usize {
+        self.first(place + 1)[place]
     }
 }

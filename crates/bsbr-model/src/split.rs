@@ -20,7 +20,7 @@ impl Decoder {
     pub fn divided(&self, split: &SavedSplit) -> Result<Self, ModelError> {
         let shape = |name: &str| self.config.decoder.linear_shape(name.parse::<LinearPlace>().ok()?);
         split.validate(shape).map_err(|problem| ModelError::Config { setting: "split", problem })?;
-        let mut divided = self.clone();
+        let (mut divided, device) = (self.clone(), self.device());
         for name in split.taken().into_keys() {
             let place: LinearPlace = name.parse()?;
             let (mut parts, mut end) = (Vec::new(), 0);
@@ -32,7 +32,7 @@ impl Decoder {
                 parts.push((part.member.part.clone(), part.columns));
             }
             let projection = divided.projection_mut(place).ok_or_else(|| no_layer(name))?;
-            let Projection::Dense(linear) = projection.clone() else {
+            let Some(linear) = projection.dense_mut(&device).cloned() else {
                 return Err(ModelError::Input(format!("`{name}` is in parts already: begin with the original model")));
             };
             let [_, outputs] = linear.weight.dims();
@@ -103,7 +103,7 @@ impl BlockModel for Decoder {
 
     fn weight(&self, linear: &str) -> Result<Vec<f32>, ModelError> {
         let place: LinearPlace = linear.parse()?;
-        let weight = self.projection(place).ok_or_else(|| no_layer(linear))?.dense_weight();
+        let weight = self.projection(place).ok_or_else(|| no_layer(linear))?.dense_weight(&self.device());
         let failed = |error| ModelError::Input(format!("`{linear}` cannot be read back: {error:?}"));
         weight.try_into_vec_as::<f32>().map_err(failed)
     }

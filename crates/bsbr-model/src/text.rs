@@ -1,5 +1,6 @@
 //! Text in, text out: Hugging Face tokenizers.
 
+mod bytes;
 mod chat;
 mod companions;
 mod stop;
@@ -135,6 +136,28 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, ModelError> {
         contained(|| self.inner.decode(tokens, true)).map_err(|error| ModelError::Tokenizer(error.to_string()))
+    }
+
+    /// What a token adds to a text, special ones by their name; a part of a character as the bytes it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Tokenizer`].
+    pub fn token_bytes(&self, token: u32) -> Result<Vec<u8>, ModelError> {
+        let Some(name) = self.inner.id_to_token(token) else { return Ok(Vec::new()) };
+        if self.inner.get_added_vocabulary().is_special_token(&name) {
+            return Ok(name.into_bytes());
+        }
+        // Behind something else, as decoders may treat the first token in a way of their own.
+        let mut tokens = self.ids("0", false)?;
+        let before = self.decode(&tokens)?;
+        tokens.push(token);
+        let text = self.decode(&tokens)?;
+        let text = text.strip_prefix(before.as_str()).unwrap_or(&text);
+        Ok(match bytes::of_name(&name) {
+            Some(bytes) if text.contains('\u{fffd}') => bytes,
+            _ => text.as_bytes().to_vec(),
+        })
     }
 
     /// Turns tokens into text as they come.

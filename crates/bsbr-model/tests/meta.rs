@@ -3,7 +3,7 @@
 mod common;
 
 use bsbr_attn::{AttentionOptions, BlockAttentionConfig, Meta, Retrieval, Selector, attend};
-use bsbr_model::{Decoder, DecoderConfig, Normalisation, Positions, Projection};
+use bsbr_model::{Decoder, DecoderConfig, Normalisation, Positions, Projection, Table};
 use burn::{
     nn::Linear,
     tensor::{Int, Tensor, TensorData},
@@ -46,7 +46,8 @@ fn put_together(model: &Decoder, tokens: &[u32], attention: &BlockAttentionConfi
         Tensor::<1, Int>::from_data(TensorData::new(at, [count]), &device)
     };
     let every = |step: usize, from: usize| (from..TOKENS).step_by(step).collect::<Vec<_>>();
-    let mut x = model.embed.weight.val().select(0, index(tokens.iter().map(|&token| token as i32).collect()));
+    let Table::Dense(table) = &model.embed else { panic!("a table in f32") };
+    let mut x = table.weight.val().select(0, index(tokens.iter().map(|&token| token as i32).collect()));
     if let Some(table) = &model.position {
         x = x + table.val().narrow(0, 0, TOKENS);
     }
@@ -114,6 +115,6 @@ fn chunks_ask_with_their_first_token_and_blocks_answer_with_their_last() {
 fn dense(projection: &Projection) -> &Linear {
     match projection {
         Projection::Dense(linear) => linear,
-        Projection::Split(_) => panic!("the model is as it was loaded"),
+        Projection::Stored(_) | Projection::Split(_) => panic!("the model is as it was loaded"),
     }
 }

@@ -269,7 +269,7 @@ fn adapters_stand_beside_compressed_projections_but_are_not_added_to_them() {
     let mut whole = tuned.decoder.clone();
     for place in tuned.decoder.config().decoder.linear_places() {
         let projection = whole.projection_mut(place).unwrap();
-        let (weight, bias) = (projection.dense_weight(), projection.bias().cloned());
+        let (weight, bias) = (projection.dense_weight(&Device::flex()), projection.bias().cloned());
         *projection = Linear { weight: Param::from_tensor(weight), bias }.into();
     }
     assert!(difference(&logits(&whole, &tokens), &logits(&tuned.decoder, &tokens)) < 1e-4);

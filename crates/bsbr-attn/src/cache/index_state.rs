@@ -55,6 +55,16 @@ impl IndexState {
         of_index!(self, index => index.forget());
     }
 
+    /// The index when `tokens` tokens were in, of which those before `end` could be indexed; `None` where that is not known any
+    /// more.
+    pub(super) fn first(&self, tokens: usize, end: usize) -> Option<Self> {
+        match self {
+            Self::Plain(_) => None,
+            #[cfg(feature = "flex")]
+            Self::Fused(index) => index.first(tokens, end).map(Self::Fused),
+        }
+    }
+
     /// Makes room for the index of `tokens` tokens.
     pub(super) fn reserve(&mut self, tokens: usize) {
         of_index!(self, index => index.reserve(tokens));

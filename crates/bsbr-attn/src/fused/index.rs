@@ -47,6 +47,17 @@ impl FusedIndex {
         self.keys.extend(keys.heads(), values.heads(), end / SECTION);
     }
 
+    /// The index when `tokens` tokens were in, of which those before `end` could be indexed; `None` if more queries than theirs
+    /// found it.
+    pub(crate) fn first(&self, tokens: usize, end: usize) -> Option<Self> {
+        if tokens < self.tokens {
+            return None;
+        }
+        let mut first = self.clone();
+        first.keys.truncate(end / SECTION);
+        Some(first)
+    }
+
     /// Forgets everything but what is known of queries: the keys are no longer where they were.
     pub(crate) fn forget(&mut self) {
         self.keys.clear();

@@ -18,6 +18,7 @@ use crate::{
     AttentionOptions, BlockAttentionConfig, Far,
     buffer::RowBuffer,
     plain::{MASKED, Part, Tile, Values, biased, combine, contiguous_part, float_tensor, log_mass},
+    seen::{Columns, Watch},
 };
 
 /// The logarithm of a threshold of 0: what lies lower has no weight.
@@ -30,8 +31,8 @@ pub(crate) fn read_by_index(
     mut parts: Vec<Part>,
     (index, candidates): (&PlainIndex, &Candidates),
     (keys, values): (&RowBuffer, &RowBuffer),
-    attention: &BlockAttentionConfig,
-    options: &AttentionOptions,
+    (attention, options): (&BlockAttentionConfig, &AttentionOptions),
+    watch: Option<&mut Watch>,
 ) -> (Tensor<5>, Chosen) {
     let view = index.view(&candidates.sections);
     let view = view.unwrap_or_else(|| unreachable!("the index is founded before any chunk has candidates"));
@@ -49,6 +50,7 @@ pub(crate) fn read_by_index(
     let of = |rows: &RowBuffer| rows.range(positions.start, positions.end);
     let mut part = contiguous_part(tile, of(keys), of(values), positions.clone(), options);
     part.logits = part.logits + hidden_where_zero(passed.mask.clone().unsqueeze_dim(2)).cast(tile.query.dtype());
+    part.columns = Columns::Chosen(positions);
     parts.push(part);
     if attention.far == Far::Mean {
         parts.push(choice.far_blocks(&blocks, &passed.mask, open.as_ref()));
@@ -56,7 +58,7 @@ pub(crate) fn read_by_index(
             parts.push(choice.closed_sections(far, open));
         }
     }
-    (combine(parts, None).0, chosen)
+    (combine(parts, None, (tile.start, watch)).0, chosen)
 }
 
 /// Everything a tile chooses by.
@@ -243,7 +245,7 @@ impl Choice<'_> {
         let sections = self.candidates.sections.len();
         let values = self.view.values.clone().unsqueeze_dim::<5>(3);
         let values = values.expand([batch, kv_heads, sections, BLOCKS, width]);
-        self.part(logits, values.reshape([batch, kv_heads, count, width]))
+        self.part(logits, values.reshape([batch, kv_heads, count, width]), blocks)
     }
 
     /// Far sections that are not open.
@@ -252,11 +254,17 @@ impl Choice<'_> {
         let through = self.view.through.clone().map(|means| first(means.1));
         let logits = self.masses(far, &self.first(&self.view.means), through) + self.log_counts(far);
         let logits = logits + hidden_where_zero(open.unsqueeze_dim(2).neg() + 1.0);
-        self.part(logits, first(self.view.values.clone()))
+        self.part(logits, first(self.view.values.clone()), far)
     }
 
-    fn part(&self, logits: Tensor<5>, values: Tensor<4>) -> Part {
-        Part { logits: logits.cast(self.tile.query.dtype()), values: Values::Shared(values) }
+    fn part(&self, logits: Tensor<5>, values: Tensor<4>, runs: &Scored) -> Part {
+        let sinks = self.attention.sink_tokens;
+        let tokens = |run: usize| (run * runs.size).max(sinks).min((run + 1) * runs.size)..(run + 1) * runs.size;
+        Part {
+            logits: logits.cast(self.tile.query.dtype()),
+            values: Values::Shared(values),
+            columns: Columns::Runs(runs.runs.clone().map(tokens).collect()),
+        }
     }
 }
 

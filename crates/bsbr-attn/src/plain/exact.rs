@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use super::{MASKED, Part, Tile, Values, biased, by_choice, by_set, int_tensor, scores};
-use crate::{AttentionOptions, buffer::RowBuffer};
+use crate::{AttentionOptions, buffer::RowBuffer, seen::Columns};
 
 /// The keys at `positions`, given as `[batch, kv_heads, positions, head_dim]`: each token sees those up to itself and
 /// inside the model's own window.
@@ -24,7 +24,7 @@ pub(crate) fn contiguous_part(
             position <= tile.start + token && position >= options.first_visible(tile.start + token)
         })
     });
-    Part { logits: masked(logits, mask.flatten()), values: Values::Shared(values) }
+    Part { logits: masked(logits, mask.flatten()), values: Values::Shared(values), columns: Columns::Near(positions) }
 }
 
 /// The tokens of the chosen blocks.
@@ -55,6 +55,7 @@ pub(crate) fn chosen_part(
 
     let query = by_set(tile.query.clone(), choices);
     let logits = options.capped(query.matmul(chosen_keys.swap_dims(1, 2)) * options.scale);
+    let columns_of = Columns::Blocks(choice.clone(), block);
     let mut logits = by_choice(logits, [batch, kv_heads, group, tokens, columns], choices);
 
     let hides = options.window.is_some() || !first.is_multiple_of(block);
@@ -76,7 +77,7 @@ pub(crate) fn chosen_part(
             logits = logits + hidden.float().cast(tile.query.dtype()) * MASKED;
         }
     }
-    Part { logits, values: Values::PerChoice(chosen_values) }
+    Part { logits, values: Values::PerChoice(chosen_values), columns: columns_of }
 }
 
 /// The same as [`chosen_part`] by way of every candidate: all of them are scored, those not chosen are masked.
@@ -102,8 +103,8 @@ pub(crate) fn masked_candidates_part(
     let hidden = hidden.expand([batch, kv_heads, choices, blocks, block]);
     let hidden = hidden.reshape([batch, kv_heads, 1, choices, blocks * block]);
     let hidden = hidden.narrow(4, positions.start - first_block * block, positions.len());
-    let part = contiguous_part(tile, keys, values, positions, options);
-    Part { logits: part.logits + hidden, values: part.values }
+    let part = contiguous_part(tile, keys, values, positions.clone(), options);
+    Part { logits: part.logits + hidden, values: part.values, columns: Columns::Chosen(positions) }
 }
 
 pub(super) fn masked(logits: Tensor<5>, mask: Option<Tensor<5>>) -> Tensor<5> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Int, Tensor};
 
 use super::{MASKED, Part, Tile, Values, biased, biased_at, choose::chosen_mask, exact::masked, float_tensor, scores};
-use crate::{AttentionOptions, statistics::StatisticsView};
+use crate::{AttentionOptions, seen::Columns, statistics::StatisticsView};
 
 /// The covariance term may add at most this to a log-mass: keys that are rotated through a block are not normally
 /// distributed, and without a bound the quadratic estimate of a few of them swallows the rest.
@@ -62,7 +62,11 @@ pub(crate) fn far_part(
         let mask = chosen_mask(choice, statistics.blocks.len(), &logits);
         logits = logits + mask;
     }
-    Part { logits, values: Values::Shared(statistics.mean_value.clone()) }
+    Part {
+        logits,
+        values: Values::Shared(statistics.mean_value.clone()),
+        columns: Columns::Runs(statistics.blocks.clone()),
+    }
 }
 
 /// Hides from each token the blocks that its window cuts or leaves behind.

@@ -15,7 +15,10 @@ pub(crate) use choose::choose_per_chunk;
 pub(crate) use exact::{chosen_part, contiguous_part, masked_candidates_part};
 pub(crate) use far::{far_logits, far_part, meta_scores, mixed_state, read_mixed_state, read_states};
 
-use crate::AttentionOptions;
+use crate::{
+    AttentionOptions,
+    seen::{Columns, Watch},
+};
 
 /// Added to a logit that may not be seen. Its exponential is exactly 0, and unlike an infinity it cannot turn into a
 /// NaN when subtracted from another.
@@ -97,6 +100,7 @@ pub(crate) struct Part {
     /// `[batch, kv_heads, group, tokens, columns]`.
     pub(crate) logits: Tensor<5>,
     pub(crate) values: Values,
+    pub(crate) columns: Columns,
 }
 
 /// The values that belong to the columns of a part.
@@ -109,15 +113,31 @@ pub(crate) enum Values {
 }
 
 /// One softmax over the columns of all parts. Returns the output `[batch, kv_heads, group, tokens, head_dim]` and the
-/// weights of the part `watched`, for whoever adds to its values.
-pub(crate) fn combine(parts: Vec<Part>, watched: Option<usize>) -> (Tensor<5>, Option<Tensor<5>>) {
-    let columns: Vec<usize> = parts.iter().map(|part| part.logits.dims()[4]).collect();
-    let (logits, values): (Vec<_>, Vec<_>) = parts.into_iter().map(|part| (part.logits, part.values)).unzip();
-    let weights = softmax(Tensor::cat(logits, 4), 4);
+/// weights of the part `weighed`, for whoever adds to its values. `start` is where the first token stands, for who watches.
+pub(crate) fn combine(
+    parts: Vec<Part>,
+    weighed: Option<usize>,
+    (start, watch): (usize, Option<&mut Watch>),
+) -> (Tensor<5>, Option<Tensor<5>>) {
+    let (mut logits, mut read_of, mut columns) = (Vec::new(), Vec::new(), Vec::new());
+    for part in parts {
+        read_of.push((part.logits.dims()[4], part.values));
+        logits.push(part.logits);
+        columns.push(part.columns);
+    }
+    let logits = Tensor::cat(logits, 4);
+    let weights = match watch {
+        Some(watch) => {
+            let weights = softmax(logits.clone(), 4);
+            watch.see(start, &columns, &logits, &weights);
+            weights
+        }
+        None => softmax(logits, 4),
+    };
     let mut output: Option<Tensor<5>> = None;
-    let mut watched_weights = None;
+    let mut weighed_weights = None;
     let mut at = 0;
-    for (index, (columns, values)) in columns.into_iter().zip(values).enumerate() {
+    for (index, (columns, values)) in read_of.into_iter().enumerate() {
         let weight = weights.clone().narrow(4, at, columns);
         at += columns;
         let read = read(weight.clone(), values);
@@ -125,12 +145,12 @@ pub(crate) fn combine(parts: Vec<Part>, watched: Option<usize>) -> (Tensor<5>, O
             Some(sum) => sum + read,
             None => read,
         });
-        if watched == Some(index) {
-            watched_weights = Some(weight);
+        if weighed == Some(index) {
+            weighed_weights = Some(weight);
         }
     }
     let output = output.unwrap_or_else(|| unreachable!("a token reads at least itself"));
-    (output, watched_weights)
+    (output, weighed_weights)
 }
 
 /// Log of the sum of the exponentials of every column, `[batch, kv_heads, group, tokens, 1]`.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use bsbr_attn::index::{BLOCK, SECTION};
 use burn::tensor::Tensor;
 use proptest::prelude::*;
+pub(crate) use token::Source;
 use token::{Choice, Token};
 
 use super::{
@@ -265,6 +266,15 @@ impl<'a> Reference<'a> {
 }
 
 impl Reference<'_> {
+    /// The probabilities of everything that token `t` of query head `h` reads by an index, and how close a choice came to another.
+    pub(crate) fn weights(&mut self, h: usize, t: usize) -> (Vec<(Source, f64)>, f64) {
+        let (case, inputs) = (self.case, self.inputs);
+        let kv = h / (case.heads / case.kv_heads);
+        let group = case.group(t);
+        let index = self.indices.entry((0, kv, group)).or_insert_with(|| Index::new(case, inputs, (0, kv), group));
+        Token { case, inputs, index, b: 0, kv, t, group }.weights(h)
+    }
+
     /// What token `t` of head `h` would read of inputs that have `moved` a little: integers let every number through, so the
     /// choice stays and what rounding takes from a query or a mean stays. Positions are those of the tokens.
     pub(crate) fn moved(&mut self, moved: &Inputs, b: usize, h: usize, t: usize) -> Vector {

@@ -14,11 +14,11 @@ pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-pub(super) fn mean(rows: &[Vector], width: usize) -> Vector {
+pub(crate) fn mean(rows: &[Vector], width: usize) -> Vector {
     (0..width).map(|x| rows.iter().map(|row| row[x]).sum::<f64>() / rows.len() as f64).collect()
 }
 
-pub(super) fn softmax(logits: &[f64]) -> Vec<f64> {
+pub(crate) fn softmax(logits: &[f64]) -> Vec<f64> {
     let highest = logits.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = logits.iter().map(|x| (x - highest).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -126,7 +126,7 @@ impl Case {
         score - self.options.alibi.unwrap_or(0.0) * self.slope(h) * (t as f64 - position)
     }
 
-    pub(super) fn key_score(
+    pub(crate) fn key_score(
         &self,
         inputs: &Inputs,
         (b, h, t): (usize, usize, usize),

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -18,7 +19,9 @@ use super::tokenizer;
 use crate::ConvertError;
 use crate::json::ConfigFile;
 use crate::placeholder::check_file;
-use crate::tensors::{Header, Mapping, TensorBytes, TensorDeclaration, TensorEntry, exported_header};
+use crate::tensors::{
+    Header, Mapping, SharedPart, TensorBytes, TensorDeclaration, TensorEntry, WholeFile, exported_header,
+};
 
 /// An open GGUF file. Opening reads the header, and the few tensors that are settings.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub(crate) struct GgufFile {
     len: u64,
     header: Header,
     stored: HashMap<String, Stored>,
+    whole: WholeFile,
 }
 
 /// What a GGUF file says about its model besides the weights.
@@ -145,7 +149,7 @@ impl GgufModel {
         if let Some(template) = metadata.optional_str("tokenizer.chat_template")? {
             companions.push(("chat_template.jinja", template.as_bytes().to_vec()));
         }
-        let file = GgufFile { path: path.to_owned(), file, len, header, stored };
+        let file = GgufFile { path: path.to_owned(), file, len, header, stored, whole: WholeFile::default() };
         let config = ConfigFile::of(path, config);
         Ok(Self { file, config, extras: GgufExtras { companions, no_tokenizer, notes } })
     }
@@ -165,9 +169,25 @@ impl GgufFile {
         &self.header
     }
 
-    /// The number format of a tensor in the file.
-    pub(crate) fn kind(&self, tensor: &TensorEntry) -> Option<GgufKind> {
-        self.stored.get(&tensor.name).map(|stored| stored.kind)
+    /// How a tensor lies in the file.
+    pub(crate) fn stored(&self, tensor: &TensorEntry) -> Option<&Stored> {
+        self.stored.get(&tensor.name)
+    }
+
+    /// The whole file, mapped for as long as anything holds it, and where in it a tensor is.
+    pub(crate) fn shared(&self, tensor: &TensorEntry) -> Result<Option<SharedPart>, ConvertError> {
+        let Some(stored) = self.stored(tensor) else { return Ok(None) };
+        Ok(Some((self.whole()?, stored.bytes.clone())))
+    }
+
+    /// How the tensors lie in the file, by the names that a checkpoint has for them.
+    pub(crate) fn all_stored(&self) -> &HashMap<String, Stored> {
+        &self.stored
+    }
+
+    /// The whole file, mapped likewise.
+    pub(crate) fn whole(&self) -> Result<Arc<Mapping>, ConvertError> {
+        self.whole.get(&self.file, self.len).map_err(ConvertError::io("map", &self.path))
     }
 
     /// Maps the bytes of one tensor of this file.
@@ -189,7 +209,7 @@ fn fault(path: &Path) -> impl FnOnce(GgufProblem) -> ConvertError {
     move |problem| ConvertError::Gguf { path, problem: Box::new(problem) }
 }
 
-fn architecture(metadata: &Metadata) -> Result<&'static GgufArchitecture, ConvertError> {
+pub(super) fn architecture(metadata: &Metadata) -> Result<&'static GgufArchitecture, ConvertError> {
     if let Some(parts) = metadata.optional_usize("split.count")?.filter(|&parts| parts > 1) {
         return Err(fault(metadata.path())(GgufProblem::Split { parts }));
     }
@@ -218,7 +238,7 @@ fn numbers(file: &File, path: &Path, tensor: &GgufTensor) -> Result<Vec<f64>, Co
 
 /// The tensors as a Hugging Face checkpoint names and orders them. One that no table knows keeps its name: the plan
 /// then reports it among what no rule reads.
-fn present(
+pub(super) fn present(
     path: &Path,
     architecture: &GgufArchitecture,
     config: &Map<String, Value>,
@@ -253,7 +273,7 @@ fn present(
         let (rows, width) = (shape[0], shape[1..].iter().product());
         let bytes = tensor.bytes.start as u64..tensor.bytes.end as u64;
         let place = Stored { kind: tensor.kind, order, width, rows, bytes };
-        declarations.push(TensorDeclaration { name: name.clone(), dtype: place.dtype(), shape });
+        declarations.push(TensorDeclaration::plain(name.clone(), place.dtype(), shape));
         if stored.insert(name.clone(), place).is_some() {
             return Err(fault(path)(GgufProblem::Duplicate { tensor: name }));
         }
@@ -267,13 +287,7 @@ fn quantised_note(stored: &HashMap<String, Stored>) -> Option<String> {
     let names: BTreeSet<&str> = quantised.clone().map(|stored| stored.kind.name).collect();
     let names: Vec<&str> = names.into_iter().collect();
     let count = quantised.count();
-    (count > 0).then(|| {
-        format!(
-            "{count} tensors were quantised ({}): their numbers are read as f32, an export cannot give back the \
-             codes",
-            names.join(", ")
-        )
-    })
+    (count > 0).then(|| format!("{count} tensors are quantised ({})", names.join(", ")))
 }
 
 /// What transformers needs to load the tokenizer of an export.

@@ -43,6 +43,11 @@ impl GgufHeader {
     ///
     /// The first [`GgufProblem`] found.
     pub(crate) fn parse(file: &[u8]) -> Result<Self, GgufProblem> {
+        Self::parse_start(file, file.len())
+    }
+
+    /// The same of a file of `len` bytes that begins with `file`.
+    pub(crate) fn parse_start(file: &[u8], len: usize) -> Result<Self, GgufProblem> {
         let mut bytes = Bytes { file, at: 0 };
         if file.len() < 24 {
             return Err(GgufProblem::TooShort { len: file.len() });
@@ -81,7 +86,7 @@ impl GgufHeader {
         }
         let start = (bytes.at as u64).next_multiple_of(alignment);
         let tensors = read.into_iter().map(|tensor| tensor.place(start, alignment)).collect::<Result<Vec<_>, _>>()?;
-        check_layout(&tensors, start as usize, file.len(), alignment as usize)?;
+        check_layout(&tensors, start as usize, len, alignment as usize)?;
         Ok(Self { metadata, tensors })
     }
 }

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use half::{bf16, f16};
+use bsbr_weights::{Format, decode};
 use safetensors::Dtype;
+
+use crate::tensors::numbers;
 
 /// A number format of GGUF, known by name and size. [`GgufKind::is_read`] says whether its numbers can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +72,19 @@ impl GgufKind {
         KINDS.into_iter().find(|kind| kind.id == id)
     }
 
+    /// The one that stands for a format of weights.
+    pub(crate) fn of_format(format: Format) -> Option<Self> {
+        KINDS.into_iter().find(|kind| kind.name == format.name())
+    }
+
+    /// What its numbers mean, where they can be read.
+    pub fn format(self) -> Option<Format> {
+        Format::of_name(self.name)
+    }
+
     /// Whether its numbers can be read.
     pub fn is_read(self) -> bool {
-        matches!(
-            self.name,
-            "F32" | "F16" | "BF16" | "Q8_0" | "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q4_K" | "Q5_K" | "Q6_K"
-        )
+        self.format().is_some()
     }
 
     /// Names of the formats that are read.
@@ -110,26 +119,15 @@ impl GgufKind {
             out.extend_from_slice(&data[range.start * self.bytes..range.end * self.bytes]);
             return;
         }
+        // A file with a format that is not read is refused when it is opened.
+        let Some(format) = self.format() else { return };
         let mut numbers = [0.0; LARGEST_BLOCK];
+        let numbers = &mut numbers[..self.block];
         for block in range.start / self.block..range.end.div_ceil(self.block) {
             let first = block * self.block;
-            self.decode_block(&data[block * self.bytes..(block + 1) * self.bytes], &mut numbers);
+            decode(format, &data[block * self.bytes..(block + 1) * self.bytes], numbers);
             let (from, to) = (range.start.max(first) - first, range.end.min(first + self.block) - first);
             numbers[from..to].iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
-        }
-    }
-
-    fn decode_block(self, data: &[u8], out: &mut [f32; LARGEST_BLOCK]) {
-        match self.name {
-            "Q8_0" => q8_0(data, out),
-            "Q4_0" => q4_0(data, out),
-            "Q4_1" => q4_1(data, out),
-            "Q5_0" => q5_0(data, out),
-            "Q5_1" => q5_1(data, out),
-            "Q4_K" => q4_k(data, out),
-            "Q5_K" => q5_k(data, out),
-            // The only one left: a file with any other format is refused when it is opened.
-            _ => q6_k(data, out),
         }
     }
 
@@ -137,112 +135,12 @@ impl GgufKind {
     pub(crate) fn number(self, data: &[u8], position: usize) -> f32 {
         let mut bytes = Vec::with_capacity(4);
         self.decode(data, position..position + 1, &mut bytes);
-        match self.dtype() {
-            Dtype::F16 => f16_at(&bytes, 0),
-            Dtype::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-            _ => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        }
+        numbers(self.dtype(), &bytes).next().unwrap_or(f32::NAN)
     }
 }
 
 impl fmt::Display for GgufKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
-    }
-}
-
-fn f16_at(data: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([data[at], data[at + 1]]).to_f32()
-}
-
-/// The four-bit codes of 32 numbers in 16 bytes: the low halves first, then the high ones.
-fn nibbles(data: &[u8]) -> impl Iterator<Item = u8> + '_ {
-    data.iter().map(|byte| byte & 15).chain(data.iter().map(|byte| byte >> 4))
-}
-
-/// The fifth bits of 32 numbers.
-fn fifth_bits(data: &[u8]) -> impl Iterator<Item = u8> {
-    let bits = u32::from_le_bytes([data[0], data[1], data[2], data[3]]);
-    (0..32).map(move |n| ((bits >> n & 1) as u8) << 4)
-}
-
-/// Scale, then 32 signed codes.
-fn q8_0(data: &[u8], out: &mut [f32]) {
-    let scale = f16_at(data, 0);
-    out.iter_mut().zip(&data[2..]).for_each(|(number, &code)| *number = scale * f32::from(code as i8));
-}
-
-/// Scale, then codes less 8.
-fn q4_0(data: &[u8], out: &mut [f32]) {
-    let scale = f16_at(data, 0);
-    out.iter_mut().zip(nibbles(&data[2..])).for_each(|(number, code)| *number = scale * (f32::from(code) - 8.0));
-}
-
-/// Scale, smallest number, then codes.
-fn q4_1(data: &[u8], out: &mut [f32]) {
-    let (scale, least) = (f16_at(data, 0), f16_at(data, 2));
-    out.iter_mut().zip(nibbles(&data[4..])).for_each(|(number, code)| *number = scale * f32::from(code) + least);
-}
-
-/// As [`q4_0`] with a fifth bit, less 16.
-fn q5_0(data: &[u8], out: &mut [f32]) {
-    let scale = f16_at(data, 0);
-    let codes = nibbles(&data[6..]).zip(fifth_bits(&data[2..])).map(|(low, high)| low | high);
-    out.iter_mut().zip(codes).for_each(|(number, code)| *number = scale * (f32::from(code) - 16.0));
-}
-
-/// As [`q4_1`] with a fifth bit.
-fn q5_1(data: &[u8], out: &mut [f32]) {
-    let (scale, least) = (f16_at(data, 0), f16_at(data, 2));
-    let codes = nibbles(&data[8..]).zip(fifth_bits(&data[4..])).map(|(low, high)| low | high);
-    out.iter_mut().zip(codes).for_each(|(number, code)| *number = scale * f32::from(code) + least);
-}
-
-/// Scale and offset of each group of 32: eight pairs of six bits in twelve bytes.
-fn group_scales(data: &[u8]) -> [(f32, f32); 8] {
-    std::array::from_fn(|group| {
-        let (scale, offset) = if group < 4 {
-            (data[group] & 63, data[group + 4] & 63)
-        } else {
-            let rest = data[group + 4];
-            (rest & 15 | (data[group - 4] >> 6) << 4, rest >> 4 | (data[group] >> 6) << 4)
-        };
-        (f32::from(scale), f32::from(offset))
-    })
-}
-
-/// Scales of scales and of offsets, the scales of the groups, then codes: of two groups in 32 bytes each.
-fn q4_k(data: &[u8], out: &mut [f32]) {
-    let (scale, offset) = (f16_at(data, 0), f16_at(data, 2));
-    let groups = group_scales(&data[4..16]);
-    let codes = data[16..144].chunks_exact(32).flat_map(nibbles);
-    out.iter_mut().zip(codes).enumerate().for_each(|(n, (number, code))| {
-        let (group_scale, group_offset) = groups[n / 32];
-        *number = scale * group_scale * f32::from(code) - offset * group_offset;
-    });
-}
-
-/// As [`q4_k`] with fifth bits: bit `g` of byte `n` belongs to number `n` of group `g`.
-fn q5_k(data: &[u8], out: &mut [f32]) {
-    let (scale, offset) = (f16_at(data, 0), f16_at(data, 2));
-    let (groups, high) = (group_scales(&data[4..16]), &data[16..48]);
-    let codes = data[48..176].chunks_exact(32).flat_map(nibbles);
-    out.iter_mut().zip(codes).enumerate().for_each(|(n, (number, code))| {
-        let (group_scale, group_offset) = groups[n / 32];
-        let code = code | (high[n % 32] >> (n / 32) & 1) << 4;
-        *number = scale * group_scale * f32::from(code) - offset * group_offset;
-    });
-}
-
-/// Low four bits, high two bits, signed scales of 16 numbers each, the scale of these. In each half of the block the low
-/// bits of groups 0 and 2, 1 and 3 share bytes, and all four share those of the high bits.
-fn q6_k(data: &[u8], out: &mut [f32]) {
-    let scale = f16_at(data, 208);
-    for (n, number) in out.iter_mut().enumerate() {
-        let (half, group, place) = (n / 128, n % 128 / 32, n % 32);
-        let low = data[half * 64 + group % 2 * 32 + place] >> (group / 2 * 4) & 15;
-        let high = data[128 + half * 32 + place] >> (group * 2) & 3;
-        let code = f32::from(low | high << 4) - 32.0;
-        *number = scale * f32::from(data[192 + n / 16] as i8) * code;
     }
 }

@@ -6,6 +6,7 @@
 mod config;
 mod file;
 mod header;
+mod kept;
 mod kind;
 mod metadata;
 mod names;
@@ -18,7 +19,8 @@ pub use problem::GgufProblem;
 
 pub use file::is_gguf;
 pub(crate) use file::{GgufExtras, GgufFile, GgufModel, gguf_file};
-pub(crate) use stored::StoredBytes;
+pub(crate) use kept::{Held, SOURCE_GGUF, held, open_rest, write_rest};
+pub(crate) use stored::{Order, Stored, StoredBytes};
 
 #[cfg(test)]
 mod tests;

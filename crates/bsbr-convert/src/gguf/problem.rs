@@ -169,6 +169,19 @@ pub enum GgufProblem {
         /// Bytes in the file.
         len: usize,
     },
+    /// What was kept of a file does not go with the weights.
+    #[error(
+        "it has {rest} bytes of a GGUF file of {file}, and the weights hold {weights} of its bytes: they do not belong together, convert the \
+         file again"
+    )]
+    Rest {
+        /// Bytes kept.
+        rest: u64,
+        /// Bytes that are in the weights.
+        weights: u64,
+        /// Bytes of the file.
+        file: u64,
+    },
     /// One part of a file in several.
     #[error("the file is one of {parts} parts: join them first with `llama-gguf-split --merge FIRST OUT`")]
     Split {

@@ -44,6 +44,18 @@ impl Stored {
         if self.order == Order::OneMore { Dtype::F32 } else { self.kind.dtype() }
     }
 
+    /// The row of the file that is row `row` of the Hugging Face tensor, of rows that are kept whole.
+    pub(crate) fn file_row(&self, row: usize) -> usize {
+        match self.order {
+            Order::RotaryPairs { head_dim } => {
+                let (first, place) = (row - row % head_dim, row % head_dim);
+                let (half, pair) = (place / (head_dim / 2), place % (head_dim / 2));
+                first + 2 * pair + half
+            }
+            Order::Same | Order::Transposed | Order::OneMore => row,
+        }
+    }
+
     /// Appends the numbers `range` of the Hugging Face tensor, in the bytes of [`Stored::dtype`].
     fn read(&self, data: &[u8], range: Range<usize>, out: &mut Vec<u8>) {
         match self.order {
@@ -56,14 +68,12 @@ impl Stored {
                 let at = at % self.width * self.rows + at / self.width;
                 self.kind.decode(data, at..at + 1, out);
             }),
-            Order::RotaryPairs { head_dim } => {
+            Order::RotaryPairs { .. } => {
                 let mut at = range.start;
                 while at < range.end {
                     let (row, skip) = (at / self.width, at % self.width);
                     let len = (self.width - skip).min(range.end - at);
-                    let (first, place) = (row - row % head_dim, row % head_dim);
-                    let (half, pair) = (place / (head_dim / 2), place % (head_dim / 2));
-                    let from = (first + 2 * pair + half) * self.width + skip;
+                    let from = self.file_row(row) * self.width + skip;
                     self.kind.decode(data, from..from + len, out);
                     at += len;
                 }

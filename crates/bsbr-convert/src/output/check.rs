@@ -8,16 +8,18 @@ use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, SOURCE_CONFIG, SOURCE_INDEX};
 use crate::files::{INDEX, WEIGHTS};
+use crate::gguf::SOURCE_GGUF;
 
 use super::place::is_ours;
 
 /// Files of a converted model beside the tokenizer's: those of every model, and what tuning and compressing add.
-const MODEL_FILES: [&str; 9] = [
+const MODEL_FILES: [&str; 10] = [
     RECORD,
     "config.json",
     WEIGHTS,
     SOURCE_CONFIG,
     SOURCE_INDEX,
+    SOURCE_GGUF,
     "README.md",
     "tune.json",
     "tune.svg",
@@ -74,7 +76,7 @@ impl Replaceable {
         } else if self.checkpoint && !is_model {
             let weights = |name: &str| match &self.weights {
                 Some(names) => names.iter().any(|known| known == name),
-                None => name.ends_with(".safetensors"),
+                None => is_weights(name),
             };
             foreign(&|name| name == "config.json" || name == INDEX || COMPANIONS.contains(&name) || weights(name))
         } else {
@@ -155,7 +157,12 @@ fn names(dir: &Path) -> Result<Vec<String>, ConvertError> {
 
 /// Whether a file of this name may be one that an earlier run wrote.
 pub(super) fn is_known(name: &str) -> bool {
-    MODEL_FILES.contains(&name) || COMPANIONS.contains(&name) || name == INDEX || name.ends_with(".safetensors")
+    MODEL_FILES.contains(&name) || COMPANIONS.contains(&name) || name == INDEX || is_weights(name)
+}
+
+/// Whether a file of this name may be weights.
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".gguf")
 }
 
 /// The file that makes a directory what it is: without it nobody takes the others for a whole.

@@ -84,7 +84,7 @@ pub fn fold(
             let of_factors = plan.reading(&tensor.name).is_some_and(|(step, _)| dense.contains(&step.targets[0].name));
             count += usize::from(of_factors);
             let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-            tensors.push((TensorDeclaration { name, dtype: recipe.dtype, shape }, recipe));
+            tensors.push((TensorDeclaration::plain(name, recipe.dtype, shape), recipe));
         }
         let declarations: Vec<_> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
         total += declarations.iter().map(|tensor| tensor.bytes() as u64).sum::<u64>();
@@ -140,7 +140,7 @@ fn write_dense(
     let specs: HashMap<String, Vec<usize>> =
         weight_specs(&config).into_iter().map(|spec| (spec.name, spec.shape)).collect();
     let shape = |name: &String| specs.get(name).cloned().unwrap_or_default();
-    let declare = |name: &String| TensorDeclaration { name: name.clone(), dtype: Dtype::F32, shape: shape(name) };
+    let declare = |name: &String| TensorDeclaration::plain(name.clone(), Dtype::F32, shape(name));
     let declarations: Vec<_> = names.iter().map(declare).collect();
     let total = declarations.iter().map(|tensor| tensor.bytes() as u64).sum();
     let mut writer = TensorFileWriter::create(path, &header_text(&declarations), false)?;

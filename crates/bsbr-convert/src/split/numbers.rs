@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bsbr_splitlinear::{SavedGroup, SavedSplit};
+use bsbr_weights::Format;
 use safetensors::Dtype;
 
 use crate::ConvertError;
 use crate::converted::ConvertedModel;
-use crate::dtype::DtypePolicy;
-use crate::tensors::{CastLoss, TensorFileWriter, cast};
+use crate::policy::WeightsPolicy;
+use crate::tensors::{CastLoss, TensorFileWriter, cast, plain_dtype};
 
 /// The format of every factor of `split`, by its name: the one asked for, else that of the weights of `model` its group is
 /// made of, F32 where those differ. Factors hold their numbers no more exactly than the weights did, and a compressed
@@ -16,11 +17,11 @@ use crate::tensors::{CastLoss, TensorFileWriter, cast};
 pub(super) fn factor_formats(
     model: &ConvertedModel,
     split: &SavedSplit,
-    policy: DtypePolicy,
+    policy: WeightsPolicy,
 ) -> HashMap<String, Dtype> {
     let mut formats = HashMap::new();
     for group in &split.groups {
-        let dtype = policy.apply(source_format(model, group));
+        let dtype = plain_dtype(policy.of_factors(source_format(model, group)));
         let names = std::iter::once(group.basis()).chain(group.members.iter().map(|member| member.coefficient()));
         formats.extend(names.map(|name| (name, dtype)));
         // Whole numbers.
@@ -29,13 +30,13 @@ pub(super) fn factor_formats(
     formats
 }
 
-fn source_format(model: &ConvertedModel, group: &SavedGroup) -> Dtype {
+fn source_format(model: &ConvertedModel, group: &SavedGroup) -> Format {
     let targets = group.members.iter().flat_map(|member| &member.targets);
     let weights = targets.filter_map(|target| model.recipe(&format!("{}.weight", target.linear)));
-    let formats: BTreeSet<Dtype> = weights.map(|weight| weight.dtype).collect();
+    let formats: BTreeSet<Format> = weights.filter_map(|weight| weight.format()).collect();
     match formats.into_iter().collect::<Vec<_>>()[..] {
         [one] => one,
-        _ => Dtype::F32,
+        _ => Format::F32,
     }
 }
 

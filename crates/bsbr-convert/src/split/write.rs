@@ -14,9 +14,9 @@ use crate::ConvertError;
 use crate::checkpoint::RECORD;
 use crate::convert::{COMPANIONS, ConvertOptions, Progress, SOURCE_CONFIG, SOURCE_INDEX, convert};
 use crate::converted::ConvertedModel;
-use crate::dtype::DtypePolicy;
 use crate::files::WEIGHTS;
 use crate::output::{Replaceable, Staging};
+use crate::policy::WeightsPolicy;
 use crate::record::IGNORED_PREFIX;
 use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text};
 
@@ -31,9 +31,8 @@ pub struct SplitReport {
 
 /// Where the numbers of a tensor come from.
 enum Origin<'a> {
+    /// A weight of the base, or those of its outputs that no part takes.
     Kept(Recipe<'a>),
-    /// The outputs of a weight that no part takes: rows, start and count.
-    Rest(Recipe<'a>, Vec<(usize, usize)>),
     Factor,
 }
 
@@ -41,7 +40,7 @@ enum Origin<'a> {
 /// gives the tensors of [`SavedSplit::tensors`] by name. Everything else is as a conversion leaves it, and the directory
 /// appears whole or not at all.
 ///
-/// `options` are those of the conversion of a checkpoint; of a converted model only `force` and `dtype` count, the latter for
+/// `options` are those of the conversion of a checkpoint; of a converted model only `force` and `weights` count, the latter for
 /// its factors. Unless it says otherwise, factors have the number format of the weights they are made of. `files`, names
 /// and contents, are put beside the model.
 ///
@@ -73,7 +72,7 @@ pub fn write_split(
     let config = ModelConfig { split: Some(split.clone()), ..model.config().clone() };
     config.validate()?;
     let bytes =
-        write_weights(&model, &config, (split, options.dtype), factor, &staging.path().join(WEIGHTS), progress)?;
+        write_weights(&model, &config, (split, options.weights), factor, &staging.path().join(WEIGHTS), progress)?;
     staging.write("config.json", &crate::convert::pretty(&config, output)?)?;
     staging.copy_present(dir, &[RECORD, SOURCE_CONFIG, SOURCE_INDEX])?;
     staging.copy_present(dir, &COMPANIONS)?;
@@ -92,7 +91,7 @@ pub fn write_split(
 fn write_weights(
     model: &ConvertedModel,
     config: &ModelConfig,
-    (split, policy): (&SavedSplit, DtypePolicy),
+    (split, policy): (&SavedSplit, WeightsPolicy),
     factor: &mut dyn FnMut(&str) -> Option<Vec<f32>>,
     path: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
@@ -104,8 +103,7 @@ fn write_weights(
     }
     for entry in &model.file().header().tensors {
         if let Some(recipe) = model.recipe(&entry.name).filter(|_| entry.name.starts_with(IGNORED_PREFIX)) {
-            let (name, shape) = (entry.name.clone(), entry.shape.clone());
-            tensors.push((TensorDeclaration { name, dtype: entry.dtype, shape }, Origin::Kept(recipe)));
+            tensors.push((recipe.declared(entry.name.clone()), Origin::Kept(recipe)));
         }
     }
     // As a conversion does: every tensor starts at a multiple of the size of its numbers.
@@ -116,14 +114,7 @@ fn write_weights(
     let mut done = 0;
     for (tensor, origin) in &tensors {
         match origin {
-            Origin::Kept(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
-            Origin::Rest(recipe, rows) => {
-                let format = (tensor.name.as_str(), tensor.dtype);
-                let (open, width) = (recipe.open()?, recipe.shape[1..].iter().product::<usize>());
-                for &(start, count) in rows {
-                    write_numbers(&mut writer, format, &open.read(start * width..(start + count) * width)?)?;
-                }
-            }
+            Origin::Kept(recipe) => recipe.for_each_stored_band(&mut |bytes| writer.write(bytes))?,
             Origin::Factor => {
                 let bad = |problem| ConvertError::Factor { tensor: tensor.name.clone(), problem };
                 let numbers = factor(&tensor.name).ok_or_else(|| bad("is missing".to_owned()))?;
@@ -151,10 +142,10 @@ fn tensor<'a>(
 ) -> Result<(TensorDeclaration, Origin<'a>), ConvertError> {
     let Some(recipe) = model.recipe(&name) else {
         let dtype = formats.get(&name).copied().unwrap_or(Dtype::F32);
-        return Ok((TensorDeclaration { name, dtype, shape }, Origin::Factor));
+        return Ok((TensorDeclaration::plain(name, dtype, shape), Origin::Factor));
     };
     if recipe.shape == shape {
-        return Ok((TensorDeclaration { name, dtype: recipe.dtype, shape }, Origin::Kept(recipe)));
+        return Ok((recipe.declared(name), Origin::Kept(recipe)));
     }
     let linear = name.strip_suffix(".weight").unwrap_or(&name);
     let (mut rows, mut end) = (Vec::new(), 0);
@@ -168,7 +159,8 @@ fn tensor<'a>(
     if end < outputs {
         rows.push((end, outputs - end));
     }
-    Ok((TensorDeclaration { name, dtype: recipe.dtype, shape }, Origin::Rest(recipe, rows)))
+    let rest = recipe.select(&rows);
+    Ok((rest.declared(name), Origin::Kept(rest)))
 }
 
 /// The text of `README.md`.

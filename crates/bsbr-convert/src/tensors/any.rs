@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::coded::CodedFile;
 use super::file::SafetensorsFile;
 use super::header::{Header, TensorEntry};
-use super::map::Mapping;
+use super::map::{Mapping, SharedPart};
 use super::torch::TorchFile;
 use crate::ConvertError;
-use crate::gguf::{GgufFile, GgufKind, StoredBytes};
+use crate::gguf::{GgufFile, GgufKind, Stored, StoredBytes};
 
 /// The format of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,6 +53,7 @@ impl FileFormat {
 #[derive(Debug)]
 pub(crate) enum TensorFile {
     Safetensors(SafetensorsFile),
+    Coded(CodedFile),
     Torch(TorchFile),
     Gguf(GgufFile),
 }
@@ -59,7 +61,7 @@ pub(crate) enum TensorFile {
 impl TensorFile {
     pub(crate) fn format(&self) -> FileFormat {
         match self {
-            Self::Safetensors(_) => FileFormat::Safetensors,
+            Self::Safetensors(_) | Self::Coded(_) => FileFormat::Safetensors,
             Self::Torch(_) => FileFormat::Pytorch,
             Self::Gguf(_) => FileFormat::Gguf,
         }
@@ -69,6 +71,7 @@ impl TensorFile {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Safetensors(file) => file.path(),
+            Self::Coded(file) => file.file().path(),
             Self::Torch(file) => file.path(),
             Self::Gguf(file) => file.path(),
         }
@@ -83,6 +86,7 @@ impl TensorFile {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Safetensors(file) => file.len(),
+            Self::Coded(file) => file.file().len(),
             Self::Torch(file) => file.len(),
             Self::Gguf(file) => file.len(),
         }
@@ -92,20 +96,42 @@ impl TensorFile {
     pub(crate) fn header(&self) -> &Header {
         match self {
             Self::Safetensors(file) => file.header(),
+            Self::Coded(file) => file.header(),
             Self::Torch(file) => file.header(),
             Self::Gguf(file) => file.header(),
         }
     }
 
-    /// The number format of a tensor in a GGUF file.
+    /// The number format of a tensor of a GGUF file, and of one that is codes in a converted model.
     pub(crate) fn kind(&self, tensor: &TensorEntry) -> Option<GgufKind> {
-        if let Self::Gguf(file) = self { file.kind(tensor) } else { None }
+        self.stored(tensor).map(|stored| stored.kind)
+    }
+
+    /// How a tensor lies in the file where that is not as [`TensorFile::header`] says.
+    pub(crate) fn stored(&self, tensor: &TensorEntry) -> Option<&Stored> {
+        match self {
+            Self::Gguf(file) => file.stored(tensor),
+            Self::Coded(file) => file.stored(tensor),
+            Self::Safetensors(_) | Self::Torch(_) => None,
+        }
+    }
+
+    /// The whole file, mapped for as long as anything holds it, and where in it a tensor is; none of a file whose tensors are not
+    /// there as they are.
+    pub(crate) fn shared(&self, tensor: &TensorEntry) -> Result<Option<SharedPart>, ConvertError> {
+        Ok(match self {
+            Self::Safetensors(file) => Some((file.whole()?, file.place(tensor))),
+            Self::Coded(file) => Some((file.file().whole()?, file.file().place(tensor))),
+            Self::Gguf(file) => file.shared(tensor)?,
+            Self::Torch(_) => None,
+        })
     }
 
     /// The bytes of a tensor of this file.
     pub(crate) fn read(&self, tensor: &TensorEntry) -> Result<TensorBytes, ConvertError> {
         match self {
             Self::Safetensors(file) => file.map(tensor).map(TensorBytes::Mapped),
+            Self::Coded(file) => file.read(tensor),
             Self::Torch(file) => file.read(tensor).map(TensorBytes::Copied),
             Self::Gguf(file) => file.map(tensor),
         }

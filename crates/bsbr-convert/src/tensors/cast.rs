@@ -1,6 +1,8 @@
 //! Numbers of one weight format in another.
 
+use bsbr_weights::Matrix;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::float::numbers;
@@ -14,6 +16,49 @@ pub(crate) struct CastLoss {
     pub(crate) underflowed: u64,
     /// Largest change of a number, relative to it; 1 for one that became zero.
     pub(crate) largest_relative_error: f64,
+    /// Sum of squares; of codes alone.
+    pub(crate) squares: f64,
+    /// Sum of squared changes; of codes alone.
+    pub(crate) squared_errors: f64,
+}
+
+impl CastLoss {
+    /// Adds what became of a number.
+    fn count(&mut self, value: f32, cast: f32) {
+        if cast != value {
+            let (before, after) = (f64::from(value), f64::from(cast));
+            self.changed += 1;
+            self.underflowed += u64::from(cast == 0.0);
+            self.largest_relative_error = self.largest_relative_error.max(((after - before) / before).abs());
+        }
+    }
+
+    /// Adds what became of numbers that are codes now.
+    pub(crate) fn count_codes(&mut self, values: &[f32], codes: Matrix<'_>) {
+        let inputs = codes.inputs().max(1);
+        let parts: Vec<Self> = values
+            .par_chunks(inputs)
+            .enumerate()
+            .map(|(row, values)| {
+                let (mut decoded, mut loss) = (vec![0.0; values.len()], Self::default());
+                codes.widen(row..row + 1, &mut decoded);
+                for (&value, &cast) in values.iter().zip(&decoded) {
+                    loss.count(value, cast);
+                    loss.squares += f64::from(value).powi(2);
+                    loss.squared_errors += (f64::from(value) - f64::from(cast)).powi(2);
+                }
+                loss
+            })
+            .collect();
+        // In their order: the sums are the same every time.
+        for part in parts {
+            self.changed += part.changed;
+            self.underflowed += part.underflowed;
+            self.largest_relative_error = self.largest_relative_error.max(part.largest_relative_error);
+            self.squares += part.squares;
+            self.squared_errors += part.squared_errors;
+        }
+    }
 }
 
 /// A number that is infinite in the other format.
@@ -50,15 +95,10 @@ pub(crate) fn cast(
                 value
             }
         };
-        if cast != value {
-            if !cast.is_finite() {
-                return Err(Overflow { index, value });
-            }
-            let (before, after) = (f64::from(value), f64::from(cast));
-            loss.changed += 1;
-            loss.underflowed += u64::from(cast == 0.0);
-            loss.largest_relative_error = loss.largest_relative_error.max(((after - before) / before).abs());
+        if !cast.is_finite() {
+            return Err(Overflow { index, value });
         }
+        loss.count(value, cast);
     }
     Ok(())
 }

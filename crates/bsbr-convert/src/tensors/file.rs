@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::header::{Header, MAX_HEADER, TensorEntry};
-use super::map::Mapping;
+use super::map::{Mapping, WholeFile};
 use crate::ConvertError;
 use crate::placeholder::check_file;
 use crate::problem::FormatProblem;
@@ -16,6 +18,7 @@ pub struct SafetensorsFile {
     path: PathBuf,
     file: File,
     header: Header,
+    whole: WholeFile,
 }
 
 impl SafetensorsFile {
@@ -53,7 +56,7 @@ impl SafetensorsFile {
         if found > expected as u64 {
             return Err(format(FormatProblem::Trailing { expected, found }));
         }
-        Ok(Self { path: path.to_owned(), file, header })
+        Ok(Self { path: path.to_owned(), file, header, whole: WholeFile::default() })
     }
 
     /// Where the file is.
@@ -83,8 +86,17 @@ impl SafetensorsFile {
 
     /// Maps the bytes of one tensor of this file.
     pub(crate) fn map(&self, tensor: &TensorEntry) -> Result<Mapping, ConvertError> {
+        Mapping::new(&self.file, self.place(tensor)).map_err(ConvertError::io("map", &self.path))
+    }
+
+    /// The whole file, mapped for as long as anything holds it.
+    pub(crate) fn whole(&self) -> Result<Arc<Mapping>, ConvertError> {
+        self.whole.get(&self.file, self.len()).map_err(ConvertError::io("map", &self.path))
+    }
+
+    /// Where in the file a tensor is.
+    pub(crate) fn place(&self, tensor: &TensorEntry) -> Range<u64> {
         let data = 8 + self.header.text.len() as u64;
-        let range = data + tensor.bytes.start as u64..data + tensor.bytes.end as u64;
-        Mapping::new(&self.file, range).map_err(ConvertError::io("map", &self.path))
+        data + tensor.bytes.start as u64..data + tensor.bytes.end as u64
     }
 }

@@ -3,7 +3,7 @@
 //! The `safetensors` crate supplies the dtypes. Its own header reader keeps neither the order of the names nor
 //! duplicates among them, and most of its errors name no tensor, so the header is read here.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -47,6 +47,8 @@ pub struct Header {
     pub text: String,
     /// Bytes of all tensors.
     pub data_len: usize,
+    /// What stands under `__metadata__`, where that is an object.
+    pub metadata: BTreeMap<String, Value>,
 }
 
 impl Header {
@@ -59,17 +61,20 @@ impl Header {
         let raw: RawHeader = serde_json::from_str(&text).map_err(|e| FormatProblem::Header(e.to_string()))?;
         let mut names = HashSet::new();
         let mut tensors = Vec::with_capacity(raw.0.len());
+        let mut metadata = BTreeMap::new();
         for (name, value) in raw.0 {
             if !names.insert(name.clone()) {
                 return Err(FormatProblem::Duplicate { tensor: name });
             }
             if name != "__metadata__" {
                 tensors.push(entry(name, value)?);
+            } else if let Value::Object(pairs) = value {
+                metadata.extend(pairs);
             }
         }
         tensors.sort_by_key(|tensor: &TensorEntry| (tensor.bytes.start, tensor.bytes.end));
         let data_len = check_layout(&tensors)?;
-        Ok(Self { tensors, text, data_len })
+        Ok(Self { tensors, text, data_len, metadata })
     }
 
     /// The tensor called `name`.

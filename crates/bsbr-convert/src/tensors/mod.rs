@@ -2,12 +2,14 @@
 
 mod any;
 mod cast;
+mod coded;
 mod copy;
 mod file;
 mod float;
 mod header;
 mod map;
 mod recipe;
+mod rows;
 mod torch;
 mod write;
 
@@ -18,11 +20,13 @@ pub use safetensors::Dtype;
 
 pub(crate) use any::{TensorBytes, TensorFile};
 pub(crate) use cast::{CastLoss, cast};
+pub(crate) use coded::CodedFile;
 pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
-pub(crate) use float::is_weight_dtype;
-pub(crate) use map::Mapping;
+pub(crate) use float::{is_weight_dtype, numbers, plain_dtype, plain_format};
+pub(crate) use map::{Mapping, SharedPart, WholeFile};
 pub(crate) use recipe::{BAND, OpenRecipe, Recipe, TensorRef};
+pub(crate) use rows::row_runs;
 pub(crate) use torch::TorchFile;
 pub(crate) use write::{TensorDeclaration, TensorFileWriter, exported_header, header_text, hex};

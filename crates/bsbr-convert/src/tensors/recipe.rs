@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use bsbr_weights::{EncodeError, Format, Matrix};
 use safetensors::Dtype;
 
 use super::any::{TensorBytes, TensorFile};
@@ -76,7 +77,7 @@ impl<'a> Recipe<'a> {
     }
 
     /// File, tensor and element that the number `position` comes from.
-    fn place(&self, position: usize) -> (PathBuf, String, usize) {
+    pub(super) fn place(&self, position: usize) -> (PathBuf, String, usize) {
         let (source, element) = self.origin(position);
         let source = &self.sources[source];
         (source.file.path().to_owned(), source.entry.name.clone(), element)
@@ -107,6 +108,45 @@ impl<'a> Recipe<'a> {
             }
             first += bytes.len() * 8 / self.dtype.bitsize();
             Ok(())
+        })?;
+        Ok(loss)
+    }
+
+    /// Calls `each` with the bytes of consecutive bands of rows in a format of codes; returns what that changed. `importance` has a weight
+    /// of the squared errors for each input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recipe::for_each_cast_band`].
+    pub(crate) fn for_each_encoded_band(
+        &self,
+        format: Format,
+        importance: Option<&[f32]>,
+        mut each: impl FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<CastLoss, ConvertError> {
+        let (mut loss, mut first) = (CastLoss::default(), 0);
+        let inputs = self.shape.last().copied().unwrap_or(0);
+        self.for_each_band(|bytes| {
+            self.check_finite(bytes, first)?;
+            let values: Vec<f32> = numbers(self.dtype, bytes).collect();
+            let codes = bsbr_weights::encode(format, inputs, &values, importance).map_err(|error| {
+                let (path, tensor, element) = match error {
+                    EncodeError::TooLarge { index, .. } => self.place(first + index),
+                    _ => self.place(first),
+                };
+                match error {
+                    EncodeError::TooLarge { value, .. } => {
+                        ConvertError::CastOverflow { path, tensor, element, value, to: format.to_string() }
+                    }
+                    problem => ConvertError::Encode { path, tensor, problem },
+                }
+            })?;
+            let matrix = Matrix::new(format, [values.len() / inputs.max(1), inputs], &codes).map_err(|problem| {
+                ConvertError::Encode { path: self.place(first).0, tensor: self.place(first).1, problem: problem.into() }
+            })?;
+            loss.count_codes(&values, matrix);
+            first += values.len();
+            each(&codes)
         })?;
         Ok(loss)
     }

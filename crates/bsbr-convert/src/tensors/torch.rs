@@ -156,11 +156,7 @@ fn header(tensors: &HashMap<String, Tensor>, file: u64) -> Result<Header, TorchP
             let (tensor, shape) = (name.clone(), tensor.shape().to_vec());
             return Err(TorchProblem::LargerThanFile { tensor, shape, bytes, file });
         }
-        declarations.push(TensorDeclaration {
-            name: name.clone(),
-            dtype: dtype(tensor.dtype()),
-            shape: tensor.shape().to_vec(),
-        });
+        declarations.push(TensorDeclaration::plain(name.clone(), dtype(tensor.dtype()), tensor.shape().to_vec()));
     }
     let total = declarations.iter().try_fold(0_usize, |total, tensor| total.checked_add(tensor.bytes()));
     if total.is_none() {

@@ -4,30 +4,71 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use bsbr_weights::Format;
 use safetensors::Dtype;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::coded::FORMAT_KEY;
+use super::float::plain_dtype;
 use crate::ConvertError;
 
 /// Name, format and shape of a tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TensorDeclaration {
     pub(crate) name: String,
+    /// As it stands in the header: U8 of codes.
     pub(crate) dtype: Dtype,
+    /// As it stands in the header: of codes the rows and the bytes of a row.
     pub(crate) shape: Vec<usize>,
+    /// The format of codes.
+    pub(crate) codes: Option<Format>,
 }
 
 impl TensorDeclaration {
+    /// A tensor of numbers.
+    pub(crate) fn plain(name: String, dtype: Dtype, shape: Vec<usize>) -> Self {
+        Self { name, dtype, shape, codes: None }
+    }
+
+    /// A weight in `format`. One whose rows are no whole blocks of it has its numbers.
+    pub(crate) fn weight(name: String, format: Format, shape: Vec<usize>) -> Self {
+        match (&shape[..], shape.last().and_then(|&inputs| format.row_bytes(inputs))) {
+            (&[outputs, _], Some(row)) if format.is_quantised() => {
+                Self { name, dtype: Dtype::U8, shape: vec![outputs, row], codes: Some(format) }
+            }
+            _ => Self::plain(name, plain_dtype(format), shape),
+        }
+    }
+
+    /// Name of its number format.
+    pub(crate) fn format(&self) -> String {
+        self.codes.map_or_else(|| self.dtype.to_string(), |format| format.to_string())
+    }
+
+    /// Shape of the weight.
+    pub(crate) fn numbers(&self) -> Vec<usize> {
+        match (self.codes, &self.shape[..]) {
+            (Some(format), &[outputs, row]) => vec![outputs, row / format.block_bytes() * format.block()],
+            _ => self.shape.clone(),
+        }
+    }
+
     /// Bytes of the tensor.
     pub(crate) fn bytes(&self) -> usize {
         (self.shape.iter().product::<usize>() * self.dtype.bitsize()).div_ceil(8)
     }
 }
 
-/// The header of a file that holds `tensors` one after the other, padded so that the data starts at a multiple of 8.
+/// The header of a file that holds `tensors` one after the other, padded so that the data starts at a multiple of 8. The formats of
+/// those that are codes are metadata, as [`super::coded`] reads them.
 pub(crate) fn header_text(tensors: &[TensorDeclaration]) -> String {
-    header_with(None, tensors)
+    let coded = tensors.iter().filter_map(|tensor| Some((tensor, tensor.codes?)));
+    let formats: Vec<String> = coded
+        .map(|(tensor, format)| format!("{}:{}", json!(format!("{FORMAT_KEY}{}", tensor.name)), json!(format.name())))
+        .collect();
+    let metadata = format!(r#""__metadata__":{{{}}}"#, formats.join(","));
+    header_with(Some(metadata.as_str()).filter(|_| !formats.is_empty()), tensors)
 }
 
 /// The same with the metadata without which transformers refuses a checkpoint.
@@ -62,12 +103,18 @@ pub(crate) struct TensorFileWriter {
 impl TensorFileWriter {
     /// Creates `path` and writes the header; `hashed` says whether the SHA-256 is wanted.
     pub(crate) fn create(path: &Path, header: &str, hashed: bool) -> Result<Self, ConvertError> {
-        let file = File::create_new(path).map_err(ConvertError::io("create", path))?;
-        let out = BufWriter::with_capacity(1 << 20, file);
-        let mut writer = Self { path: path.to_owned(), out, hash: hashed.then(Sha256::new), written: 0 };
+        let mut writer = Self::bare(path)?;
+        writer.hash = writer.hash.filter(|_| hashed);
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(header.as_bytes())?;
         Ok(writer)
+    }
+
+    /// Creates `path` without a header, for a file of another format; its SHA-256 is wanted.
+    pub(crate) fn bare(path: &Path) -> Result<Self, ConvertError> {
+        let file = File::create_new(path).map_err(ConvertError::io("create", path))?;
+        let out = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { path: path.to_owned(), out, hash: Some(Sha256::new()), written: 0 })
     }
 
     /// Appends bytes of a tensor.

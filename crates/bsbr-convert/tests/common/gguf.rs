@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bsbr_weights::Format;
 use tempfile::TempDir;
 
 /// A tensor of a GGUF file.
@@ -173,4 +174,40 @@ fn skip(bytes: &[u8], at: &mut usize, kind: u32) {
         4..=6 => *at += 4,
         _ => *at += 8,
     }
+}
+
+/// Kinds of codes by their number in a file.
+pub const CODES: [(u32, Format); 8] = [
+    (2, Format::Q4_0),
+    (3, Format::Q4_1),
+    (6, Format::Q5_0),
+    (7, Format::Q5_1),
+    (8, Format::Q8_0),
+    (12, Format::Q4K),
+    (13, Format::Q5K),
+    (14, Format::Q6K),
+];
+
+/// Codes without a meaning, with scales around 0.01.
+pub fn sound_codes(format: Format, numbers: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut byte = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    let mut bytes: Vec<u8> = (0..numbers / format.block() * format.block_bytes()).map(|_| byte()).collect();
+    let places: &[usize] = match format {
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => &[0],
+        Format::Q6K => &[208],
+        _ => &[0, 2],
+    };
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        for &at in places {
+            // Half precision: the sign stays, the exponent is that of numbers from 2^-8 to 2^-7.
+            block[at + 1] = block[at + 1] & 0x83 | 0x1c;
+        }
+    }
+    bytes
 }

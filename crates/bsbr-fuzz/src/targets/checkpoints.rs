@@ -295,3 +295,54 @@ pub(super) const RECORD: Target = Target {
     ],
     longest: 4 * HEAD,
 };
+
+/// A converted model whose weights are codes.
+fn coded(place: &Place) -> std::path::PathBuf {
+    let dir = place.path("coded");
+    convert(&fixtures().join("gguf/mixed.gguf"), &dir, &ConvertOptions::default(), &mut |_| {}).expect("a fixture");
+    dir
+}
+
+/// The header of the weights of such a model, which says what is codes.
+pub(super) const CODED: Target = Target {
+    name: "coded",
+    prepare: |place| {
+        let dir = coded(place);
+        let path = dir.join("model.safetensors");
+        let len = fs::metadata(&path).expect("it was written").len();
+        Box::new(move |bytes| {
+            // The codes, which mean nothing here.
+            let written = File::create(&path).and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.set_len(len)
+            });
+            written.expect("room");
+            said(ModelSource::open(&dir))
+        })
+    },
+    fixtures: || {
+        let place = Place::new();
+        let file = fs::read(coded(&place).join("model.safetensors")).expect("it was written");
+        vec![file[..8 + header(&file).len()].to_vec()]
+    },
+    words: &[
+        "\"__metadata__\":",
+        "format.",
+        "format.final_norm.weight",
+        "\"Q4_0\"",
+        "\"Q8_0\"",
+        "\"Q6_K\"",
+        "\"Q2_K\"",
+        "\"F32\"",
+        "\"U8\"",
+        "\"I8\"",
+        "\"shape\":",
+        "\"data_offsets\":",
+        "[0,0]",
+        "[256,0]",
+        "18446744073709551615",
+        "null",
+        "{}",
+    ],
+    longest: HEAD,
+};

@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     checkpoints::CONFIG,
     checkpoints::CONVERTED_CONFIG,
     checkpoints::RECORD,
+    checkpoints::CODED,
     settings::TOKENIZER,
     settings::TOKENIZER_COMPANIONS,
     settings::ATTENTION_TOML,

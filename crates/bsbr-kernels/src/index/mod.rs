@@ -122,6 +122,14 @@ impl KeyIndex {
         self.sections = sections;
     }
 
+    /// Forgets the sections behind the first `sections`; what the index was founded on stays.
+    pub fn truncate(&mut self, sections: usize) {
+        if sections < self.sections {
+            self.sections = sections;
+            self.heads.iter_mut().for_each(|head| head.resize(sections));
+        }
+    }
+
     /// Makes room for the sections of a text of `tokens` tokens.
     pub fn reserve(&mut self, tokens: usize) {
         for head in &mut self.heads {

@@ -90,13 +90,13 @@ pub fn activate_gated(activation: Activation, up: &mut Panels, gate: Option<&Pan
         }
     }
     let arch = up.arch;
-    let Some(gate) = gate else { return activate_at(arch, activation, &mut up.data) };
+    let Some(gate) = gate else { return activate_at(arch, activation, up.numbers_mut()) };
     assert_eq!(
         (up.tokens(), up.width(), up.lanes()),
         (gate.tokens(), gate.width(), gate.lanes()),
         "gate and up differ"
     );
-    let chunks = up.data.par_chunks_mut(TASK).zip(gate.data.par_chunks(TASK));
+    let chunks = up.numbers_mut().par_chunks_mut(TASK).zip(gate.data.par_chunks(TASK));
     chunks.for_each(|(up, gate)| arch.dispatch(Run(activation, up, gate)));
 }
 

@@ -6,7 +6,8 @@
 //! there.
 //!
 //! Linear maps take their input as [`Panels`]: transposed in strips of a few tokens, so that one number of a weight
-//! meets many tokens at once. Weights stay as files keep them, `[outputs, inputs]`, and are never copied. What one map
+//! meets many tokens at once. Weights stay as files store them, `[outputs, inputs]` in any [`bsbr_weights::Format`]; a tile of them is
+//! widened where many tokens meet it, and nothing where few do. What one map
 //! makes is again [`Panels`], which the next can read: an MLP never leaves them.
 
 mod activation;
@@ -23,6 +24,7 @@ mod softmax;
 #[cfg(test)]
 mod testing;
 mod transpose;
+mod weights;
 
 pub use activation::{Activation, activate, activate_gated};
 pub use divergence::{log_sum_exp, mean_gap};
@@ -31,7 +33,7 @@ pub use level::in_pool;
 #[cfg(test)]
 pub(crate) use level::levels;
 pub use norm::{NormKind, RowNorm, normalise};
-pub use panels::{Panels, Rows};
+pub use panels::{Packing, Panels, Rows};
 pub use product::{Linear, gated, project, project_joined, project_passing};
 pub use softcap::softcap;
 pub use softmax::softmax;

@@ -1,6 +1,6 @@
 //! Rows of numbers, transposed in strips of a few tokens: the form that linear maps read and write.
 
-use std::ops::Range;
+use std::{ops::Range, sync::OnceLock};
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -10,6 +10,7 @@ use super::{
     norm::RowNorm,
     scratch::Scratch,
     transpose::{SIDE, transposed},
+    weights::int8::TokenCodes,
 };
 
 /// Numbers of some tokens where they lie in memory: token `t` has `groups` runs of `group_width` numbers, run `g` at
@@ -66,6 +67,40 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// How tokens are packed. It decides the order in which a linear map sums: what is made of a token is the same, bit for bit,
+/// whichever others are packed with it in the same way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// As rows where they are few, in strips where they are many.
+    #[default]
+    ByNumber,
+    /// As rows, however many there are.
+    Rows,
+    /// In strips, however few there are.
+    Strips,
+}
+
+impl Packing {
+    /// What becomes of so many tokens by their number.
+    pub fn of(tokens: usize) -> Self {
+        Self::of_at(Arch::new(), tokens)
+    }
+
+    fn of_at(arch: Arch, tokens: usize) -> Self {
+        if lanes_for(arch, tokens) == 1 { Self::Rows } else { Self::Strips }
+    }
+
+    fn lanes(self, arch: Arch, tokens: usize) -> usize {
+        match (self, lanes_for(arch, tokens)) {
+            (Self::Rows, _) => 1,
+            // Two where a register holds one number: a strip of one would be rows again.
+            (Self::Strips, 1) => registers(arch).0.max(2),
+            // A strip sums in the same order whatever its width.
+            (Self::ByNumber | Self::Strips, own) => own,
+        }
+    }
+}
+
 /// `[tokens, width]` in strips of `lanes` tokens, each strip `[width, lanes]`. The last strip may hold fewer tokens;
 /// its other lanes mean nothing.
 #[derive(Debug)]
@@ -75,6 +110,8 @@ pub struct Panels {
     width: usize,
     lanes: usize,
     pub(super) arch: Arch,
+    /// Rows in 8 bits, made where a map asks for them.
+    codes: OnceLock<TokenCodes>,
 }
 
 impl Panels {
@@ -87,25 +124,20 @@ impl Panels {
         Self::pack_at(Arch::new(), rows, norm)
     }
 
-    /// From some rows of a text of `tokens`: what is made of a row is the same, bit for bit, whichever of the others are packed
-    /// with it.
+    /// From rows that are packed in this way.
     ///
     /// # Panics
     ///
-    /// If the rows reach past their data.
-    pub fn pack_among(rows: Rows<'_>, tokens: usize) -> Self {
-        Self::pack_among_at(Arch::new(), rows, tokens)
+    /// As [`Panels::pack`].
+    pub fn pack_as(rows: Rows<'_>, norm: Option<&RowNorm<'_>>, packing: Packing) -> Self {
+        let arch = Arch::new();
+        Self::pack_lanes(arch, rows, norm, packing.lanes(arch, rows.tokens))
     }
 
+    /// From some rows of a text of `tokens`, packed as all of them would be.
+    #[cfg(test)]
     pub(super) fn pack_among_at(arch: Arch, rows: Rows<'_>, tokens: usize) -> Self {
-        // A strip sums in the same order whatever its width; only rows that stay rows sum in another.
-        let lanes = match (lanes_for(arch, tokens), lanes_for(arch, rows.tokens)) {
-            (1, _) => 1,
-            // Two where a register holds one number: a strip of one would be rows again.
-            (_, 1) => registers(arch).0.max(2),
-            (_, own) => own,
-        };
-        Self::pack_lanes(arch, rows, None, lanes)
+        Self::pack_lanes(arch, rows, None, Packing::of_at(arch, tokens).lanes(arch, rows.tokens))
     }
 
     pub(super) fn pack_at(arch: Arch, rows: Rows<'_>, norm: Option<&RowNorm<'_>>) -> Self {
@@ -179,7 +211,7 @@ impl Panels {
         let size = tokens.checked_next_multiple_of(lanes).and_then(|tokens| tokens.checked_mul(width));
         let Some(size) = size else { panic!("{tokens} tokens of {width} numbers cannot be counted") };
         let data = Scratch::new(size);
-        Self { data, tokens, width, lanes, arch }
+        Self { data, tokens, width, lanes, arch, codes: OnceLock::new() }
     }
 
     /// Number of tokens.
@@ -195,6 +227,19 @@ impl Panels {
     /// Tokens of a strip.
     pub(super) fn lanes(&self) -> usize {
         self.lanes
+    }
+
+    /// All numbers, strip by strip, to be changed.
+    pub(super) fn numbers_mut(&mut self) -> &mut [f32] {
+        self.codes.take();
+        &mut self.data
+    }
+
+    /// Tokens that stand as rows in 8 bits.
+    pub(super) fn codes(&self) -> &TokenCodes {
+        assert_eq!(self.lanes, 1, "only rows become codes");
+        let rows = &self.data[..self.tokens * self.width];
+        self.codes.get_or_init(|| TokenCodes::new(self.arch, rows, self.width))
     }
 
     /// The strips, each with its number of tokens.
@@ -228,7 +273,7 @@ impl Panels {
 
     /// Every number through `f`.
     pub fn each(&mut self, f: impl Fn(f32) -> f32 + Sync) {
-        self.data.par_chunks_mut(TASK).for_each(|numbers| numbers.iter_mut().for_each(|x| *x = f(*x)));
+        self.numbers_mut().par_chunks_mut(TASK).for_each(|numbers| numbers.iter_mut().for_each(|x| *x = f(*x)));
     }
 
     /// As rows `[tokens, width]`, written to `out`.

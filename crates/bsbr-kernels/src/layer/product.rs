@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
+use bsbr_weights::{Arithmetic, Matrix};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
     activation::{Activation, activated},
     panels::Panels,
+    scratch::Scratch,
+    weights,
 };
 
 /// Outputs computed together: their sums for a strip of tokens fill the registers.
@@ -16,30 +19,65 @@ const OUTPUTS: usize = 6;
 /// Outputs to a task: their weights stay in the cache nearest to the core while the strips pass by.
 const BLOCK: usize = 8 * OUTPUTS;
 
+/// Tasks that a thread gets where tokens are few: enough that one that was held up does not keep the others waiting.
+const TASKS_OF_A_THREAD: usize = 4;
+
+/// Tokens that stand as rows for which weights are read once, at most.
+const FEW_TOKENS: usize = 8;
+
 /// `weight x + bias`.
 #[derive(Debug, Clone, Copy)]
 pub struct Linear<'a> {
-    /// `[outputs, inputs]`.
-    pub weight: &'a [f32],
-    /// Numbers to an output.
-    pub inputs: usize,
+    /// `[outputs, inputs]`, as it is stored.
+    pub weight: Matrix<'a>,
     /// One to an output.
     pub bias: Option<&'a [f32]>,
+    /// What few tokens are multiplied in.
+    pub arithmetic: Arithmetic,
 }
 
-impl Linear<'_> {
+impl<'a> Linear<'a> {
     /// Number of outputs.
     pub fn outputs(&self) -> usize {
-        self.weight.len() / self.inputs
+        self.weight.outputs()
+    }
+
+    /// Some of the outputs.
+    fn part(&self, outputs: Range<usize>) -> Self {
+        Self { weight: self.weight.rows(outputs.clone()), bias: self.bias.map(|bias| &bias[outputs]), ..*self }
+    }
+
+    /// The weights in f32: as they are, or widened into `room`.
+    fn widened<'b>(&self, arch: pulp::Arch, room: &'b mut Option<Scratch>) -> Wide<'b>
+    where
+        'a: 'b,
+    {
+        let inputs = self.weight.inputs();
+        let numbers = match self.weight.as_f32() {
+            Some(numbers) => numbers,
+            None => {
+                let room = room.insert(Scratch::new(self.weight.outputs() * inputs));
+                weights::widen(arch, self.weight, room);
+                room
+            }
+        };
+        Wide { numbers, inputs, bias: self.bias }
     }
 
     fn check(&self, inputs: usize) {
-        assert_eq!(self.inputs, inputs, "a map of {} inputs got {inputs}", self.inputs);
-        assert_eq!(self.weight.len(), self.inputs * self.outputs(), "weights are not rows of {inputs}");
+        assert_eq!(self.weight.inputs(), inputs, "a map of {} inputs got {inputs}", self.weight.inputs());
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), self.outputs(), "biases of {} outputs", self.outputs());
         }
     }
+}
+
+/// Weights in f32 and the bias.
+#[derive(Clone, Copy)]
+struct Wide<'a> {
+    numbers: &'a [f32],
+    inputs: usize,
+    bias: Option<&'a [f32]>,
 }
 
 /// What becomes of the outputs.
@@ -163,8 +201,15 @@ fn split<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>, out: &'a mut Pa
 /// The same before it is known where the outputs go.
 fn blocks<'a>(x: &'a Panels, map: Linear<'a>, finish: Finish<'a>) -> impl Iterator<Item = Task<'a>> {
     let total = map.outputs();
-    let starts = (0..total).step_by(BLOCK);
-    let task = move |start: usize| start..(start + BLOCK).min(total);
+    let size = match x.lanes() {
+        // Weights are read once for so few tokens; for more they stay in a cache meanwhile, as for strips.
+        1 if x.tokens() <= FEW_TOKENS => {
+            total.div_ceil(TASKS_OF_A_THREAD * rayon::current_num_threads()).next_multiple_of(8).max(BLOCK)
+        }
+        _ => BLOCK,
+    };
+    let starts = (0..total).step_by(size);
+    let task = move |start: usize| start..(start + size).min(total);
     starts.map(move |start| Task { x, map, passed: 0, finish, outputs: task(start), out: Vec::new() })
 }
 
@@ -207,24 +252,31 @@ impl WithSimd for Task<'_> {
 impl Task<'_> {
     #[inline(always)]
     fn strips<S: Simd, const V: usize>(self, simd: S) {
+        let (mut room, mut gate_room) = (None, None);
+        let arch = self.x.arch;
+        let map = self.map.part(self.outputs.clone());
+        let map = map.widened(arch, &mut room);
+        let gate = match self.finish {
+            Finish::Gated(activation, gate) => Some((activation, gate.part(self.outputs.clone()))),
+            Finish::Plain | Finish::Activated(_) => None,
+        };
+        let gate = gate.as_ref().map(|(activation, gate)| (*activation, gate.widened(arch, &mut gate_room)));
         for ((strip, _), out) in self.x.strips().zip(self.out) {
             let (passed, x) = S::as_simd_f32s(strip).0.as_chunks::<V>().0.split_at(self.passed);
+            let passed = passed.get(self.outputs.clone()).unwrap_or_default();
             let out = S::as_mut_simd_f32s(out).0.as_chunks_mut::<V>().0;
             for (at, out) in out.chunks_mut(OUTPUTS).enumerate() {
-                let first = self.outputs.start + at * OUTPUTS;
-                let mut sums = outputs(simd, x, self.map, first, passed);
-                match self.finish {
-                    Finish::Plain => {}
-                    Finish::Activated(activation) => {
-                        for sum in sums.as_flattened_mut() {
-                            *sum = activated(simd, activation, *sum);
-                        }
+                let first = at * OUTPUTS;
+                let mut sums = outputs(simd, x, map, first, passed);
+                if let Finish::Activated(activation) = self.finish {
+                    for sum in sums.as_flattened_mut() {
+                        *sum = activated(simd, activation, *sum);
                     }
-                    Finish::Gated(activation, gate) => {
-                        let gates = outputs(simd, x, gate, first, &[]);
-                        for (sum, &gate) in sums.as_flattened_mut().iter_mut().zip(gates.as_flattened()) {
-                            *sum = simd.mul_f32s(activated(simd, activation, gate), *sum);
-                        }
+                }
+                if let Some((activation, gate)) = gate {
+                    let gates = outputs(simd, x, gate, first, &[]);
+                    for (sum, &gate) in sums.as_flattened_mut().iter_mut().zip(gates.as_flattened()) {
+                        *sum = simd.mul_f32s(activated(simd, activation, gate), *sum);
                     }
                 }
                 out.copy_from_slice(&sums[..out.len()]);
@@ -237,21 +289,42 @@ impl Task<'_> {
     /// The same for tokens that stand as rows: few tokens, for which reading the weights is what takes the time.
     #[inline(always)]
     fn rows<S: Simd>(self, simd: S) {
-        for ((x, _), out) in self.x.strips().zip(self.out) {
-            let (passed, x) = x.split_at(self.passed);
-            dots(simd, x, self.map, self.outputs.start, out);
-            if let Some(passed) = passed.get(self.outputs.clone()) {
-                out.iter_mut().zip(passed).for_each(|(out, passed)| *out += passed);
+        let (arch, count, width) = (self.x.arch, self.outputs.len(), self.x.width() - self.passed);
+        let of_map = |map: &Linear<'_>, x: &[f32]| {
+            let map = map.part(self.outputs.clone());
+            let mut sums = vec![0.0; self.out.len() * count];
+            let codes = map.arithmetic == Arithmetic::Int8 && map.weight.format().is_quantised();
+            if codes && self.passed == 0 {
+                weights::int8::dots(arch, map.weight, self.x.codes(), &mut sums);
+            } else {
+                weights::dots(arch, map.weight, x, &mut sums);
             }
-            match self.finish {
-                Finish::Plain => {}
-                Finish::Activated(activation) => each(simd, out, &[], |x, _| activated(simd, activation, x)),
-                Finish::Gated(activation, gate) => {
-                    let mut gates = [0.0; BLOCK];
-                    let gates = &mut gates[..out.len()];
-                    dots(simd, x, gate, self.outputs.start, gates);
-                    each(simd, out, gates, |x, gate| simd.mul_f32s(activated(simd, activation, gate), x));
-                }
+            for sums in sums.chunks_exact_mut(count.max(1)) {
+                sums.iter_mut().zip(map.bias.unwrap_or_default()).for_each(|(sum, bias)| *sum += bias);
+            }
+            sums
+        };
+        let gathered: Vec<f32>;
+        let x = if self.passed == 0 {
+            // Rows follow each other.
+            &self.x.data[..self.out.len() * width]
+        } else {
+            gathered = self.x.strips().flat_map(|(row, _)| &row[self.passed..]).copied().collect();
+            &gathered
+        };
+        let mut sums = of_map(&self.map, x);
+        match self.finish {
+            Finish::Plain => {}
+            Finish::Activated(activation) => each(simd, &mut sums, &[], |x, _| activated(simd, activation, x)),
+            Finish::Gated(activation, gate) => {
+                let gates = of_map(&gate, x);
+                each(simd, &mut sums, &gates, |x, gate| simd.mul_f32s(activated(simd, activation, gate), x));
+            }
+        }
+        for (((row, _), sums), out) in self.x.strips().zip(sums.chunks_exact(count.max(1))).zip(self.out) {
+            out.copy_from_slice(sums);
+            if let Some(passed) = row[..self.passed].get(self.outputs.clone()) {
+                out.iter_mut().zip(passed).for_each(|(out, passed)| *out += passed);
             }
         }
     }
@@ -267,52 +340,18 @@ fn each<S: Simd>(simd: S, out: &mut [f32], with: &[f32], f: impl Fn(S::f32s, S::
     }
 }
 
-/// Rows of weights multiplied with one token together.
-const ROWS: usize = 4;
-
-/// Outputs `first..first + out.len()` for one token.
-#[inline(always)]
-fn dots<S: Simd>(simd: S, x: &[f32], map: Linear<'_>, first: usize, out: &mut [f32]) {
-    let zero = simd.splat_f32s(0.0);
-    let (x, x_tail) = S::as_simd_f32s(x);
-    let (pairs, single) = x.as_chunks::<2>();
-    let last = map.outputs() - 1;
-    for (at, out) in out.chunks_mut(ROWS).enumerate() {
-        let row = |output: usize| (first + at * ROWS + output).min(last);
-        let rows: [_; ROWS] =
-            std::array::from_fn(|output| S::as_simd_f32s(&map.weight[row(output) * map.inputs..][..map.inputs]));
-        let mut sums = [[zero; 2]; ROWS];
-        let [a, b, c, d] = rows.map(|(row, _)| row.as_chunks::<2>().0);
-        for ((((x, a), b), c), d) in pairs.iter().zip(a).zip(b).zip(c).zip(d) {
-            for (sums, row) in sums.iter_mut().zip([a, b, c, d]) {
-                sums[0] = simd.mul_add_e_f32s(x[0], row[0], sums[0]);
-                sums[1] = simd.mul_add_e_f32s(x[1], row[1], sums[1]);
-            }
-        }
-        for (output, out) in out.iter_mut().enumerate() {
-            let (body, tail) = rows[output];
-            let mut sum = simd.add_f32s(sums[output][0], sums[output][1]);
-            for (&x, &weight) in single.iter().zip(body.as_chunks::<2>().1) {
-                sum = simd.mul_add_e_f32s(x, weight, sum);
-            }
-            sum = simd.mul_add_e_f32s(simd.partial_load_f32s(x_tail), simd.partial_load_f32s(tail), sum);
-            *out = simd.reduce_sum_f32s(sum) + map.bias.map_or(0.0, |bias| bias[row(output)]);
-        }
-    }
-}
-
 /// Outputs `first..first + OUTPUTS` for a strip; past the last output, the last again.
 #[inline(always)]
 fn outputs<S: Simd, const V: usize>(
     simd: S,
     x: &[[S::f32s; V]],
-    map: Linear<'_>,
+    map: Wide<'_>,
     first: usize,
     passed: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; OUTPUTS] {
-    let last = map.outputs() - 1;
+    let last = map.numbers.len() / map.inputs.max(1) - 1;
     let row = |at: usize| (first + at).min(last);
-    let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|at| &map.weight[row(at) * map.inputs..][..map.inputs]);
+    let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|at| &map.numbers[row(at) * map.inputs..][..map.inputs]);
     let start = |at: usize| match passed.get(row(at)) {
         Some(passed) => *passed,
         None => [simd.splat_f32s(map.bias.map_or(0.0, |bias| bias[row(at)])); V],
@@ -349,7 +388,11 @@ mod tests {
         }
 
         fn view(&self, inputs: usize, bias: bool) -> Linear<'_> {
-            Linear { weight: &self.weight, inputs, bias: bias.then_some(&self.bias) }
+            Linear {
+                weight: Matrix::of_f32(&self.weight, inputs),
+                bias: bias.then_some(&self.bias),
+                arithmetic: Arithmetic::F32,
+            }
         }
 
         /// The outputs of one token in f64, and how large the summands were together.

@@ -85,7 +85,7 @@ pub(super) fn factors(
 /// What one layer does with each factor.
 fn of_layer(decoder: &Decoder, trace: &LayerTrace) -> Result<Vec<Choice>, ModelError> {
     let made = decoder.new_cache(&[1])?.texts[0].layers[trace.layer].config().clone();
-    let projection = decoder.blocks[trace.layer].attention.output.dense_weight();
+    let projection = decoder.blocks[trace.layer].attention.output.dense_weight(&decoder.device());
     let whole = squares(trace.read.clone(), &projection)?.max(f64::MIN_POSITIVE);
     let with = |factor: f64| -> Result<Choice, ModelError> {
         let mut attention = made.attention.clone();

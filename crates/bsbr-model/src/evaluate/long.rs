@@ -125,6 +125,32 @@ pub struct LongPerplexity {
     pub agreement_last_quarter: Option<Agreement>,
 }
 
+impl From<&EvaluationReport> for LengthReport {
+    /// The same numbers in the form of an evaluation over long texts, which hides nothing in them.
+    fn from(report: &EvaluationReport) -> Self {
+        let names = std::iter::once("original").chain(report.variants.iter().map(|variant| variant.name.as_str()));
+        let variant = |(at, name): (usize, &str)| {
+            let found = of_variant(report, at);
+            LongVariant {
+                name: name.to_owned(),
+                keys_share: found.keys_share,
+                summaries_share: found.summaries_share,
+                capped_share: found.capped_share,
+                cache_bytes: found.cache_bytes,
+                cache_share: found.cache_bytes as f64 / report.original.cache_bytes as f64,
+                perplexity: Some(perplexity(report, at)),
+                recall: Vec::new(),
+            }
+        };
+        Self {
+            length: report.window,
+            windows: report.windows,
+            skip: report.skip,
+            variants: names.enumerate().map(variant).collect(),
+        }
+    }
+}
+
 /// The lengths to measure where none are named: doubled from 1024 up to what the model was trained for, 8192 or what the
 /// text has, whatever comes first.
 pub fn default_lengths(decoder: &Decoder, text: usize) -> Vec<usize> {

@@ -3,6 +3,7 @@
 mod maps;
 
 use bsbr_kernels::layer::{self, NormKind, Panels, RowNorm, Rows};
+use bsbr_weights::{Arithmetic, Matrix, StoredMatrix};
 use burn::{
     backend::{BackendTypes, Flex},
     module::Param,
@@ -11,11 +12,12 @@ use burn::{
 use maps::{Layer, project};
 use rayon::prelude::*;
 
-use super::show;
+use super::{Packing, show};
 use crate::{
     Activation, AdapterTarget, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Places,
+    stored::Weight,
 };
 
 type Memory = <Flex as BackendTypes>::FloatTensorPrimitive;
@@ -23,6 +25,24 @@ type Memory = <Flex as BackendTypes>::FloatTensorPrimitive;
 /// Whether tensors of a device are what this module works on.
 pub(super) fn is_here(device: &Device) -> bool {
     *device == Device::flex()
+}
+
+/// [`Packing::of`] on the device of the loops.
+pub(super) fn packing_of(tokens: usize) -> Packing {
+    match layer::Packing::of(tokens) {
+        layer::Packing::Rows => Packing::Rows,
+        layer::Packing::ByNumber | layer::Packing::Strips => Packing::Strips,
+    }
+}
+
+impl From<Packing> for layer::Packing {
+    fn from(packing: Packing) -> Self {
+        match packing {
+            Packing::ByNumber => Self::ByNumber,
+            Packing::Rows => Self::Rows,
+            Packing::Strips => Self::Strips,
+        }
+    }
 }
 
 /// The memory of a tensor, if the loops can run on it.
@@ -91,10 +111,16 @@ fn changed<const D: usize>(x: Tensor<D>, f: impl FnOnce(&mut [f32])) -> Tensor<D
 
 /// A linear map and what keeps its numbers.
 struct Map {
-    weight: Memory,
+    weight: Held,
     inputs: usize,
     outputs: usize,
     bias: Option<Numbers>,
+}
+
+/// What keeps a weight.
+enum Held {
+    Tensor(Memory),
+    Stored(StoredMatrix, Arithmetic),
 }
 
 impl Map {
@@ -110,13 +136,36 @@ impl Map {
             Some(bias) => Some(Numbers::new(bias)?),
             None => None,
         };
-        Some(Self { weight, inputs, outputs, bias })
+        Some(Self { weight: Held::Tensor(weight), inputs, outputs, bias })
+    }
+
+    /// From a weight `[outputs, inputs]` as it is stored.
+    fn stored(weight: &StoredMatrix, arithmetic: Arithmetic, bias: Option<&Tensor<1>>) -> Option<Self> {
+        let [outputs, inputs] = weight.shape();
+        let bias = match bias {
+            Some(bias) => Some(Numbers::new(bias)?),
+            None => None,
+        };
+        Some(Self { weight: Held::Stored(weight.clone(), arithmetic), inputs, outputs, bias })
+    }
+
+    fn of(weight: &Weight<'_>, bias: Option<&Tensor<1>>) -> Option<Self> {
+        match weight {
+            Weight::Tensor(weight) => Self::new(weight, bias),
+            Weight::Stored(weight, arithmetic) => Self::stored(weight, *arithmetic, bias),
+        }
     }
 
     fn view(&self) -> layer::Linear<'_> {
-        let start = self.weight.layout().start_offset();
-        let weight = &self.weight.storage::<f32>()[start..start + self.inputs * self.outputs];
-        layer::Linear { weight, inputs: self.inputs, bias: self.bias.as_ref().map(Numbers::get) }
+        let (weight, arithmetic) = match &self.weight {
+            Held::Tensor(weight) => {
+                let start = weight.layout().start_offset();
+                let numbers = &weight.storage::<f32>()[start..start + self.inputs * self.outputs];
+                (Matrix::of_f32(numbers, self.inputs), Arithmetic::F32)
+            }
+            Held::Stored(weight, arithmetic) => (weight.view(), *arithmetic),
+        };
+        layer::Linear { weight, bias: self.bias.as_ref().map(Numbers::get), arithmetic }
     }
 }
 
@@ -191,10 +240,15 @@ pub(super) fn normalise<const D: usize>(norm: &Normalisation, x: &Tensor<D>) -> 
     Some(tensor(numbers, shape))
 }
 
-pub(super) fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+pub(super) fn linear(
+    x: &Tensor<2>,
+    weight: &Weight<'_>,
+    bias: Option<&Tensor<1>>,
+    packing: Packing,
+) -> Option<Tensor<2>> {
     let [tokens, width] = x.dims();
-    let (map, x) = (Map::new(weight, bias)?, Numbers::new(x)?);
-    let x = Panels::pack(Rows::new(x.get(), width), None);
+    let (map, x) = (Map::of(weight, bias)?, Numbers::new(x)?);
+    let x = Panels::pack_as(Rows::new(x.get(), width), None, packing.into());
     let mut out = vec![0.0; tokens * map.outputs];
     layer::project(&x, &[map.view()])[0].write(&mut out);
     Some(tensor(out, [tokens, map.outputs]))
@@ -245,7 +299,8 @@ pub(super) fn heads(
         let (cos, sin) = (cos.get(), sin.get());
         layer::Rotation { cos, sin, half: cos.len() / tokens, interleaved: false }
     });
-    let x = Panels::pack(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref());
+    let packing = places.packing.into();
+    let x = Panels::pack_as(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref(), packing);
     let projected = project(&x, &[&query, &key, &value]);
     let rotations = [rotation, rotation, None];
     let temperatures = [places.temperature, None, None];
@@ -257,11 +312,11 @@ pub(super) fn heads(
         if let Some(adapter) = adapter {
             y.write(&mut out);
             adapter.add(&x, 1.0, &mut out);
-            y = Panels::pack(Rows::new(&out, total), None);
+            y = Panels::pack_as(Rows::new(&out, total), None, packing);
         }
         if let Some(HeadNorm::All(norm)) = &norm {
             y.write(&mut out);
-            y = Panels::pack(Rows::new(&out, total), Some(&norm.view()));
+            y = Panels::pack_as(Rows::new(&out, total), Some(&norm.view()), packing);
         }
         let norm = match &norm {
             Some(HeadNorm::Each(norm)) => Some(norm.view()),
@@ -305,7 +360,7 @@ impl JoinHeads {
         Some(Self { read: memory, shape, output: Layer::of(output)?, adapter: LowRank::of(adapter)? })
     }
 
-    pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>) -> Tensor<2> {
+    pub(super) fn run(self, onto: Option<(Tensor<2>, f64)>, packing: Packing) -> Tensor<2> {
         let [_, heads, tokens, width] = self.shape;
         let layout = self.read.layout();
         let rows = Rows {
@@ -316,7 +371,7 @@ impl JoinHeads {
             group_stride: layout.strides()[1] as usize,
             group_width: width,
         };
-        add(&Panels::pack(rows, None), &self.output, self.adapter.as_ref(), onto)
+        add(&Panels::pack_as(rows, None, packing.into()), &self.output, self.adapter.as_ref(), onto)
     }
 }
 
@@ -354,10 +409,11 @@ pub(super) struct WholeMlp<'a> {
 }
 
 impl<'a> WholeMlp<'a> {
-    pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &'a Mlp) -> Option<Self> {
+    pub(super) fn new(x: &Tensor<2>, norm: Option<&Normalisation>, mlp: &'a Mlp, packing: Packing) -> Option<Self> {
         let width = x.dims()[1];
         let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
-        let x = Panels::pack(Rows::new(x.get(), width), norm.as_ref().map(Norm::view).as_ref());
+        let norm = norm.as_ref().map(Norm::view);
+        let x = Panels::pack_as(Rows::new(x.get(), width), norm.as_ref(), packing.into());
         Self::of(&x, mlp)
     }
 
@@ -404,14 +460,18 @@ impl<'a> WholeMlp<'a> {
 /// What each of `experts` makes of some rows of `x` `[tokens, width]`, and that times a weight for each row added up by token.
 ///
 /// A token gets the same numbers, bit for bit, whichever other tokens go through an expert beside it.
-pub(super) fn experts(x: &Tensor<2>, experts: &[(&Mlp, Vec<(usize, f32)>)]) -> Option<Tensor<2>> {
+pub(super) fn experts(x: &Tensor<2>, experts: &[(&Mlp, Vec<(usize, f32)>)], packing: Packing) -> Option<Tensor<2>> {
     let [tokens, width] = x.dims();
     let x = Numbers::new(x)?;
+    let packing = match packing {
+        Packing::ByNumber => packing_of(tokens),
+        chosen => chosen,
+    };
     let through = |(expert, rows): &(&Mlp, Vec<(usize, f32)>)| {
         let gathered: Vec<f32> =
             rows.iter().flat_map(|&(token, _)| &x.get()[token * width..(token + 1) * width]).copied().collect();
         show([Some(&expert.up), expert.gate.as_ref()], || tensor(gathered.clone(), [rows.len(), width]));
-        let expert = WholeMlp::of(&Panels::pack_among(Rows::new(&gathered, width), tokens), expert)?;
+        let expert = WholeMlp::of(&Panels::pack_as(Rows::new(&gathered, width), None, packing.into()), expert)?;
         show([Some(&expert.mlp.down)], || self::rows(&expert.inner));
         let made = &project(&expert.inner, &[&expert.down])[0];
         let mut out = vec![0.0; made.tokens() * made.width()];

@@ -5,28 +5,31 @@ mod choice;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
 
 use self::choice::{Choice, choose};
-use super::linear;
+use super::{Packing, linear};
 use crate::{
     RouterConfig, RouterKind,
     modules::{Mixture, Mlp},
+    stored::Weight,
 };
 
 /// `[tokens, hidden_size]` to the same; `x` is normalised.
-pub(super) fn forward(x: &Tensor<2>, mixture: &Mixture) -> Tensor<2> {
-    let routed = routed(x, mixture);
+pub(super) fn forward(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
+    let routed = routed(x, mixture, packing);
     let Some(shared) = &mixture.shared else { return routed };
-    let made = super::mlp(x.clone(), None, shared, None);
+    let made = super::mlp(x.clone(), None, shared, None, packing);
     routed
         + match &mixture.shared_gate {
-            Some(gate) => made * activation::sigmoid(linear(x.clone(), gate.weight.val(), None)),
+            Some(gate) => {
+                made * activation::sigmoid(linear(x.clone(), Weight::Tensor(gate.weight.val()), None, packing))
+            }
             None => made,
         }
 }
 
 /// What the chosen experts give.
-fn routed(x: &Tensor<2>, mixture: &Mixture) -> Tensor<2> {
+fn routed(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
     let router = &mixture.config.router;
-    let scores = linear(x.clone(), mixture.router.weight.val(), None);
+    let scores = linear(x.clone(), Weight::Tensor(mixture.router.weight.val()), None, packing);
     let [tokens, count] = scores.dims();
     // Which experts they are has no gradient, how much they weigh has.
     let Ok(numbers) = scores.clone().try_into_vec_as::<f64>() else {
@@ -44,7 +47,7 @@ fn routed(x: &Tensor<2>, mixture: &Mixture) -> Tensor<2> {
             }
         }
         experts.retain(|(_, rows)| !rows.is_empty());
-        if let Some(routed) = super::fused::experts(x, &experts) {
+        if let Some(routed) = super::fused::experts(x, &experts, packing) {
             return routed;
         }
     }
@@ -59,7 +62,7 @@ fn routed(x: &Tensor<2>, mixture: &Mixture) -> Tensor<2> {
         }
         let length = rows.len();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [length]), &device);
-        let made = super::mlp(x.clone().select(0, rows.clone()), None, expert, None);
+        let made = super::mlp(x.clone().select(0, rows.clone()), None, expert, None, packing);
         let weight = weights.clone().narrow(1, number, 1).select(0, rows.clone());
         routed = routed.select_assign(0, rows, made * weight, IndexingUpdateOp::Add);
     }

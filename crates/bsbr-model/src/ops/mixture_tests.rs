@@ -6,7 +6,7 @@ use burn::{
     tensor::{DType, Device, Distribution, Tensor},
 };
 
-use super::{block_mlp, mixture};
+use super::{Packing, block_mlp, mixture};
 use crate::{Activation, BlockMlp, ExpertGroups, ExpertsConfig, Mixture, Mlp, RouterConfig, RouterKind, SharedExpert};
 
 const HIDDEN: usize = 22;
@@ -74,10 +74,10 @@ fn product(x: &[f64], weight: &Tensor<2>) -> Vec<f64> {
 }
 
 fn through(x: &[f64], mlp: &Mlp) -> Vec<f64> {
-    let gate = product(x, &mlp.gate.as_ref().unwrap().dense_weight());
-    let up = product(x, &mlp.up.dense_weight());
+    let gate = product(x, &mlp.gate.as_ref().unwrap().dense_weight(&Device::flex()));
+    let up = product(x, &mlp.up.dense_weight(&Device::flex()));
     let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
-    product(&inner, &mlp.down.dense_weight())
+    product(&inner, &mlp.down.dense_weight(&Device::flex()))
 }
 
 /// The weight of each expert by the definition: of `a` and `b` the better has the higher rank, or the same and the lower
@@ -191,11 +191,11 @@ fn every_router_chooses_and_weighs_as_its_definition_in_f64_whatever_the_number_
             let x = random([tokens, HIDDEN], &device);
             let (expected, visits) = exact(&x, &mixture);
             assert_eq!(visits.iter().sum::<usize>(), tokens * chosen);
-            let found = apart(&mixture::forward(&x, &mixture), &expected);
+            let found = apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected);
             assert!(found <= 3e-6, "{count} {chosen} {tokens} {router:?}: {found}");
             // The plain form, which other devices run.
             let wide = mixture.clone().map(&mut AsF64);
-            let found = apart(&mixture::forward(&x.cast(DType::F64), &wide), &expected);
+            let found = apart(&mixture::forward(&x.cast(DType::F64), &wide, Packing::ByNumber), &expected);
             assert!(found <= 1e-6, "plain, {count} {chosen} {tokens} {router:?}: {found}");
         }
     }
@@ -215,7 +215,7 @@ fn experts_nobody_chose_are_not_read_and_one_that_all_chose_serves_all() {
         let nothing = Tensor::full([INNER, HIDDEN], f32::NAN, &device).transpose();
         mixture.experts[expert].up = Linear { weight: Param::from_tensor(nothing), bias: None }.into();
     }
-    assert!(apart(&mixture::forward(&x, &mixture), &expected) <= 3e-6);
+    assert!(apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected) <= 3e-6);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn of_experts_that_tie_the_first_are_chosen() {
         let x = random([9, HIDDEN], &device);
         let (expected, visits) = exact(&x, &mixture);
         assert_eq!(visits, [9, 9, 0, 0, 0, 0]);
-        assert!(apart(&mixture::forward(&x, &mixture), &expected) <= 3e-6, "{kind:?}");
+        assert!(apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected) <= 3e-6, "{kind:?}");
     }
 }
 
@@ -239,7 +239,7 @@ fn a_token_gives_the_same_bits_whichever_experts_its_neighbours_go_through() {
             let mixture = a_mixture(count, chosen, router.clone(), &device);
             let x = random([tokens, HIDDEN], &device);
             let other = Tensor::cat(vec![x.clone().narrow(0, 0, tokens - 1), random([1, HIDDEN], &device)], 0);
-            let [a, b] = [x, other].map(|x| numbers(&mixture::forward(&x, &mixture)));
+            let [a, b] = [x, other].map(|x| numbers(&mixture::forward(&x, &mixture, Packing::ByNumber)));
             assert_eq!(a[..(tokens - 1) * HIDDEN], b[..(tokens - 1) * HIDDEN], "{count} {chosen} {tokens} {router:?}");
             assert_ne!(a, b);
         }
@@ -264,7 +264,8 @@ fn gradients_through_a_mixture_are_those_of_differences_in_f64() {
         let x = random([4, HIDDEN], &device);
         let towards = random([4, HIDDEN], &device);
         let block = BlockMlp::Mixture(mixture.clone());
-        let one_number = |x: Tensor<2>, block: &BlockMlp| block_mlp(x, None, block, Some(0.7)).square().sum();
+        let one_number =
+            |x: Tensor<2>, block: &BlockMlp| block_mlp(x, None, block, Some(0.7), Packing::ByNumber).square().sum();
 
         let input = Tensor::<2>::from_data(x.clone().into_data(), &tracked).require_grad();
         let gradients = one_number(input.clone(), &block.clone().to_device(&tracked)).backward();

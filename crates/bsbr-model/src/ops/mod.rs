@@ -18,7 +18,33 @@ use crate::{
     Projection,
     modules::{Adapter, BlockMlp, Mlp, Normalisation, Projections},
     rotary::Places,
+    stored::Weight,
 };
+
+/// How tokens stand before a linear map, which decides the order of its sums: a token gets the same numbers, bit for bit,
+/// whichever others are packed with it in the same way. The plain operations know one way only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// As suits their number.
+    #[default]
+    ByNumber,
+    /// Each by itself, as few tokens stand anyway.
+    Rows,
+    /// In strips, as many tokens stand anyway.
+    Strips,
+}
+
+impl Packing {
+    /// What suits so many tokens on a device.
+    pub(crate) fn of(device: &Device, tokens: usize) -> Self {
+        #[cfg(feature = "flex")]
+        if fused::is_here(device) {
+            return fused::packing_of(tokens);
+        }
+        let _ = (device, tokens);
+        Self::ByNumber
+    }
+}
 
 /// Runs the work of a device; on the CPU among the threads that its operations are shared by.
 pub(crate) fn run<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
@@ -28,6 +54,16 @@ pub(crate) fn run<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> 
     }
     let _ = device;
     work()
+}
+
+/// Whether products on a device take weights as their file stores them.
+pub(crate) fn computes_stored(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    if fused::is_here(device) {
+        return true;
+    }
+    let _ = device;
+    false
 }
 
 /// What `work` makes of each item, in order. On the CPU items share the threads, unless gradients may be asked of `x`, which
@@ -54,12 +90,14 @@ pub(crate) fn normalise<const D: usize>(norm: &Normalisation, x: Tensor<D>) -> T
     plain::normalise(norm, x)
 }
 
-/// `[tokens, inputs]` times a weight `[inputs, outputs]`, plus a bias.
-pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+/// `[tokens, inputs]` to `[tokens, outputs]`: times a weight, plus a bias.
+pub(crate) fn linear(x: Tensor<2>, weight: Weight<'_>, bias: Option<Tensor<1>>, packing: Packing) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if let Some(y) = fused::linear(&x, &weight, bias.as_ref()) {
+    if let Some(y) = fused::linear(&x, &weight, bias.as_ref(), packing) {
         return y;
     }
+    let _ = packing;
+    let weight = weight.like(&x);
     plain::linear(x, weight, bias)
 }
 
@@ -87,23 +125,31 @@ pub(crate) fn join_heads(
     read: Tensor<4>,
     output: (&Projection, Option<&Adapter>),
     onto: Option<(Tensor<2>, f64)>,
+    packing: Packing,
 ) -> Tensor<2> {
     let [_, heads, tokens, width] = read.dims();
     show([Some(output.0)], || read.clone().swap_dims(1, 2).reshape([tokens, heads * width]));
     #[cfg(feature = "flex")]
     if let Some(inputs) = fused::JoinHeads::new(&read, output, &onto) {
         drop(read);
-        return inputs.run(onto);
+        return inputs.run(onto, packing);
     }
+    let _ = packing;
     plain::join_heads(read, output, onto)
 }
 
 /// The MLP or the experts of a block, as [`mlp`].
-pub(crate) fn block_mlp(x: Tensor<2>, norm: Option<&Normalisation>, block: &BlockMlp, onto: Option<f64>) -> Tensor<2> {
+pub(crate) fn block_mlp(
+    x: Tensor<2>,
+    norm: Option<&Normalisation>,
+    block: &BlockMlp,
+    onto: Option<f64>,
+    packing: Packing,
+) -> Tensor<2> {
     match block {
-        BlockMlp::Dense(block) => mlp(x, norm, block, onto),
+        BlockMlp::Dense(block) => mlp(x, norm, block, onto, packing),
         BlockMlp::Mixture(mixture) => {
-            let branch = mixture::forward(&normalised(norm, &x), mixture);
+            let branch = mixture::forward(&normalised(norm, &x), mixture, packing);
             match onto {
                 Some(factor) => plain::add(x, branch, factor),
                 None => branch,
@@ -113,12 +159,19 @@ pub(crate) fn block_mlp(x: Tensor<2>, norm: Option<&Normalisation>, block: &Bloc
 }
 
 /// The MLP of `x` `[tokens, hidden_size]`, normalised by `norm` first; with `onto`, that factor times it added to `x`.
-pub(crate) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: Option<f64>) -> Tensor<2> {
+pub(crate) fn mlp(
+    x: Tensor<2>,
+    norm: Option<&Normalisation>,
+    mlp: &Mlp,
+    onto: Option<f64>,
+    packing: Packing,
+) -> Tensor<2> {
     show([Some(&mlp.up), mlp.gate.as_ref()], || normalised(norm, &x));
     #[cfg(feature = "flex")]
-    if let Some(inputs) = fused::WholeMlp::new(&x, norm, mlp) {
+    if let Some(inputs) = fused::WholeMlp::new(&x, norm, mlp, packing) {
         return inputs.run(x, onto);
     }
+    let _ = packing;
     plain::mlp(x, norm, mlp, onto)
 }
 

@@ -6,6 +6,8 @@ use burn::{
     tensor::{DType, Device, Distribution, Tensor},
 };
 
+use bsbr_weights::{Arithmetic, StoredMatrix};
+
 use super::*;
 use crate::{
     Activation,
@@ -138,11 +140,40 @@ mod fused_and_plain {
             let (x, map) = (random([tokens, HIDDEN], &device), map(HIDDEN, 70, true, &device));
             let (weight, bias) = (map.weight.val(), map.bias.as_ref().map(Param::val));
             let expected = plain::linear(x.clone(), weight.clone(), bias.clone());
-            let found = fused::linear(&x, &weight, bias.as_ref()).unwrap();
+            let found = fused::linear(&x, &Weight::Tensor(weight.clone()), bias.as_ref(), Packing::ByNumber).unwrap();
             assert!(difference(&found, &expected) <= CLOSE);
             let other = Tensor::<2>::zeros([HIDDEN, 70], &device) + weight.clone();
             let other = other.slice_assign([0..HIDDEN, 0..70], weight);
-            assert!(difference(&linear(x, other, bias), &expected) <= CLOSE);
+            assert!(difference(&linear(x, Weight::Tensor(other), bias, Packing::ByNumber), &expected) <= CLOSE);
+        }
+    }
+
+    #[test]
+    fn stored_weights_are_those_of_the_same_numbers_in_f32() {
+        let device = device();
+        let (inputs, outputs) = (64, 33);
+        for format in bsbr_weights::Format::ALL.into_iter().filter(|format| inputs % format.block() == 0) {
+            // Any bits are codes; scales of one, since 0x3c00 is.
+            let bytes = (0..outputs * format.row_bytes(inputs).unwrap()).map(|at| match format.block_bytes() {
+                2 | 4 => [0x20, 0x3c][at % 2],
+                size => {
+                    if at % size % 2 == 0 {
+                        0
+                    } else {
+                        0x3c
+                    }
+                }
+            });
+            let stored = StoredMatrix::new(format, [outputs, inputs], bytes.collect::<Vec<u8>>()).unwrap();
+            for tokens in TOKENS {
+                let (x, bias) = (random([tokens, inputs], &device), random([outputs], &device));
+                let weight = || Weight::Stored(&stored, Arithmetic::F32);
+                let dense = weight().like(&x);
+                let expected = plain::linear(x.clone(), dense, Some(bias.clone()));
+                let found = linear(x, weight(), Some(bias), Packing::ByNumber);
+                let scale = difference(&expected, &Tensor::zeros([tokens, outputs], &device));
+                assert!(difference(&found, &expected) <= CLOSE * scale.max(1.0), "{format} {tokens}");
+            }
         }
     }
 
@@ -163,7 +194,7 @@ mod fused_and_plain {
                 let positions = (0..tokens).map(|position| (position, &frequencies));
                 let rotation = (rotated > 0).then(|| Rotation::new(positions, &device, DType::F32));
                 for norm in norms(HIDDEN, &device).iter().map(Some).chain([None]) {
-                    let places = Places { rotation: rotation.as_ref(), temperature };
+                    let places = Places { rotation: rotation.as_ref(), temperature, packing: Packing::ByNumber };
                     let found = fused::heads(&x, norm, &projections, places, WIDTH).unwrap();
                     let expected = plain::heads(&x, norm, &projections, places, WIDTH);
                     for (found, expected) in found.iter().zip(&expected) {
@@ -190,7 +221,10 @@ mod fused_and_plain {
                     assert!(fused::JoinHeads::new(&read, (&output, None), &onto).is_some());
                     let expected = plain::join_heads(read.clone(), (&output, None), onto.clone());
                     let kept = onto.clone();
-                    assert!(difference(&join_heads(read.clone(), (&output, None), onto), &expected) <= CLOSE);
+                    assert!(
+                        difference(&join_heads(read.clone(), (&output, None), onto, Packing::ByNumber), &expected)
+                            <= CLOSE
+                    );
                     // What another still holds is not changed.
                     assert!(kept.is_none_or(|(kept, _)| difference(&kept, &x) == 0.0));
                 }
@@ -215,9 +249,12 @@ mod fused_and_plain {
                 let norm = &norms(HIDDEN, &device)[at % 5];
                 for (norm, factor) in [(None, None), (Some(norm), Some(1.0)), (Some(norm), Some(0.3))] {
                     let x = random([tokens, HIDDEN], &device);
-                    assert!(fused::WholeMlp::new(&x, norm, &block).is_some());
+                    assert!(fused::WholeMlp::new(&x, norm, &block, Packing::ByNumber).is_some());
                     let expected = plain::mlp(x.clone(), norm, &block, factor);
-                    assert!(difference(&mlp(x, norm, &block, factor), &expected) <= CLOSE, "{activation:?}");
+                    assert!(
+                        difference(&mlp(x, norm, &block, factor, Packing::ByNumber), &expected) <= CLOSE,
+                        "{activation:?}"
+                    );
                 }
             }
         }
@@ -246,8 +283,8 @@ mod fused_and_plain {
 fn one_number(x: Tensor<2>, norm: &Normalisation, projections: &Projections, block: &Mlp) -> Tensor<1> {
     let [query, key, value] = heads(&x, Some(norm), projections, Places::default(), WIDTH).map(Tensor::unsqueeze::<4>);
     let read = query * key + value;
-    let x = join_heads(read, (&projections.output, None), Some((x, 0.5)));
-    mlp(x, Some(norm), block, Some(1.0)).square().sum()
+    let x = join_heads(read, (&projections.output, None), Some((x, 0.5)), Packing::ByNumber);
+    mlp(x, Some(norm), block, Some(1.0), Packing::ByNumber).square().sum()
 }
 
 /// Every number of a module as f64.

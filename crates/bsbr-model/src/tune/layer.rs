@@ -11,7 +11,7 @@ use crate::{
     AdapterTarget, Decoder, DecoderCache, LayerTrace, ModelError,
     layer_attention::meta_inputs,
     modules::{Normalisation, Projections},
-    ops,
+    ops::{self, Packing},
     rotary::{Places, Rotation, rotary_set},
 };
 
@@ -36,7 +36,7 @@ impl<'a> Student<'a> {
             DecoderCache::with_kernel(&decoder.config, &[tokens.len()], (decoder.kernel, DType::F32), &device)?;
         let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
         let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
-        let (x, rotations, temperature) = decoder.inputs(&[tokens.to_vec()], &cache);
+        let (x, rotations, temperature) = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber);
         Ok((Self { decoder, cache, tracked, rotations, temperature, tokens: tokens.len() }, x))
     }
 
@@ -56,7 +56,7 @@ impl<'a> Student<'a> {
         let cache = &self.cache.texts[0].layers[layer];
         let made = cache.config();
         let rotation = rotary_set(&self.decoder.config.decoder, layer).and_then(|set| self.rotations.get(set));
-        let places = Places { rotation, temperature: self.temperature.as_deref() };
+        let places = Places { rotation, temperature: self.temperature.as_deref(), packing: Packing::ByNumber };
         let heads = ops::heads(x, norm, projections, places, made.head_dim).map(Tensor::unsqueeze::<4>);
         let meta = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta).then(|| {
             let normed = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
@@ -117,8 +117,8 @@ impl LayerObjective {
         parameters.place(&mut projections);
         let (read, meta) = student.read(layer, &projections, None, &trace.normed)?;
         let adapter = projections.adapter(AdapterTarget::Output);
-        let found = ops::join_heads(read, (&projections.output, adapter), None);
-        let through = |read: Tensor<4>| ops::join_heads(read, (&projections.output, None), None);
+        let found = ops::join_heads(read, (&projections.output, adapter), None, Packing::ByNumber);
+        let through = |read: Tensor<4>| ops::join_heads(read, (&projections.output, None), None, Packing::ByNumber);
         let wanted = through(trace.read.clone());
         let error = match self.loss {
             LayerLoss::All => {

@@ -9,7 +9,7 @@ use burn::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    AdapterConfig, AdapterTarget, Decoder, ModelError, Projection,
+    AdapterConfig, AdapterTarget, Decoder, ModelError,
     modules::{Adapter, Adapters, Projections},
 };
 
@@ -288,7 +288,7 @@ impl Decoder {
     /// [`ModelError::Config`] as [`crate::ModelConfig::check_mergeable`], [`ModelError::Input`] if a weight cannot be read back from
     /// the device.
     pub fn merged(&self) -> Result<(Self, NamedNumbers), ModelError> {
-        let mut decoder = self.clone();
+        let (mut decoder, device) = (self.clone(), self.device());
         if let Some(adapters) = decoder.config.adapters.take() {
             self.config.check_mergeable(&adapters)?;
         }
@@ -297,7 +297,8 @@ impl Decoder {
             let Some(adapters) = block.attention.adapters.take() else { continue };
             for target in AdapterTarget::ALL {
                 let (Some(adapter), place) = (adapters.of(target), target.place(layer)) else { continue };
-                let Some(Projection::Dense(linear)) = block.projection_mut(place.role) else {
+                let projection = block.projection_mut(place.role);
+                let Some(linear) = projection.and_then(|projection| projection.dense_mut(&device)) else {
                     return Err(ModelError::Input(format!("`{place}` is in parts: nothing can be added to it")));
                 };
                 // Rows of outputs, as in files.

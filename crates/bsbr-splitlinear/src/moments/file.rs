@@ -182,6 +182,33 @@ impl MomentsFile {
         self.entries.iter().map(|(name, &(_, width))| (name.as_str(), width))
     }
 
+    /// The mean squares of the inputs of one entry, of `width` inputs; none where it has no tokens. Reads no more than these of the file.
+    ///
+    /// # Errors
+    /// Where there is no such entry, the file cannot be read, or its numbers are not mean squares.
+    pub fn mean_squares(&self, name: &str) -> Result<Option<Vec<f64>>, SplitError> {
+        let bad = |problem: String| SplitError::MomentsFile { path: self.path.clone(), problem };
+        let &(start, width) = self.entries.get(name).ok_or_else(|| bad(format!("it has no entry `{name}`")))?;
+        let mut file = File::open(&self.path).map_err(SplitError::io("open", &self.path))?;
+        let mut word = |at: usize| -> Result<[u8; 8], SplitError> {
+            let mut bytes = [0; 8];
+            let place = SeekFrom::Start(start + 8 * at as u64);
+            file.seek(place).and_then(|_| file.read_exact(&mut bytes)).map_err(SplitError::io("read", &self.path))?;
+            Ok(bytes)
+        };
+        let tokens = u64::from_le_bytes(word(width * (width + 1) / 2 + width)?);
+        if tokens == 0 {
+            return Ok(None);
+        }
+        // The diagonal of a lower triangle, row by row.
+        let diagonal = (0..width).map(|row| Ok(f64::from_le_bytes(word(row * (row + 1) / 2 + row)?) / tokens as f64));
+        let squares = diagonal.collect::<Result<Vec<f64>, SplitError>>()?;
+        match squares.iter().position(|square| !square.is_finite() || *square < 0.0) {
+            Some(at) => Err(bad(format!("entry `{name}`: the mean square of input {at} is {}", squares[at]))),
+            None => Ok(Some(squares)),
+        }
+    }
+
     /// Reads one entry.
     ///
     /// # Errors

@@ -175,11 +175,24 @@ impl Token<'_> {
 
     /// What a head reads of a choice; `base` are the scores of runs of so many tokens by their means.
     pub(super) fn weigh(&self, own: &Query, choice: &Choice, base: &dyn Fn(usize, usize) -> f64) -> Vector {
+        let (logits, values, _) = self.columns(own, choice, base);
+        weighted(&logits, &values)
+    }
+
+    /// The same as scores, values and what each of them stands for: a key, or the tokens of a run.
+    fn columns(
+        &self,
+        own: &Query,
+        choice: &Choice,
+        base: &dyn Fn(usize, usize) -> f64,
+    ) -> (Vec<f64>, Vec<Vector>, Vec<Source>) {
         let (config, local) = (&self.case.config, self.local());
         let read = choice.exact.iter().chain(&choice.passed);
         let near = |i: usize| i >= local || self.group == 1;
         let mut logits: Vec<f64> = read.clone().map(|&i| self.key_score(own, i, near(i))).collect();
         let mut values: Vec<Vector> = read.map(|&i| self.inputs.values.row(self.b, self.kv, i)).collect();
+        let mut sources: Vec<Source> = choice.exact.iter().map(|&i| Source::Near(i)).collect();
+        sources.extend(choice.passed.iter().map(|&i| Source::Chosen(i)));
         if config.far == Far::Mean {
             let mut count = |(run, size): (usize, usize), left: usize| {
                 let section = run * size / SECTION;
@@ -187,6 +200,7 @@ impl Token<'_> {
                     let score = self.biased(own.head, base(run, size), self.middle(run, size));
                     logits.push((left as f64).ln() + score + config.far_shift);
                     values.push(self.value(section));
+                    sources.push(Source::Run(self.positions(run, size)));
                 }
             };
             let held = |run: usize, size: usize| size - config.sink_tokens.saturating_sub(run * size).min(size);
@@ -198,7 +212,7 @@ impl Token<'_> {
                 count((section, SECTION), held(section, SECTION));
             }
         }
-        weighted(&logits, &values)
+        (logits, values, sources)
     }
 
     /// Positions of a run that are no sinks.
@@ -225,9 +239,39 @@ impl Token<'_> {
         Read { output: self.weigh(&own, &choice, &base), margin: choice.margin }
     }
 
+    /// What head `h` reads, each with its probability.
+    pub(super) fn weights(&self, h: usize) -> (Vec<(Source, f64)>, f64) {
+        let choice = self.choose();
+        if choice.margin == f64::INFINITY && choice.blocks.is_empty() && choice.passed.is_empty() {
+            // The index may not be founded yet, and nothing asks it.
+            let scores: Vec<f64> = choice.exact.iter().map(|&i| self.own_score(h, i)).collect();
+            let weights = softmax(&scores);
+            return (choice.exact.iter().map(|&i| Source::Near(i)).zip(weights).collect(), f64::INFINITY);
+        }
+        let own = self.query(h);
+        let (logits, _, sources) = self.columns(&own, &choice, &|run, size| own.base(self.mean(run, size)));
+        (sources.into_iter().zip(softmax(&logits)).collect(), choice.margin)
+    }
+
+    fn own_score(&self, head: usize, i: usize) -> f64 {
+        let far = Some(self.group).filter(|&group| group > 1 && i < self.local());
+        self.case.key_score(self.inputs, (self.b, head, self.t), i, far)
+    }
+
     pub(super) fn mean(&self, run: usize, size: usize) -> &Quantised {
         if size == BLOCK { &self.index.blocks[run].mean } else { &self.index.sections[run].mean }
     }
+}
+
+/// What a probability stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    /// A key that is read whatever the text says.
+    Near(usize),
+    /// A key that passes.
+    Chosen(usize),
+    /// Statistics of these tokens.
+    Run(Range<usize>),
 }
 
 /// What a token reads.

@@ -46,6 +46,10 @@ impl Layer {
         };
         match projection {
             Projection::Dense(linear) => dense(&linear.weight, &linear.bias),
+            Projection::Stored(linear) => {
+                let bias = linear.bias.as_ref().map(Param::val);
+                Map::stored(&linear.weight, linear.arithmetic, bias.as_ref()).map(|map| Self::Dense(Box::new(map)))
+            }
             Projection::Split(split) => match &split.original {
                 Some(weight) if split.is_original() => dense(weight, &split.bias),
                 _ => Parts::of(split).map(Self::Split),

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_convert::{
-    ConversionReport, ConvertError, ConvertOptions, DtypePolicy, ExpectedLogits, IGNORED_PREFIX, ModelSource,
-    PlanProblem, convert, estimate, export, plan_checkpoint,
+    ConversionReport, ConvertError, ConvertOptions, ExpectedLogits, IGNORED_PREFIX, ModelSource, PlanProblem,
+    WeightsPolicy, convert, estimate, export, plan_checkpoint,
 };
 use bsbr_model::{Decoder, compare_logits};
 use burn::tensor::Device;
@@ -20,13 +20,18 @@ use common::{
 };
 use half::{bf16, f16};
 
-const POLICIES: [DtypePolicy; 4] = [DtypePolicy::Keep, DtypePolicy::F32, DtypePolicy::F16, DtypePolicy::Bf16];
+const POLICIES: [WeightsPolicy; 4] = [WeightsPolicy::Keep, WeightsPolicy::F32, WeightsPolicy::F16, WeightsPolicy::Bf16];
 
-fn try_convert(dir: &Path, dtype: DtypePolicy) -> Result<ConversionReport, ConvertError> {
-    convert(dir, &dir.with_file_name("converted"), &ConvertOptions { dtype, ..Default::default() }, &mut |_| {})
+fn try_convert(dir: &Path, dtype: WeightsPolicy) -> Result<ConversionReport, ConvertError> {
+    convert(
+        dir,
+        &dir.with_file_name("converted"),
+        &ConvertOptions { weights: dtype, ..Default::default() },
+        &mut |_| {},
+    )
 }
 
-fn converted(dir: &Path, dtype: DtypePolicy) -> (ConversionReport, BTreeMap<String, Tensor>) {
+fn converted(dir: &Path, dtype: WeightsPolicy) -> (ConversionReport, BTreeMap<String, Tensor>) {
     let report = try_convert(dir, dtype).expect("a sound checkpoint");
     (report, read_dir_tensors(&dir.with_file_name("converted")))
 }
@@ -51,8 +56,8 @@ fn halve(dir: &Path, dtype: &str) {
 #[test]
 fn every_number_is_the_nearest_in_the_format_asked_for() {
     let (_temp, dir) = checkout("llama", "config.json");
-    let (_, kept) = converted(&dir, DtypePolicy::Keep);
-    for (policy, name) in [(DtypePolicy::F16, "F16"), (DtypePolicy::Bf16, "BF16"), (DtypePolicy::F32, "F32")] {
+    let (_, kept) = converted(&dir, WeightsPolicy::Keep);
+    for (policy, name) in [(WeightsPolicy::F16, "F16"), (WeightsPolicy::Bf16, "BF16"), (WeightsPolicy::F32, "F32")] {
         let (temp, dir) = checkout("llama", "config.json");
         let (report, cast) = converted(&dir, policy);
         assert_eq!(report.record.casts.len(), if name == "F32" { 0 } else { kept.len() });
@@ -80,7 +85,7 @@ fn a_lossy_cast_is_counted_in_the_record_the_notes_and_the_card_and_is_not_expor
         values[..4].copy_from_slice(&[-2.5, 1.0 + 1.0 / 4096.0, 1.0 + 1.0 / 2048.0, 1e-9]);
         *norm = Tensor::f32("model.norm.weight", &[values.len()], values.clone());
     });
-    let (report, tensors) = converted(&dir, DtypePolicy::F16);
+    let (report, tensors) = converted(&dir, WeightsPolicy::F16);
     let cast = report.record.casts.iter().find(|cast| cast.tensor == "final_norm.weight").expect("a cast");
     assert_eq!((cast.from.as_str(), cast.to.as_str(), cast.changed, cast.underflowed), ("F32", "F16", 3, 1));
     assert_eq!(cast.largest_relative_error, 1.0);
@@ -114,7 +119,7 @@ fn a_cast_that_loses_nothing_comes_back_bit_for_bit() {
             if is_single && name != "llama_bf16" {
                 halve(&dir, dtype);
             }
-            let (report, tensors) = converted(&dir, DtypePolicy::F32);
+            let (report, tensors) = converted(&dir, WeightsPolicy::F32);
             // What is kept aside for an export is no weight.
             let weights = tensors.values().filter(|tensor| !tensor.name.starts_with(IGNORED_PREFIX));
             assert!(weights.into_iter().all(|tensor| tensor.dtype == "F32"), "{name}");
@@ -137,7 +142,7 @@ fn a_narrow_format_that_happens_to_hold_every_number_comes_back_bit_for_bit() {
             *tensor = Tensor::f32(&tensor.name, &tensor.shape, values);
         }
     });
-    for policy in [DtypePolicy::F16, DtypePolicy::Bf16] {
+    for policy in [WeightsPolicy::F16, WeightsPolicy::Bf16] {
         let (report, _) = converted(&dir, policy);
         let note = report.notes.last().expect("a note");
         assert!(note.ends_with("without loss: an export gives the original bits back"), "{note}");
@@ -159,14 +164,14 @@ fn a_number_beyond_the_format_is_named_and_nothing_is_written() {
             values[77] = value;
             *weight = Tensor::f32(&weight.name, &weight.shape, values);
         });
-        let result = try_convert(&dir, DtypePolicy::F16);
+        let result = try_convert(&dir, WeightsPolicy::F16);
         assert_eq!(result.is_ok(), fits, "{value}");
         let Err(error) = result else { continue };
         assert!(matches!(error, ConvertError::CastOverflow { element: 77, .. }), "{error}");
         let text = message(&error);
         assert!(text.contains("`model.layers.1.mlp.up_proj.weight`") && text.contains("the largest F16"), "{text}");
         assert!(!dir.with_file_name("converted").exists());
-        try_convert(&dir, DtypePolicy::Bf16).expect("within the range of BF16");
+        try_convert(&dir, WeightsPolicy::Bf16).expect("within the range of BF16");
     }
 }
 
@@ -175,7 +180,7 @@ fn masks_keep_their_format_and_meta_projections_are_f32() {
     let (_temp, dir) = checkout("gpt2_legacy_bin", "config.json");
     let output = dir.with_file_name("converted");
     let attention = Some(BlockAttentionConfig { selector: Selector::Meta, ..Default::default() });
-    let options = ConvertOptions { attention, dtype: DtypePolicy::Bf16, ..Default::default() };
+    let options = ConvertOptions { attention, weights: WeightsPolicy::Bf16, ..Default::default() };
     convert(&dir, &output, &options, &mut |_| {}).expect("sound");
     for (name, tensor) in read_dir_tensors(&output) {
         let wide = name.starts_with("bsbr.") || name.starts_with("source.ignored.");
@@ -192,7 +197,7 @@ fn pytorch_weights_cast_without_loss_come_back_bit_for_bit() {
     fs::remove_file(dir.join("model.safetensors")).expect("it was there");
     let bytes = common::pytorch::StateDict::of(&tensors).zip();
     fs::write(dir.join("pytorch_model.bin"), bytes).expect("room");
-    let (report, _) = converted(&dir, DtypePolicy::F32);
+    let (report, _) = converted(&dir, WeightsPolicy::F32);
     assert_eq!(report.record.casts.len(), tensors.len());
     assert!(try_export(&dir).expect("nothing was lost").is_original());
     let found = read_dir_tensors(&dir.with_file_name("back"));
@@ -209,10 +214,10 @@ fn a_wider_format_gives_the_same_logits_and_a_narrower_one_nearly_the_same() {
         compare_logits(&decoder, &expected.tokens, &expected.logits).expect("sound texts").max
     };
     for (name, policy, least, most) in [
-        ("llama_bf16", DtypePolicy::F32, 0.0, 1e-4),
+        ("llama_bf16", WeightsPolicy::F32, 0.0, 1e-4),
         // Half a unit in the last of 11 and of 8 bits, on logits of about 5.
-        ("llama", DtypePolicy::F16, 1e-4, 0.05),
-        ("llama", DtypePolicy::Bf16, 1e-3, 0.4),
+        ("llama", WeightsPolicy::F16, 1e-4, 0.05),
+        ("llama", WeightsPolicy::Bf16, 1e-3, 0.4),
     ] {
         let (_temp, dir) = checkout(name, "config.json");
         converted(&dir, policy);
@@ -224,7 +229,7 @@ fn a_wider_format_gives_the_same_logits_and_a_narrower_one_nearly_the_same() {
 #[test]
 fn a_record_that_denies_a_cast_is_refused() {
     let (_temp, dir) = checkout("llama_bf16", "config.json");
-    converted(&dir, DtypePolicy::F32);
+    converted(&dir, WeightsPolicy::F32);
     let path = dir.with_file_name("converted").join("conversion.json");
     let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
     record.as_object_mut().expect("an object").remove("casts").expect("casts");
@@ -239,7 +244,7 @@ fn a_record_that_denies_a_cast_is_refused() {
 #[test]
 fn weights_changed_after_a_cast_are_said_not_to_be_the_original() {
     let (_temp, dir) = checkout("llama_bf16", "config.json");
-    converted(&dir, DtypePolicy::F32);
+    converted(&dir, WeightsPolicy::F32);
     let path = dir.with_file_name("converted").join("model.safetensors");
     let mut tensors = common::read_tensors(&path);
     tensors[0].bytes[3] ^= 1;
@@ -254,7 +259,7 @@ fn an_estimate_is_what_a_conversion_writes_to_the_byte() {
         for dtype in POLICIES {
             for attention in [None, Some(meta.clone())] {
                 let (_temp, dir) = checkout(name, "config.json");
-                let options = ConvertOptions { attention, dtype, ..Default::default() };
+                let options = ConvertOptions { attention, weights: dtype, ..Default::default() };
                 let estimate = estimate(&plan_checkpoint(&dir).expect("sound"), &options).expect("sound");
                 let output = dir.with_file_name("converted");
                 let report = convert(&dir, &output, &options, &mut |_| {}).expect("sound");
@@ -270,7 +275,7 @@ fn an_estimate_is_what_a_conversion_writes_to_the_byte() {
                 assert_eq!(estimate.tensors.len(), written.len());
                 for tensor in &estimate.tensors {
                     let other = &written[&tensor.name];
-                    assert_eq!((&tensor.shape, tensor.dtype.to_string()), (&other.shape, other.dtype.clone()));
+                    assert_eq!((&tensor.shape, tensor.format.clone()), (&other.shape, other.dtype.clone()));
                     assert_eq!(tensor.bytes, other.bytes.len() as u64, "{}", tensor.name);
                 }
                 let largest = estimate.tensors.iter().map(|tensor| tensor.bytes).max().expect("a tensor");

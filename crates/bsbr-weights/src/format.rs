@@ -1,0 +1,132 @@
+//! Number formats.
+
+use std::fmt;
+
+/// How a file stores the numbers of a weight.
+///
+/// Numbers are little-endian. Those of a quantised format come in blocks along a row, each with scales of its own: see
+/// [`crate::decode`] for what they mean. The layouts are those of ggml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+    /// 32 codes of 8 bits and a scale.
+    Q8_0,
+    /// 32 codes of 4 bits and a scale.
+    Q4_0,
+    /// 32 codes of 4 bits, a scale and a smallest number.
+    Q4_1,
+    /// 32 codes of 5 bits and a scale.
+    Q5_0,
+    /// 32 codes of 5 bits, a scale and a smallest number.
+    Q5_1,
+    /// 256 codes of 4 bits; each 32 have a scale and an offset of 6 bits.
+    Q4K,
+    /// 256 codes of 5 bits; each 32 have a scale and an offset of 6 bits.
+    Q5K,
+    /// 256 codes of 6 bits; each 16 have a scale of 8 bits.
+    Q6K,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// The name that ggml gives it, which is also that of safetensors where that has the format.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+        }
+    }
+
+    /// The format of this [`Format::name`].
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// Numbers of a block, 1 where every number stands for itself.
+    pub const fn block(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Whether its numbers are codes that share the scales of their block.
+    pub const fn is_quantised(self) -> bool {
+        self.block() > 1
+    }
+
+    /// Bits that a number takes, its share of the scales included.
+    pub fn bits_per_weight(self) -> f64 {
+        8.0 * self.block_bytes() as f64 / self.block() as f64
+    }
+
+    /// Bytes of a row of `inputs` numbers; `None` where they are no whole blocks, or too many to count.
+    pub fn row_bytes(self, inputs: usize) -> Option<usize> {
+        if !inputs.is_multiple_of(self.block()) {
+            return None;
+        }
+        (inputs / self.block()).checked_mul(self.block_bytes())
+    }
+}
+
+/// What codes of weights are multiplied in where tokens are few. Many tokens meet widened weights in f32 in any case, and so do
+/// weights that are no codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// f32 over exactly the numbers that the codes mean.
+    #[default]
+    F32,
+    /// Integers: tokens become codes of 8 bits too, 32 numbers to a scale. Faster, and less exact by what 8 bits cannot hold.
+    Int8,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
