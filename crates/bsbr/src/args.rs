@@ -7,7 +7,8 @@ use bsbr_attn::{
     BlockAttentionConfig, Far, REPLACED_SELECTOR, REPLACED_SETTINGS, Retrieval, Selector, replaced_setting,
 };
 use bsbr_convert::{ConvertError, OutputKind, prepare_output};
-use burn::tensor::DType;
+use bsbr_model::Arithmetic;
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, de::IntoDeserializer};
 
 use crate::{output, presets::Preset};
@@ -44,6 +45,51 @@ impl CacheArgs {
         match self.cache_dtype {
             Dtype::F32 => rows,
             narrow => narrow.into(),
+        }
+    }
+}
+
+/// How a cache that serves texts keeps keys and values.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct NarrowCacheArgs {
+    /// Type that caches keep keys and values in; arithmetic stays f32 [default: f16 on the CPU, f32 elsewhere]
+    #[arg(long, value_enum)]
+    cache_dtype: Option<Dtype>,
+}
+
+impl NarrowCacheArgs {
+    /// The type on this device.
+    pub(crate) fn on(&self, device: &Device) -> DType {
+        #[cfg(feature = "flex")]
+        let narrow = *device == Device::flex();
+        #[cfg(not(feature = "flex"))]
+        let narrow = {
+            let _ = device;
+            false
+        };
+        self.cache_dtype.unwrap_or(if narrow { Dtype::F16 } else { Dtype::F32 }).into()
+    }
+}
+
+/// What weights that are codes are multiplied in.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct ArithmeticArgs {
+    /// What few tokens are multiplied in with quantised weights: int8 is faster and less exact
+    #[arg(long, value_enum, default_value_t = ArithmeticName::F32)]
+    arithmetic: ArithmeticName,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum ArithmeticName {
+    F32,
+    Int8,
+}
+
+impl From<ArithmeticArgs> for Arithmetic {
+    fn from(args: ArithmeticArgs) -> Self {
+        match args.arithmetic {
+            ArithmeticName::F32 => Self::F32,
+            ArithmeticName::Int8 => Self::Int8,
         }
     }
 }

@@ -8,7 +8,6 @@ pub use crate::{
         machine::{Machine, Versions, machine, versions},
         measure::{Contender, Samples, interleaved},
         memory::{Peak, measure as measure_memory, peak_of},
-        plot::{Line, Panel, caption, picture, thousands, trimmed},
         session::duration,
         statistics::{LARGEST_EXPONENT_SPREAD, Summary, exponent, exponent_spread, upper_half},
         sweep::Lengths,
@@ -18,6 +17,7 @@ pub use crate::{
     commands::bench::write,
     device::DeviceArgs,
     output::{bytes, grouped, note, result, table},
+    plot::{Axis, Color, Line, Panel, caption, picture, thousands, trimmed},
     report::{Forms, ReportArgs, Rows, drawable, writable},
     running::sha256,
 };

@@ -16,8 +16,11 @@ mod commands;
 mod device;
 pub mod harness;
 mod loss_curve;
+mod markup;
 mod model;
 mod output;
+mod page;
+mod plot;
 mod presets;
 mod record;
 mod report;
@@ -81,6 +84,9 @@ enum Command {
     Generate(Box<commands::generate::Args>),
     /// Talk with a model: a conversation in the terminal.
     Chat(Box<commands::chat::Args>),
+    /// Answer over HTTP as OpenAI's API does, many at once, with a chat page.
+    #[cfg(feature = "serve")]
+    Serve(Box<commands::serve::Args>),
     /// Compare logits with expected ones; exit code 1 past the tolerance.
     Verify(commands::verify::Args),
     /// Show architecture, tensors, parameters, settings and cache size.
@@ -174,6 +180,8 @@ fn run_own(program: &Program, matches: &ArgMatches) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(*args),
         Command::Chat(args) => commands::chat::run(*args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Verify(args) => commands::verify::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Tune(args) => commands::tune::run(*args),

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Retrieval};
-use bsbr_convert::{ConvertError, ModelSource, Placeholder, check_file};
+use bsbr_convert::{ConvertError, MachineMemory, ModelSource, Placeholder, check_file, fitting_weights};
 use bsbr_model::{
     Decoder, EvaluateConfig, EvaluationReport, LayerRotary, PositionPolicy, Positions, RotaryScaling, TextTokenizer,
     WeightSource, WeightSpec, check_windows, evaluate, weight_specs,
 };
+use bsbr_weights::StoredMatrix;
 use burn::tensor::{DType, Device};
 
 use crate::{
@@ -28,8 +29,53 @@ pub(crate) fn open(model: &LocalModel) -> Result<ModelSource> {
     })
 }
 
-/// Reads the weights of a model onto a device.
+/// Tokens whose keys and values are counted before it is known how long a text will be.
+const USUAL_TOKENS: usize = 4096;
+
+/// Whether weights stay as they are stored in the memory of this machine.
+fn is_cpu(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    let cpu = *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    let cpu = {
+        let _ = device;
+        false
+    };
+    cpu
+}
+
+/// Refuses a model that this machine cannot run, before anything is read.
+fn check_memory(source: &ModelSource, machine: MachineMemory) -> Result<()> {
+    let tokens = source.model_config().decoder.max_positions.min(USUAL_TOKENS);
+    let need = source.memory_need(tokens)?;
+    if machine.holds(need) {
+        return Ok(());
+    }
+    let mut text = format!(
+        "{} needs {} of memory (weights {}, keys and values of {tokens} tokens {}, the rest {}), and {machine}",
+        source.description(),
+        output::bytes(need.total()),
+        output::bytes(need.mapped + need.copied),
+        output::bytes(need.cache),
+        output::bytes(need.working)
+    );
+    let fitting = fitting_weights(source, machine, tokens)?;
+    let what = if source.is_converted() { "convert its original" } else { "convert it" };
+    match &fitting[..] {
+        [] => text += "; no number format of `bsbr convert --weights` makes it fit",
+        all => {
+            let all = all.iter().map(|(name, need)| format!("--weights {name} ({})", output::bytes(need.total())));
+            text += &format!("; {what} first, it fits with {}", all.collect::<Vec<_>>().join(" or "));
+        }
+    }
+    bail!(text)
+}
+
+/// Reads the weights of a model onto a device, unless they do not fit.
 pub(crate) fn load(mut source: ModelSource, device: &Device) -> Result<Decoder> {
+    if let Some(machine) = MachineMemory::read().filter(|_| is_cpu(device)) {
+        check_memory(&source, machine)?;
+    }
     struct Counted<'a> {
         source: &'a mut ModelSource,
         progress: Progress,
@@ -39,9 +85,24 @@ pub(crate) fn load(mut source: ModelSource, device: &Device) -> Result<Decoder> 
     impl WeightSource for Counted<'_> {
         fn read(&mut self, spec: &WeightSpec) -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>> {
             let numbers = self.source.read(spec)?;
+            self.count();
+            Ok(numbers)
+        }
+        fn stored(
+            &mut self,
+            spec: &WeightSpec,
+        ) -> Result<Option<StoredMatrix>, Box<dyn std::error::Error + Send + Sync>> {
+            let stored = self.source.stored(spec)?;
+            if stored.is_some() {
+                self.count();
+            }
+            Ok(stored)
+        }
+    }
+    impl Counted<'_> {
+        fn count(&mut self) {
             self.done += 1;
             self.progress.set(self.done, self.total);
-            Ok(numbers)
         }
     }
     let config = source.model_config().clone();
@@ -60,7 +121,9 @@ pub(crate) fn configured(mut source: ModelSource, run: &RunArgs) -> Result<Decod
         (None, true) => source = source.with_attention(None)?,
         (None, false) => {}
     }
-    let mut decoder = load(source, &run.device.resolve()?)?.with_cache_type(run.cache.cache_dtype.into());
+    let device = run.device.resolve()?;
+    let mut decoder =
+        load(source, &device)?.with_cache_type(run.cache.on(&device)).with_arithmetic(run.arithmetic.into());
     if let Some(policy) = run.positions {
         decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }
@@ -237,4 +300,28 @@ pub(crate) fn evaluation_tables(report: &EvaluationReport) -> String {
     let head =
         format!("{} windows of {} tokens; agreement after the first {}", report.windows, report.window, report.skip);
     format!("{head}\n\n{summary}\n\n{}", output::table(&header, &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin;
+
+    #[test]
+    fn a_model_that_is_too_large_is_refused_with_what_would_fit() {
+        let source = ModelSource::open(&builtin::or_builtin(None).unwrap()).unwrap();
+        let tokens = source.model_config().decoder.max_positions.min(USUAL_TOKENS);
+        let need = source.memory_need(tokens).unwrap();
+        let machine = |bytes: u64| MachineMemory { total: bytes, available: bytes };
+        check_memory(&source, machine(need.total())).unwrap();
+        let everything = fitting_weights(&source, machine(u64::MAX), tokens).unwrap();
+        let of = |name: &str| everything.iter().find(|(known, _)| *known == name).unwrap().1;
+        let (kept, int8) = (of("keep"), of("int8"));
+        assert!(int8.total() < kept.total() && kept.total() <= need.total());
+        let text = check_memory(&source, machine(int8.total())).unwrap_err().to_string();
+        assert!(text.contains("fits with --weights int8 ("), "{text}");
+        assert!(!text.contains("--weights keep"), "{text}");
+        let text = check_memory(&source, machine(1 << 20)).unwrap_err().to_string();
+        assert!(text.contains("no number format") && text.contains("0.0 GB are free"), "{text}");
+    }
 }

@@ -2,7 +2,10 @@
 
 #[cfg(unix)]
 mod unix {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    };
 
     use signal_hook::{
         consts::{SIGINT, SIGTERM},
@@ -15,6 +18,13 @@ mod unix {
     static ENDING: AtomicBool = AtomicBool::new(false);
     static KEPT: AtomicBool = AtomicBool::new(false);
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    static AT_FIRST: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+    /// The next interrupt or request to end does this, and ends nothing: that is left to the one after it.
+    #[cfg(feature = "serve")]
+    pub(crate) fn at_first(ask: impl FnOnce() + Send + 'static) {
+        *AT_FIRST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(ask));
+    }
 
     /// From now on an interrupt ends nothing: [`interrupted`] tells of it.
     pub(crate) fn keep_interrupts() {
@@ -35,6 +45,10 @@ mod unix {
             for signal in signals.forever() {
                 if signal == SIGINT && KEPT.load(Ordering::SeqCst) {
                     INTERRUPTED.store(true, Ordering::SeqCst);
+                    continue;
+                }
+                if let Some(ask) = AT_FIRST.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    ask();
                     continue;
                 }
                 ENDING.store(true, Ordering::SeqCst);
@@ -64,9 +78,14 @@ mod unix {
 
     pub(crate) fn keep_interrupts() {}
 
+    #[cfg(feature = "serve")]
+    pub(crate) fn at_first(_: impl FnOnce() + Send + 'static) {}
+
     pub(crate) fn interrupted() -> bool {
         false
     }
 }
 
+#[cfg(feature = "serve")]
+pub(crate) use unix::at_first;
 pub(crate) use unix::{clean_up_when_asked_to_end, interrupted, keep_interrupts, wait_if_ending};

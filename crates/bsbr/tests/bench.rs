@@ -371,3 +371,53 @@ fn attention_is_measured_on_rows_of_a_model() {
     let shown = Place::empty().done(&format!("bench {flags} {settings}"));
     assert!(shown.contains("keys chosen") && shown.contains("on queries, keys and values of"), "{shown}");
 }
+
+#[cfg(unix)]
+#[test]
+fn llama_bench_takes_its_turn_on_the_lengths_and_threads_of_the_others() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let place = Place::empty();
+    fs::copy(common::checkpoint_dir("gguf").join("mixed.gguf"), place.path("model.gguf")).expect("a fixture");
+    place.write("text.txt", &"the quick brown fox jumps over the lazy dog. ".repeat(40));
+    // A program that stands for llama-bench: as many tests as it was asked for, half a second for each token.
+    let script = r#"#!/bin/sh
+echo "$@" >> asked.txt
+while [ $# -gt 0 ]; do
+    case "$1" in -t) t=$2;; -p) p=$2;; -n) n=$2;; -d) d=$2;; esac
+    shift
+done
+echo "[{\"build_commit\": \"abc\", \"backends\": \"CPU\", \"model_type\": \"llama Q4\", \"model_size\": 5, \"n_threads\": $t,
+\"type_k\": \"f16\", \"n_prompt\": $p, \"n_gen\": $n, \"n_depth\": $d, \"samples_ns\": [$(( (p + n) * 500000000 ))]}]"
+"#;
+    place.write("llama-bench", script);
+    fs::set_permissions(place.path("llama-bench"), fs::Permissions::from_mode(0o755)).expect("a file");
+    let flags =
+        "-m model.gguf --text text.txt --part model --arms dense --seq-len 16,32 --runs 2 --warmup 0 --threads 1";
+    let report = report(&place, &format!("bench {flags} --against llama.cpp --llama-bench ./llama-bench"));
+    assert_eq!((&report["llama_cpp"]["build"], &report["llama_cpp"]["model"]), (&json!("abc"), &json!("llama Q4")));
+    let of = |phase: &'static str| {
+        rows(&report).iter().filter(move |row| (text(row, "arm"), text(row, "phase")) == ("llama.cpp", phase))
+    };
+    assert_eq!((of("prefill").count(), of("decode").count()), (2, 2));
+    for row in of("prefill") {
+        let seconds = 0.5 * row["tokens"].as_f64().unwrap();
+        assert_eq!(row["samples"], json!([seconds, seconds]), "{row}");
+    }
+    of("decode").for_each(|row| assert_eq!(row["samples"], json!([0.5, 0.5]), "{row}"));
+    let asked = place.read("asked.txt");
+    assert!(
+        asked.lines().all(|line| line.starts_with("-m model.gguf -t 1 ") && line.ends_with("-r 1 -o json")),
+        "{asked}"
+    );
+    assert!(asked.contains("-p 32 -n 0 -d 0") && asked.contains("-p 0 -n 8 -d 32"), "{asked}");
+
+    place.refused(&format!("bench {flags} --against llama.cpp"), 2, &["--llama-bench PATH"]);
+    place.refused(&format!("bench {flags} --against llama.cpp --llama-bench ./none"), 2, &["cannot start `./none`"]);
+    place.write("llama-bench", "#!/bin/sh\necho 'error: no such model' >&2\nexit 1\n");
+    place.refused(
+        &format!("bench {flags} --against llama.cpp --llama-bench ./llama-bench"),
+        2,
+        &["ended with", "error: no such model"],
+    );
+}

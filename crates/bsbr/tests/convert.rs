@@ -54,7 +54,7 @@ fn a_dry_run_prints_the_mapping_and_writes_nothing() {
 #[test]
 fn a_dry_run_tells_every_size_and_they_are_those_of_the_conversion() {
     let place = Place::with("gpt2_bin_tied");
-    let flags = "-m model --dtype bf16 --selector meta";
+    let flags = "-m model --weights bf16 --selector meta";
     let stdout = place.done(&format!("convert {flags} --dry-run"));
     insta::assert_snapshot!("dry_run", stdout);
     place.done(&format!("convert {flags} -o out"));
@@ -65,13 +65,13 @@ fn a_dry_run_tells_every_size_and_they_are_those_of_the_conversion() {
 #[test]
 fn a_cast_that_loses_is_told_and_the_export_is_refused() {
     let place = Place::with("llama");
-    let stdout = place.done("convert -m model -o out --dtype f16");
+    let stdout = place.done("convert -m model -o out --weights f16");
     assert!(stdout.contains("weights were cast to F16; in ") && stdout.contains("an export is refused"), "{stdout}");
     place.refused("export -m out -o back", 2, &["original bits are gone", "from F32 to F16"]);
     assert!(place.done("inspect -m out").contains("weights were cast to F16; in "));
-    place.refused("convert -m model -o other --dtype f8", 2, &["`keep`, `f32`, `f16`, `bf16`"]);
+    place.refused("convert -m model -o other --weights f8", 2, &["`keep`, `f32`, `f16`, `bf16`, `int8`, `int4`"]);
     let place = Place::with("llama_bf16");
-    let stdout = place.done("convert -m model -o out --dtype f32");
+    let stdout = place.done("convert -m model -o out --weights f32");
     assert!(stdout.contains("without loss"), "{stdout}");
     assert!(place.done("export -m out -o back").contains("the original, byte for byte"));
 }

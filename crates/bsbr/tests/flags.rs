@@ -26,7 +26,9 @@ fn a_misspelt_value_gets_a_suggestion() {
     let place = Place::empty();
     place.refused("eval --retrieval blcoks", 2, &["did you mean `blocks`?"]);
     place.refused("eval --preset fst", 2, &["'fast'"]);
-    place.refused("convert --dtype f61", 2, &["did you mean `f16`?"]);
+    place.refused("convert --weights f61", 2, &["did you mean `f16`?"]);
+    place.refused("convert --dtype f16", 2, &["this flag is called --weights now"]);
+    place.refused("split compress --dtype f16 -o out", 2, &["this flag is called --weights now"]);
     place.refused("generate --prompt x --device cpuu", 2, &["'cpu'"]);
 }
 

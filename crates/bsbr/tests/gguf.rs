@@ -23,7 +23,7 @@ fn a_file_and_a_directory_that_holds_it_are_verified_inspected_and_planned_alike
         let verified = place.done(&format!("verify -m {model} -e expected.safetensors"));
         assert!(verified.starts_with("GGUF file `mixed.gguf` (llama): max |difference|"), "{verified}");
         let inspected = place.done(&format!("inspect -m {model} --tensors"));
-        for text in ["GGUF file `mixed.gguf` (llama)", "Q4_K: 1 tensors, 36.9 kB", "note: 7 tensors were quantised"] {
+        for text in ["GGUF file `mixed.gguf` (llama)", "Q4_K: 1 tensors, 36.9 kB", "note: 7 tensors are quantised"] {
             assert!(inspected.contains(text), "no {text:?} in {inspected}");
         }
         let plan = place.done(&format!("convert -m {model} --dry-run"));
@@ -35,17 +35,29 @@ fn a_file_and_a_directory_that_holds_it_are_verified_inspected_and_planned_alike
 fn a_file_is_converted_run_and_exported() {
     let place = place();
     let stdout = place.done("convert -m dir/mixed.gguf -o out");
-    assert!(stdout.contains("note: 7 tensors were quantised (Q4_0, Q4_1, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0)"), "{stdout}");
+    assert!(stdout.contains("note: 7 tensors are quantised (Q4_0, Q4_1, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0)"), "{stdout}");
     let written: Vec<String> = files(&place.path("out")).into_keys().collect();
     let names = ["README.md", "config.json", "conversion.json", "model.safetensors", "source_config.json"];
-    let names: Vec<&str> = names.into_iter().chain(["tokenizer.json", "tokenizer_config.json"]).collect();
+    let names: Vec<&str> =
+        names.into_iter().chain(["source_gguf.bin", "tokenizer.json", "tokenizer_config.json"]).collect();
     assert_eq!(written, names);
     assert_eq!(place.json("out/conversion.json")["source"], "mixed.gguf");
     assert_eq!(place.json("out/conversion.json")["files"][0]["format"], "gguf");
-    assert!(place.read("out/README.md").contains("the codes are not kept"));
+    assert!(place.read("out/README.md").contains("gives the GGUF file back byte for byte"));
+    assert!(stdout.contains("bits per weight: ") && stdout.contains("Q4_K 36.9 kB in 1 tensors"), "{stdout}");
+    let inspected = place.done("inspect -m out --tensors");
+    assert!(inspected.contains("bits per weight") && inspected.contains("Q4_K: 1 tensors, 36.9 kB"), "{inspected}");
 
+    // The file itself where that is asked for, else what transformers opens.
+    let exported = place.done("export -m out -o file --to gguf");
+    assert!(exported.contains("mixed.gguf") && exported.contains("the original, byte for byte"), "{exported}");
+    assert!(fs::read(place.path("file/mixed.gguf")).unwrap() == fs::read(place.path("dir/mixed.gguf")).unwrap());
+    place.done("export -m out -o file --to gguf --force");
     let exported = place.done("export -m out -o back");
-    assert!(exported.contains("model.safetensors") && exported.contains("decoded: its quantised codes"), "{exported}");
+    assert!(
+        exported.contains("model.safetensors") && exported.contains("the numbers of mixed.gguf, decoded"),
+        "{exported}"
+    );
     let written: Vec<String> = files(&place.path("back")).into_keys().collect();
     assert_eq!(written, ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
     assert_eq!(place.json("back/config.json")["architectures"][0], "LlamaForCausalLM");
@@ -61,12 +73,40 @@ fn a_file_is_converted_run_and_exported() {
 }
 
 #[test]
+fn a_file_becomes_codes_of_four_bits_by_what_its_inputs_are_like() {
+    let place = place();
+    place.write("text.txt", &"the quick brown fox jumps over the lazy dog. ".repeat(9000));
+    let plain = place.done("convert -m dir/mixed.gguf -o plain --weights int4");
+    assert!(plain.contains("weights were cast to Q4_0") && plain.contains("an export is refused"), "{plain}");
+    place.refused("export -m plain -o back", 2, &["their original bits are gone"]);
+    place.refused("export -m plain -o back --to gguf", 2, &["has no GGUF file to give back"]);
+    place.done("split calibrate -m dir/mixed.gguf --text text.txt --windows 4 --seq-len 64 -o moments");
+    place.done("convert -m dir/mixed.gguf -o fitted --weights int4 --calibration moments");
+    let [plain, fitted] = ["plain", "fitted"].map(|dir| fs::read(place.path(dir).join("model.safetensors")).unwrap());
+    assert!(plain.len() == fitted.len() && plain != fitted);
+    place.done("generate -m fitted -n 4 --prompt Hello");
+    place.refused(
+        "convert -m dir/mixed.gguf -o out --weights int8 --calibration moments",
+        2,
+        &["--calibration chooses scales of --weights int4"],
+    );
+    place.refused(
+        "convert -m fitted -o out --weights int4 --calibration moments",
+        2,
+        &["fitted is a converted model already"],
+    );
+}
+
+#[test]
 fn a_file_is_measured() {
     let place = place();
     place.write("text.txt", &"the quick brown fox jumps over the lazy dog. ".repeat(12));
     let flags = "--text text.txt --seq-len 64 --windows 1 --chunk-size 64 --local-chunks 0 --max-keys 2";
     let measured = place.done(&format!("eval -m dir/mixed.gguf {flags}"));
-    assert!(measured.contains("GGUF file `mixed.gguf` (llama)") && measured.contains("converted"), "{measured}");
+    assert!(
+        measured.contains("GGUF file `mixed.gguf` (llama), ") && measured.contains("bits per weight"),
+        "{measured}"
+    );
 }
 
 #[test]

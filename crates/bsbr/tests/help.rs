@@ -12,7 +12,7 @@ fn the_program_lists_its_commands() {
 #[test]
 fn every_command_explains_its_flags() {
     let commands =
-        ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "tune", "bench", "split"];
+        ["calibrate", "convert", "export", "eval", "generate", "verify", "inspect", "tune", "bench", "serve", "split"];
     for command in commands {
         insta::assert_snapshot!(command, Place::empty().done(&format!("{command} --help")));
     }

@@ -8,8 +8,11 @@ use bsbr::Program;
 use common::Place;
 
 /// Commands that are not run here though they name no model, and why.
-const NOT_RUN: [(&str, &str); 2] =
-    [("cargo ", "builds, or belongs to the repository"), ("bsbr bench", "takes five minutes on purpose")];
+const NOT_RUN: [(&str, &str); 3] = [
+    ("cargo ", "builds, or belongs to the repository"),
+    ("bsbr bench", "takes five minutes on purpose"),
+    ("bsbr serve", "has no end"),
+];
 
 /// What stands for files of the reader; a command that names one is parsed.
 const PLACEHOLDERS: [&str; 2] = [" -m ", "--model "];

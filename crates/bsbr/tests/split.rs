@@ -121,7 +121,7 @@ fn factors_have_the_number_format_of_the_weights_unless_another_is_asked_for() {
     };
     let bytes = |model: &str| std::fs::metadata(place.path(model).join("model.safetensors")).expect("a file").len();
     for (kept, format) in [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")] {
-        place.done(&format!("convert -m model -o {kept} --dtype {kept}"));
+        place.done(&format!("convert -m model -o {kept} --weights {kept}"));
         for form in ["pivoted", "svd"] {
             let small = format!("{kept}-{form}");
             let text = if form == "svd" { "" } else { "--text text.txt --windows 4 --seq-len 128" };
@@ -143,12 +143,12 @@ fn factors_have_the_number_format_of_the_weights_unless_another_is_asked_for() {
     };
     let (exact, rounded) = (perplexity("f32-svd"), perplexity("f16-svd"));
     assert!((rounded / exact - 1.0).abs() < 2e-3, "{exact} {rounded}");
-    place.done("split compress -m model -o asked --preset svd --keep 0.7 --dtype bf16");
+    place.done("split compress -m model -o asked --preset svd --keep 0.7 --weights bf16");
     assert_eq!(formats("asked"), "BF16");
-    place.done("split compress -m f16 -o wide --preset svd --keep 0.7 --dtype f32");
+    place.done("split compress -m f16 -o wide --preset svd --keep 0.7 --weights f32");
     assert_eq!(formats("wide"), "F32");
     assert!(bytes("wide") > bytes("f16-svd"));
-    place.refused("split compress -m model -o out --preset svd --dtype f8", 2, &["--dtype", "f8"]);
+    place.refused("split compress -m model -o out --preset svd --weights f8", 2, &["--weights", "f8"]);
 }
 
 #[test]

@@ -2,13 +2,12 @@
 
 use anyhow::Result;
 use bsbr_zoo::{Family, tasks::Task};
-use plotters::style::RGBColor;
 
 use super::{
     report::{Cost, Report, Row, Trained},
     trained_table::{over_seeds, ranges, sizes},
 };
-use bsbr::harness::{Line, Panel, Phase, bytes, caption, duration, picture, thousands, trimmed};
+use bsbr::harness::{Axis, Color, Line, Panel, Phase, bytes, caption, duration, picture, thousands, trimmed};
 
 /// The picture as SVG.
 pub(crate) fn svg(report: &Report) -> Result<String> {
@@ -55,16 +54,15 @@ fn cost_panels(cost: &Cost, families: &[Family]) -> Vec<Panel> {
                 Some((row.tokens as f64, seconds.lower_quartile.max(1e-9), seconds.upper_quartile.max(1e-9)))
             });
             let quartiles = if title.starts_with("time") { spread.collect() } else { Vec::new() };
-            Line { name: family.name(), color: color(family), points, quartiles }
+            Line { quartiles, ..Line::new(family.name(), color(family), points) }
         };
         let lines: Vec<Line> = families.iter().map(line).filter(|line| !line.points.is_empty()).collect();
         (!lines.is_empty()).then(|| Panel {
             title: title.into(),
-            across: "tokens",
-            label_across: thousands,
-            label,
-            linear: None,
+            across: Axis::log("tokens", thousands),
+            up: Axis::log("", label),
             lines,
+            marks: Vec::new(),
         })
     };
     wanted.into_iter().filter_map(panel).collect()
@@ -82,12 +80,7 @@ fn trained_panels(trained: &Trained, families: &[Family]) -> Vec<Panel> {
                     let over = over_seeds(trained, task, family, |score| score.size == size)?;
                     Some((size as f64, over.mean))
                 };
-                Line {
-                    name: family.name(),
-                    color: color(family),
-                    points: sizes.iter().filter_map(point).collect(),
-                    quartiles: Vec::new(),
-                }
+                Line::new(family.name(), color(family), sizes.iter().filter_map(point).collect())
             });
             panels.push(panel(format!("{task}: by {across}"), across, task, lines.collect()));
         }
@@ -99,12 +92,7 @@ fn trained_panels(trained: &Trained, families: &[Family]) -> Vec<Panel> {
                     let over = over_seeds(trained, task, family, |score| score.from_chunk == from)?;
                     Some((((to + 1) * chunk) as f64, over.mean))
                 };
-                Line {
-                    name: family.name(),
-                    color: color(family),
-                    points: ranges.iter().filter_map(point).collect(),
-                    quartiles: Vec::new(),
-                }
+                Line::new(family.name(), color(family), ranges.iter().filter_map(point).collect())
             });
             panels.push(panel(format!("{task}: by distance"), across, task, lines.collect()));
         }
@@ -125,18 +113,19 @@ fn panel(title: String, across: &'static str, task: Task, lines: Vec<Line>) -> P
         }
         _ => ((0.0, 1.03), share),
     };
-    Panel { title, across, label_across: thousands, label, linear: Some(range), lines }
+    let (across, up) = (Axis::log(across, thousands), Axis::linear("", label, range));
+    Panel { title, across, up, lines, marks: Vec::new() }
 }
 
 /// Colours that can be told apart by the colour-blind (Okabe and Ito).
-fn color(family: Family) -> RGBColor {
+fn color(family: Family) -> Color {
     match family {
-        Family::Standard => RGBColor(213, 94, 0),
-        Family::Bsbr => RGBColor(0, 114, 178),
-        Family::Linear => RGBColor(230, 159, 0),
-        Family::Delta => RGBColor(0, 158, 115),
-        Family::Window => RGBColor(204, 121, 167),
-        Family::Hopfield => RGBColor(86, 180, 233),
-        Family::Gau => RGBColor(0, 0, 0),
+        Family::Standard => Color(213, 94, 0),
+        Family::Bsbr => Color(0, 114, 178),
+        Family::Linear => Color(230, 159, 0),
+        Family::Delta => Color(0, 158, 115),
+        Family::Window => Color(204, 121, 167),
+        Family::Hopfield => Color(86, 180, 233),
+        Family::Gau => Color(0, 0, 0),
     }
 }

@@ -116,7 +116,7 @@ fn new_cache(
         Arm::Bsbr => (Some(attention.clone()), Kernel::Fastest),
         Arm::BsbrPlain => (Some(attention.clone()), Kernel::Plain),
         Arm::Dense => (None, Kernel::Fastest),
-        Arm::Burn | Arm::TorchSdpa | Arm::TorchOriginal | Arm::Transformers => return Ok(None),
+        Arm::Burn | Arm::TorchSdpa | Arm::TorchOriginal | Arm::Transformers | Arm::LlamaCpp => return Ok(None),
     };
     let config = CacheConfig {
         batch: shape.batch,

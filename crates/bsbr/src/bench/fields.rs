@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, rc::Rc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bsbr_attn::{BlockAttentionConfig, Retrieved};
 use bsbr_model::Decoder;
 use burn::tensor::{DType, Device};
@@ -14,6 +14,7 @@ use super::{
     attention::{AttentionSubject, Inputs, Shape, difference},
     data::Data,
     glued::ModelRows,
+    llama::{LlamaBench, LlamaSubject},
     memory::{Memory, Of, Probe, measure},
     model::{self, ModelSubject, Quality, lengths},
     pytorch::{PythonSubject, Shared},
@@ -211,6 +212,7 @@ pub(crate) struct ModelField {
     /// Bytes of keys and values of one token in all layers, in f32.
     pub(crate) kv_bytes_per_token: u64,
     pub(crate) pythons: Option<Pythons>,
+    pub(crate) llama: Option<Rc<LlamaBench>>,
     pub(crate) flags: Vec<String>,
     pub(crate) entered: usize,
 }
@@ -246,6 +248,9 @@ impl Field for ModelField {
     }
 
     fn subject(&self, arm: Arm) -> Result<Box<dyn Subject>> {
+        if let Some(llama) = self.llama.as_ref().filter(|_| arm == Arm::LlamaCpp) {
+            return Ok(Box::new(LlamaSubject::new(llama, self.entered)));
+        }
         match &self.pythons {
             Some(pythons) if arm.is_python() => {
                 Ok(Box::new(PythonSubject::new(&pythons.timing, arm, &self.python_arguments(self.entered))?))
@@ -258,6 +263,9 @@ impl Field for ModelField {
     }
 
     fn memory(&self, arm: Arm, phase: Phase, tokens: usize) -> Result<Memory> {
+        if arm == Arm::LlamaCpp {
+            bail!("llama-bench does not say");
+        }
         let peak = match &self.pythons {
             Some(pythons) if arm.is_python() => {
                 PythonSubject::new(&pythons.memory, arm, &self.python_arguments(tokens))?.peak(phase)?

@@ -11,6 +11,7 @@ pub(crate) mod data;
 pub(crate) mod fields;
 pub(crate) mod gemm;
 pub(crate) mod glued;
+pub(crate) mod llama;
 pub(crate) mod machine;
 pub(crate) mod measure;
 pub(crate) mod memory;
@@ -58,6 +59,10 @@ pub(crate) enum Arm {
     /// The model in Hugging Face transformers.
     #[value(skip)]
     Transformers,
+    /// The model in llama.cpp.
+    #[value(skip)]
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
 }
 
 impl Arm {
@@ -70,11 +75,17 @@ impl Arm {
             Self::TorchSdpa => "torch-sdpa",
             Self::TorchOriginal => "torch-original",
             Self::Transformers => "transformers",
+            Self::LlamaCpp => "llama.cpp",
         }
     }
 
     pub(crate) fn is_bsbr(self) -> bool {
         matches!(self, Self::Bsbr | Self::BsbrPlain)
+    }
+
+    /// Whether it is none of this project's or of burn.
+    pub(crate) fn is_foreign(self) -> bool {
+        self.is_python() || self == Self::LlamaCpp
     }
 
     /// Whether it runs in a Python process.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     Arm, Part, Phase,
     attention::Shape,
-    gemm,
+    gemm, llama,
     machine::{Machine, Versions},
     memory::Memory,
     model::Quality,
@@ -29,6 +29,7 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) settings: Settings,
     pub(crate) opponent: Option<Opponent>,
+    pub(crate) llama_cpp: Option<llama::About>,
     pub(crate) gemm: Option<GemmRate>,
     pub(crate) differences: Vec<Difference>,
     pub(crate) rows: Vec<Row>,

@@ -228,7 +228,7 @@ impl Length<'_> {
         match phase {
             Phase::Prefill | Phase::Training => {
                 let run = expected_run(self.field, arm, phase, past.of(phase), self.tokens);
-                let windows = self.field.windows(self.tokens).filter(|_| !arm.is_python());
+                let windows = self.field.windows(self.tokens).filter(|_| !arm.is_foreign());
                 Cost { fixed: windows.map_or(0.0, |(least, _)| QUALITY_COST * least as f64 * run), run }
             }
             Phase::Decode => {
@@ -237,7 +237,9 @@ impl Length<'_> {
                 let held = made && self.field.part() == Part::Model;
                 let fixed = if held { 0.0 } else { seconds(&past.prepare, 1.0) };
                 let token = seconds(&past.decode, if arm.is_bsbr() { 0.3 } else { 1.0 });
-                Cost { fixed, run: token * DECODE_TOKENS as f64 }
+                // llama.cpp reads the text again for every run.
+                let again = if arm == Arm::LlamaCpp { seconds(&past.prefill, 1.0) } else { 0.0 };
+                Cost { fixed, run: again + token * DECODE_TOKENS as f64 }
             }
         }
     }
@@ -249,7 +251,7 @@ impl Length<'_> {
             let is_it = |row: &Row| row.arm == arm && phase.is_none_or(|phase| row.phase == phase);
             rows.iter().any(|row| is_it(row) && row.left_out.is_none())
         };
-        let own = || self.field.arms().iter().copied().filter(|arm| !arm.is_python());
+        let own = || self.field.arms().iter().copied().filter(|arm| !arm.is_foreign());
         let arms: Vec<Arm> = own().filter(|&arm| ran(None, arm)).collect();
         if arms.is_empty() {
             return;
@@ -263,7 +265,7 @@ impl Length<'_> {
         } else {
             self.field.quality(&arms, self.tokens, affordable.clamp(least, most))
         };
-        for row in rows.iter_mut().filter(|row| row.left_out.is_none() && !row.arm.is_python()) {
+        for row in rows.iter_mut().filter(|row| row.left_out.is_none() && !row.arm.is_foreign()) {
             match &measured {
                 Ok(measured) => {
                     let own = measured.iter().find(|(arm, _)| *arm == row.arm);

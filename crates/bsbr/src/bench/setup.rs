@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use bsbr_attn::BlockAttentionConfig;
-use bsbr_convert::ModelSource;
+use bsbr_convert::{ModelSource, is_gguf};
 use bsbr_model::Decoder;
 use burn::tensor::{DType, Device};
 
@@ -19,6 +19,7 @@ use super::{
     data::{CORRELATION, Data},
     fields::{AttentionField, Field, ModelField, Pythons},
     glued::ModelRows,
+    llama::{About, LlamaBench},
     machine,
     pytorch::{Opponent, Python},
     report::{GemmRate, Report, SCHEMA, Settings, fits},
@@ -50,6 +51,7 @@ pub(crate) struct Bench<'a> {
     started: Instant,
     settings: Settings,
     opponent: Option<Opponent>,
+    llama_cpp: Option<About>,
     attention: Option<AttentionField>,
     model: Option<ModelField>,
 }
@@ -79,13 +81,23 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     let shape = shape(args, data, source.as_ref())?;
 
     let threads = rayon::current_num_threads();
-    let (pythons, opponent) = match args.against {
-        Some(Opposition::Pytorch) => {
-            let (timing, opponent) = Python::start(&args.python, threads, false)?;
-            let (memory, _) = Python::start(&args.python, threads, true)?;
-            (Some(Pythons { timing, memory }), Some(opponent))
+    let (pythons, opponent) = if args.against.contains(&Opposition::Pytorch) {
+        let (timing, opponent) = Python::start(&args.python, threads, false)?;
+        let (memory, _) = Python::start(&args.python, threads, true)?;
+        (Some(Pythons { timing, memory }), Some(opponent))
+    } else {
+        (None, None)
+    };
+    let (llama, llama_cpp) = match &args.llama_bench {
+        Some(program) if args.against.contains(&Opposition::LlamaCpp) && parts.contains(&Part::Model) => {
+            let own = Some(&dir).filter(|dir| is_gguf(dir));
+            let Some(file) = args.llama_model.as_ref().or(own) else {
+                bail!("--against llama.cpp runs a GGUF file of the same model: name it with --llama-model");
+            };
+            let (llama, about) = LlamaBench::start(program, file, threads)?;
+            (Some(llama), Some(about))
         }
-        None => (None, None),
+        _ => (None, None),
     };
     let lengths = |kind: usize| -> Result<Vec<usize>> {
         let chosen = args.seq_len.clone().map_or_else(|| LENGTHS[kind].parse().map_err(anyhow::Error::msg), Ok);
@@ -141,7 +153,7 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     let field = parts.contains(&Part::Attention).then(|| AttentionField {
         shape,
         attention: attention.clone(),
-        arms: arms(args, &[Arm::TorchSdpa, Arm::TorchOriginal]),
+        arms: arms(args, if pythons.is_some() { &[Arm::TorchSdpa, Arm::TorchOriginal] } else { &[] }),
         device: device.clone(),
         pythons: pythons.clone(),
         flags: flags.clone(),
@@ -151,14 +163,14 @@ pub(crate) fn prepare(args: &Args, device: Device) -> Result<Bench<'_>> {
     });
     let model = loaded
         .filter(|_| parts.contains(&Part::Model))
-        .map(|loaded| model_field(args, (loaded, &dir), &attention, pythons, flags));
-    Ok(Bench { args, device, started, settings, opponent, attention: field, model })
+        .map(|loaded| model_field(args, (loaded, &dir), &attention, (pythons, llama), flags));
+    Ok(Bench { args, device, started, settings, opponent, llama_cpp, attention: field, model })
 }
 
 /// The arms asked for, in one order, and those of the opponent.
 fn arms(args: &Args, opposing: &[Arm]) -> Vec<Arm> {
     let own = [Arm::Bsbr, Arm::BsbrPlain, Arm::Dense, Arm::Burn].into_iter().filter(|arm| args.arms.contains(arm));
-    own.chain(opposing.iter().copied().filter(|_| args.against.is_some())).collect()
+    own.chain(opposing.iter().copied()).collect()
 }
 
 /// What the data of attention alone is.
@@ -213,7 +225,7 @@ impl Loaded {
         let (text, text_sha256) = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
         let (converted, kv_bytes_per_token) = (source.is_converted(), source.cache_bytes_per_token() as u64);
         let decoder = load(source.with_attention(Some(attention.clone()))?, device)?;
-        let decoder = decoder.with_cache_type(args.cache.cache_dtype.into());
+        let decoder = decoder.with_cache_type(args.cache.cache_dtype.into()).with_arithmetic(args.arithmetic.into());
         Ok(Self { decoder, text, text_sha256, converted, kv_bytes_per_token })
     }
 
@@ -236,24 +248,28 @@ fn model_field(
     args: &Args,
     (loaded, dir): (Loaded, &Path),
     attention: &BlockAttentionConfig,
-    pythons: Option<Pythons>,
+    (pythons, llama): (Option<Pythons>, Option<Rc<LlamaBench>>),
     flags: Vec<String>,
 ) -> ModelField {
     let Loaded { decoder, text, converted, kv_bytes_per_token, .. } = loaded;
-    let opposing: &[Arm] = if converted {
-        if args.against.is_some() {
+    let mut opposing = Vec::new();
+    if pythons.is_some() {
+        if converted {
             output::note(&format!("{} is a converted model: transformers cannot run it", dir.display()));
-        }
-        &[]
-    } else if args.batch > 1 {
-        if args.against.is_some() {
+        } else if args.batch > 1 {
             output::note("transformers is measured with one text: it cannot read texts of different lengths together");
+        } else {
+            opposing.push(Arm::Transformers);
         }
-        &[]
-    } else {
-        &[Arm::Transformers]
-    };
-    let mut arms = arms(args, opposing);
+    }
+    if llama.is_some() {
+        if args.batch > 1 {
+            output::note("llama.cpp is measured with one text");
+        } else {
+            opposing.push(Arm::LlamaCpp);
+        }
+    }
+    let mut arms = arms(args, &opposing);
     arms.retain(|&arm| arm != Arm::Burn);
     ModelField {
         decoder,
@@ -266,6 +282,7 @@ fn model_field(
         windows: args.windows,
         kv_bytes_per_token,
         pythons,
+        llama,
         flags,
         entered: 0,
     }
@@ -274,7 +291,7 @@ fn model_field(
 impl Bench<'_> {
     /// Measures.
     pub(crate) fn run(self) -> Result<Report> {
-        let Self { args, device, started, settings, opponent, mut attention, mut model } = self;
+        let Self { args, device, started, settings, opponent, llama_cpp, mut attention, mut model } = self;
         let budget = Budget::new(args.seconds - started.elapsed().as_secs_f64());
         let rounds = Rounds { warmup: args.warmup, runs: args.runs, memory: cfg!(target_os = "linux") };
         let mut note = |line: &str| output::note(line);
@@ -311,6 +328,7 @@ impl Bench<'_> {
             machine: machine::machine(),
             settings,
             opponent,
+            llama_cpp,
             gemm: GemmRate::new(gemm),
             differences,
             fits: fits(&rows),

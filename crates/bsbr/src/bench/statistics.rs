@@ -78,6 +78,17 @@ pub fn upper_half<T>(points: &[T]) -> &[T] {
     &points[points.len() - count..]
 }
 
+/// From which `x` on one line lies below another and stays there: both are known at several `x`, ascending, and straight in
+/// logarithms between those they have in common. `None` where it lies below from the first on, or never.
+pub(crate) fn overtakes(line: &[(f64, f64)], other: &[(f64, f64)]) -> Option<f64> {
+    let ratio = |&(x, y): &(f64, f64)| Some((x.ln(), (y / other.iter().find(|point| point.0 == x)?.1).ln()));
+    let ratios: Vec<(f64, f64)> =
+        line.iter().filter_map(ratio).filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    let last_above = ratios.iter().rposition(|(_, ratio)| *ratio >= 0.0)?;
+    let ((x, y), (next_x, next_y)) = (ratios[last_above], *ratios.get(last_above + 1)?);
+    Some((x + (next_x - x) * y / (y - next_y)).exp())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -107,6 +118,20 @@ mod tests {
         // ln y = 0, ln 2, ln 16 at ln x = 0, ln 2, ln 4: slope (4 - 0) ln 2 / (2 ln 2) by the two ends.
         let fitted = exponent(&[(1.0, 1.0), (2.0, 2.0), (4.0, 16.0)]).unwrap();
         assert!((fitted - 2.0).abs() < 1e-12, "{fitted}");
+    }
+
+    #[test]
+    fn a_line_overtakes_another_where_their_logarithms_cross_for_the_last_time() {
+        let constant = [1.0, 4.0, 16.0, 64.0].map(|x| (x, 1.0));
+        // At ratios of 2 and 1/2 the crossing is half way between 4 and 16, in logarithms.
+        let crossing = overtakes(&[(1.0, 8.0), (4.0, 2.0), (16.0, 0.5), (64.0, 0.1)], &constant).unwrap();
+        assert!((crossing - 8.0).abs() < 1e-12, "{crossing}");
+        let late = overtakes(&[(1.0, 0.5), (4.0, 0.5), (16.0, 1.0), (64.0, 0.5)], &constant).unwrap();
+        assert!((late - 16.0).abs() < 1e-12, "{late}");
+        assert_eq!(overtakes(&[(1.0, 0.5), (64.0, 0.4)], &constant), None);
+        assert_eq!(overtakes(&[(1.0, 0.5), (64.0, 1.4)], &constant), None);
+        assert_eq!(overtakes(&[(2.0, 5.0), (3.0, 0.5)], &constant), None);
+        assert_eq!(overtakes(&[], &constant), None);
     }
 
     #[test]

@@ -19,21 +19,25 @@ pub(crate) fn text(report: &Report) -> String {
             if rows.is_empty() {
                 continue;
             }
-            blocks.push(format!("{}\n\n{}", title(report, part, phase), section(&rows)));
-            blocks.extend(left_out(&rows));
-            let fits: Vec<&Fit> = report.fits.iter().filter(|fit| (fit.part, fit.phase) == (part, phase)).collect();
-            for (of, name) in [(Quantity::Time, "time"), (Quantity::Memory, "extra memory")] {
-                if let Some(line) = exponents(&fits, of, name) {
-                    blocks.push(line);
-                }
-            }
+            let (header, cells) = cells(&rows);
+            blocks.push(format!("{}\n\n{}", title(report, part, phase), table(&header, &cells)));
+            blocks.extend(below(report, &rows));
         }
     }
     blocks.join("\n\n")
 }
 
+/// What is said below the rows of one part and phase.
+pub(crate) fn below(report: &Report, rows: &[&Row]) -> Vec<String> {
+    let Some(first) = rows.first() else { return Vec::new() };
+    let fits = report.fits.iter().filter(|fit| (fit.part, fit.phase) == (first.part, first.phase));
+    let fits: Vec<&Fit> = fits.collect();
+    let kinds = [(Quantity::Time, "time"), (Quantity::Memory, "extra memory")];
+    left_out(rows).into_iter().chain(kinds.into_iter().filter_map(|(of, name)| exponents(&fits, of, name))).collect()
+}
+
 /// Machine, versions and settings.
-fn head(report: &Report) -> String {
+pub(crate) fn head(report: &Report) -> String {
     let (machine, versions, settings) = (&report.machine, &report.versions, &report.settings);
     let memory = machine.memory_bytes.map_or_else(String::new, |memory| format!(", {}", bytes(memory)));
     let commit = versions.commit.as_ref().map_or_else(String::new, |commit| format!(" at {commit}"));
@@ -47,6 +51,13 @@ fn head(report: &Report) -> String {
     if let Some(opponent) = &report.opponent {
         let transformers = opponent.transformers.as_ref().map_or_else(String::new, |v| format!(", transformers {v}"));
         lines.push(format!("torch {}{transformers} with {} threads", opponent.torch, opponent.threads));
+    }
+    if let Some(llama) = &report.llama_cpp {
+        let (model, size) = (&llama.model, crate::output::bytes(llama.model_bytes));
+        lines.push(format!(
+            "llama.cpp {} on {} with {} threads: {model}, {size}, cache in {}",
+            llama.build, llama.backends, llama.threads, llama.cache
+        ));
     }
     if let Some(gemm) = &report.gemm {
         let size = gemm.size;
@@ -69,7 +80,8 @@ fn head(report: &Report) -> String {
     lines.join("\n")
 }
 
-fn title(report: &Report, part: Part, phase: Phase) -> String {
+/// What was measured when.
+pub(crate) fn title(report: &Report, part: Part, phase: Phase) -> String {
     let what = match part {
         Part::Attention => {
             let shape = &report.settings.shape;
@@ -104,8 +116,8 @@ fn name(dtype: DType) -> String {
     format!("{dtype:?}").to_lowercase()
 }
 
-/// A table, without the columns that nothing is known for.
-fn section(rows: &[&Row]) -> String {
+/// Names of columns and a row to a row, without the columns that nothing is known for.
+pub(crate) fn cells(rows: &[&Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
     type Column = (&'static str, fn(&Row, &[&Row]) -> String);
     let columns: [Column; 19] = [
         ("arm", |row, _| row.arm.name().to_owned()),
@@ -152,7 +164,7 @@ fn section(rows: &[&Row]) -> String {
             cells.iter_mut().zip(column).for_each(|(row, cell)| row.push(cell));
         }
     }
-    table(&header, &cells)
+    (header, cells)
 }
 
 /// Why rows were left out, a line for each reason.
@@ -236,7 +248,8 @@ mod tests {
         left_out.left_out = Some("no time: would take about 80.0 s".into());
         let (dense, fast) = (measured(Arm::Dense, 9.0), measured(Arm::Bsbr, 1.5));
         let rows = [&fast, &dense, &left_out];
-        let shown = section(&rows);
+        let (header, cells) = cells(&rows);
+        let shown = table(&header, &cells);
         let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
         assert_eq!(lines[0], ["", "arm", "tokens", "median", "min", "n", "tokens/s", "against dense", ""]);
         assert_eq!(lines[2], ["", "bsbr", "32,768", "1.50 s", "1.50 s", "1", "21,845", "6.00 x", ""]);

@@ -33,6 +33,14 @@ pub(crate) struct TemplateArgs {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    #[command(flatten)]
+    form: FormArgs,
+}
+
+/// The template itself.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Chat")]
+pub(crate) struct FormArgs {
     /// Jinja file to use instead of the model's own chat template
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
@@ -41,7 +49,7 @@ pub(crate) struct TemplateArgs {
     chat_template_args: Option<String>,
 }
 
-impl TemplateArgs {
+impl FormArgs {
     /// Variables for the template.
     pub(crate) fn variables(&self) -> Result<BTreeMap<String, Value>> {
         let Some(json) = &self.chat_template_args else { return Ok(BTreeMap::new()) };
@@ -50,8 +58,7 @@ impl TemplateArgs {
 
     /// The template asked for, or the model's own.
     pub(crate) fn template(&self, source: &ModelSource) -> Result<ChatTemplate> {
-        let given = self.chat_template.as_ref().map(|path| read_text(path)).transpose()?;
-        match find(source, given)? {
+        match self.find(source)? {
             Some(template) => Ok(template),
             None => bail!(
                 "{} has no chat template: it continues texts (generate), or takes the template of another model with \
@@ -61,12 +68,29 @@ impl TemplateArgs {
         }
     }
 
+    /// The same; `None` where there is neither.
+    pub(crate) fn find(&self, source: &ModelSource) -> Result<Option<ChatTemplate>> {
+        find(source, self.chat_template.as_ref().map(|path| read_text(path)).transpose()?)
+    }
+}
+
+impl TemplateArgs {
+    /// Variables for the template.
+    pub(crate) fn variables(&self) -> Result<BTreeMap<String, Value>> {
+        self.form.variables()
+    }
+
+    /// The template asked for, or the model's own.
+    pub(crate) fn template(&self, source: &ModelSource) -> Result<ChatTemplate> {
+        self.form.template(source)
+    }
+
     /// Whether anything here was asked for.
     pub(crate) fn asked(&self) -> Option<&'static str> {
         let given = [
             ("--system", self.system.is_some()),
-            ("--chat-template", self.chat_template.is_some()),
-            ("--chat-template-args", self.chat_template_args.is_some()),
+            ("--chat-template", self.form.chat_template.is_some()),
+            ("--chat-template-args", self.form.chat_template_args.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }

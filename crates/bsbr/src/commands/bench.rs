@@ -8,11 +8,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    args::{AttentionArgs, CacheArgs, Dtype},
+    args::{ArithmeticArgs, AttentionArgs, CacheArgs, Dtype},
     bench::{Arm, Part, Phase, data::Data, memory, plot, setup, sweep::Lengths, table},
     device::DeviceArgs,
     model::HubArgs,
     output,
+    page::{self, HtmlArgs},
     report::{Forms, ReportArgs, drawable},
 };
 
@@ -23,6 +24,9 @@ const MOST_RUNS: usize = 10_000;
 pub(crate) enum Opposition {
     /// scaled_dot_product_attention, the Python original's formula and, with a model, transformers
     Pytorch,
+    /// llama-bench on a GGUF file of the model
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,12 +50,18 @@ pub(crate) struct Args {
         default_value = "bsbr,bsbr-plain,dense,burn"
     )]
     pub(crate) arms: Vec<Arm>,
-    /// Run the same in a Python process, with as many threads
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub(crate) against: Option<Opposition>,
+    /// Run the same in other programs, with as many threads
+    #[arg(long, value_enum, value_name = "WHAT,...", value_delimiter = ',')]
+    pub(crate) against: Vec<Opposition>,
     /// Python that has torch
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "against")]
     pub(crate) python: String,
+    /// The llama-bench to run --against llama.cpp
+    #[arg(long, value_name = "PATH", requires = "against")]
+    pub(crate) llama_bench: Option<PathBuf>,
+    /// The model as a GGUF file for it [default: that of --model]
+    #[arg(long, value_name = "FILE", requires = "llama_bench")]
+    pub(crate) llama_model: Option<PathBuf>,
     /// Hugging Face checkpoint or converted model; the built-in checkpoint when absent
     #[arg(short, long, value_name = "PATH|NAME")]
     pub(crate) model: Option<PathBuf>,
@@ -80,6 +90,8 @@ pub(crate) struct Args {
     /// Draw time and memory by length as SVG
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) page: HtmlArgs,
     /// Query heads of attention alone [default: 12, or the model's]
     #[arg(long, value_name = "N", help_heading = "Attention alone")]
     pub(crate) heads: Option<usize>,
@@ -94,6 +106,8 @@ pub(crate) struct Args {
     pub(crate) dtype: Dtype,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) arithmetic: ArithmeticArgs,
     /// Where queries, keys and values come from [default: model with --model, else walk]
     #[arg(long, value_enum, help_heading = "Attention alone")]
     pub(crate) data: Option<Data>,
@@ -120,12 +134,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     check(&args)?;
     let report = setup::prepare(&args, device)?.run()?;
     let drawn = args.plot.as_ref().map(|path| write(path, &plot::svg(&report)?)).transpose();
+    let shown = args.page.write(|| Ok(page::bench::page(&report, &serde_json::to_value(&report)?)));
     args.report.emit(&Forms {
         table: &|| Ok(table::text(&report)),
         json: &|| Ok(serde_json::to_value(&report)?),
         rows: Some(&|report| report["rows"].as_array().cloned().unwrap_or_default()),
     })?;
-    drawn.map(drop)
+    drawn.map(drop).and(shown)
 }
 
 /// Checks what can be checked before anything runs.
@@ -151,7 +166,13 @@ fn check(args: &Args) -> Result<()> {
     if args.phase == [Phase::Training] && args.part == [Part::Model] {
         bail!("--phase training is attention alone: a model is measured with prefill and decode");
     }
+    match (args.against.contains(&Opposition::LlamaCpp), args.llama_bench.is_some()) {
+        (true, false) => bail!("--against llama.cpp needs a llama-bench: name it with --llama-bench PATH"),
+        (false, true) => bail!("--llama-bench is run with --against llama.cpp"),
+        _ => {}
+    }
     args.report.check()?;
+    args.page.check()?;
     args.plot.as_deref().map_or(Ok(()), drawable)
 }
 

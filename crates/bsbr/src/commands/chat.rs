@@ -10,7 +10,7 @@ use bsbr_model::{GenerateConfig, PositionPolicy, Sampler};
 use serde_json::json;
 
 use crate::{
-    args::{CacheArgs, SettingFlags},
+    args::{ArithmeticArgs, NarrowCacheArgs, SettingFlags},
     builtin,
     chat::{
         TemplateArgs,
@@ -56,7 +56,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "POLICY", value_parser = crate::args::by_name::<PositionPolicy>)]
     pub(crate) positions: Option<PositionPolicy>,
     #[command(flatten)]
-    pub(crate) cache: CacheArgs,
+    pub(crate) cache: NarrowCacheArgs,
+    #[command(flatten)]
+    pub(crate) arithmetic: ArithmeticArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]

@@ -1,18 +1,24 @@
 //! `bsbr convert`.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Read,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 use bsbr_attn::BlockAttentionConfig;
 use bsbr_convert::{
-    ConversionReport, ConvertOptions, DtypePolicy, Estimate, ExpectedLogits, OutputKind, convert, estimate,
-    plan_checkpoint,
+    ConversionReport, ConvertOptions, Estimate, ExpectedLogits, FormatTotal, OutputKind, ScratchDir, WeightsPolicy,
+    convert, estimate, plan_checkpoint,
 };
 use bsbr_model::{EvaluationReport, PositionPolicy, parameter_counts};
+use bsbr_splitlinear::{CalibrationSettings, MomentsFile};
 
-use super::verify;
+use super::{split::setup, verify};
 use crate::{
-    args::{AttentionArgs, check_output_dir},
+    args::{AttentionArgs, check_output_dir, renamed},
     bench::sweep::length,
     builtin,
     device::DeviceArgs,
@@ -37,9 +43,15 @@ pub(crate) struct Args {
     /// Replace an earlier conversion
     #[arg(long)]
     force: bool,
-    /// Number format of the weights: keep, f32, f16, bf16. A cast that loses anything is told, and cannot be exported
-    #[arg(long, value_name = "DTYPE", value_parser = crate::args::by_name::<DtypePolicy>, default_value = "keep")]
-    dtype: DtypePolicy,
+    /// Number format of the weights: keep, f32, f16, bf16, int8 (8.5 bits a number), int4 (4.5). A cast that loses anything is told, and
+    /// cannot be exported; keep leaves the codes of a GGUF file as they are
+    #[arg(long, value_name = "FORMAT", value_parser = crate::args::by_name::<WeightsPolicy>, default_value = "keep")]
+    weights: WeightsPolicy,
+    #[arg(long, hide = true, value_parser = renamed("--weights"))]
+    dtype: Option<String>,
+    /// With --weights int4: text to run, or moments that `split calibrate` gathered; errors then count by what inputs are like
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// Layers that keep the original attention
     #[arg(long, value_name = "I,...", value_delimiter = ',')]
     original_layers: Vec<usize>,
@@ -73,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         attention: Some(attention.clone()),
         original_layers: args.original_layers.clone(),
         position_policy: args.positions,
-        dtype: args.dtype,
+        weights: args.weights,
         ..Default::default()
     };
     if args.dry_run {
@@ -93,7 +105,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (asked, _) => asked.clone(),
     };
     let report = eval_text.map(|text| measure_before(&args, &model, &attention, &text)).transpose()?;
-    let options = ConvertOptions { force, measured: report.as_ref().map(card_numbers), ..options(&model) };
+    let importance = importance(&args, &model)?;
+    let options = ConvertOptions { force, measured: report.as_ref().map(card_numbers), importance, ..options(&model) };
     let started = Instant::now();
     let mut bar = Progress::new("converting");
     let conversion =
@@ -122,7 +135,7 @@ fn measure_before(
     args: &Args,
     model: &LocalModel,
     attention: &BlockAttentionConfig,
-    text: &std::path::Path,
+    text: &Path,
 ) -> Result<EvaluationReport> {
     let source = open(model)?;
     if source.is_converted() {
@@ -163,22 +176,22 @@ fn sizes(estimate: &Estimate, notes: &[String]) -> String {
     let mut groups: Vec<([String; 3], u64, u64)> = Vec::new();
     for tensor in &estimate.tensors {
         let parts = tensor.name.split('.').map(|part| if part.parse::<usize>().is_ok() { "{i}" } else { part });
-        let dtype = match tensor.source_dtype {
-            same if same == tensor.dtype => same.to_string(),
-            other => format!("{other} to {}", tensor.dtype),
+        let format = match &tensor.source_format {
+            same if *same == tensor.format => same.clone(),
+            other => format!("{other} to {}", tensor.format),
         };
-        let key = [parts.collect::<Vec<_>>().join("."), dtype, format!("{:?}", tensor.shape)];
+        let key = [parts.collect::<Vec<_>>().join("."), format, format!("{:?}", tensor.shape)];
         match groups.iter_mut().find(|(other, ..)| *other == key) {
             Some((_, count, _)) => *count += 1,
             None => groups.push((key, 1, tensor.bytes)),
         }
     }
-    let row = |([name, dtype, shape], count, each): ([String; 3], u64, u64)| {
-        vec![name, dtype, shape, grouped(each), count.to_string(), grouped(each * count)]
+    let row = |([name, format, shape], count, each): ([String; 3], u64, u64)| {
+        vec![name, format, shape, grouped(each), count.to_string(), grouped(each * count)]
     };
     let rows: Vec<Vec<String>> = groups.into_iter().map(row).collect();
     let mut lines = vec![
-        output::table(&["written", "dtype", "shape", "bytes each", "times", "bytes"], &rows),
+        output::table(&["written", "format", "shape", "bytes each", "times", "bytes"], &rows),
         String::new(),
         format!(
             "parameters: {} of the original, {} added",
@@ -193,18 +206,68 @@ fn sizes(estimate: &Estimate, notes: &[String]) -> String {
         ),
         format!("memory: at most {} of weights at a time", bytes(estimate.peak_bytes)),
     ];
+    lines.extend(by_format(&estimate.formats));
     lines.extend(notes.iter().map(|note| format!("note: {note}")));
     lines.push("a dry run: nothing was written".to_owned());
     lines.join("\n")
 }
 
-fn summary(conversion: &ConversionReport, output_dir: &std::path::Path, seconds: f64) -> String {
+fn summary(conversion: &ConversionReport, output_dir: &Path, seconds: f64) -> String {
     let (original, extra) = parameter_counts(&conversion.config);
     let mut lines = vec![
         format!("converted to {} in {seconds:.2} s", output_dir.display()),
         format!("parameters: {} before, {} after", grouped(original as u64), grouped((original + extra) as u64)),
         format!("weights: {} read, {} written", bytes(conversion.source_bytes), bytes(conversion.output_bytes)),
     ];
+    lines.extend(by_format(&conversion.formats));
     lines.extend(conversion.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n")
+}
+
+/// Bits of a number on the average, and what there is of each number format.
+fn by_format(formats: &BTreeMap<String, FormatTotal>) -> Vec<String> {
+    let numbers: u64 = formats.values().map(|total| total.numbers).sum();
+    let all: u64 = formats.values().map(|total| total.bytes).sum();
+    let each =
+        formats.iter().map(|(format, total)| format!("{format} {} in {} tensors", bytes(total.bytes), total.tensors));
+    let each = each.collect::<Vec<_>>().join(", ");
+    vec![format!("number formats: {:.2} bits per weight: {each}", 8.0 * all as f64 / numbers.max(1) as f64)]
+}
+
+/// How much errors count, by what the inputs of each weight are like: from moments, or from a text that the model is run on.
+fn importance(args: &Args, model: &LocalModel) -> Result<HashMap<String, Vec<f32>>> {
+    let Some(path) = &args.calibration else { return Ok(HashMap::new()) };
+    if args.weights != WeightsPolicy::Int4 {
+        bail!("--calibration chooses scales of --weights int4: leave it out, or ask for int4");
+    }
+    let source = open(model)?;
+    if source.is_converted() {
+        bail!("{} is a converted model already", model.dir.display());
+    }
+    let (sha256, decoder) = (source.sha256()?, source.model_config().decoder.clone());
+    if is_moments(path) {
+        let moments = MomentsFile::open(path)?;
+        if moments.header().model_sha256 != sha256 {
+            bail!("{} was gathered with another model: calibrate this one", path.display());
+        }
+        return Ok(bsbr_convert::importance(&decoder, &moments)?);
+    }
+    let tokenizer = source.text_tokenizer()?;
+    let text = setup::windows(&tokenizer, std::slice::from_ref(path), &CalibrationSettings::default(), &sha256)?;
+    output::note(&setup::describe(&text));
+    let scratch = ScratchDir::beside(args.output_dir.as_deref().unwrap_or(path))?;
+    let gathered = scratch.path().join("moments.safetensors");
+    setup::gather(&load(source, &args.device.resolve()?)?, &text, &gathered)?;
+    Ok(bsbr_convert::importance(&decoder, &MomentsFile::open(&gathered)?)?)
+}
+
+/// Whether a file begins as safetensors do: the length of a header that is in the file, and a brace. No text begins so.
+fn is_moments(path: &Path) -> bool {
+    let mut start = [0; 9];
+    let read = std::fs::File::open(path).and_then(|mut file| {
+        file.read_exact(&mut start)?;
+        file.metadata()
+    });
+    let length = u64::from_le_bytes([start[0], start[1], start[2], start[3], start[4], start[5], start[6], start[7]]);
+    start[8] == b'{' && read.is_ok_and(|metadata| length < metadata.len())
 }

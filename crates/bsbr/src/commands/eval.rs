@@ -5,16 +5,18 @@ mod long;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use bsbr_model::{LongTask, PositionPolicy};
+use bsbr_model::{LengthReport, LongTask, PositionPolicy};
 use serde_json::Value;
 
 use crate::{
-    args::{AttentionArgs, CacheArgs},
+    args::{ArithmeticArgs, AttentionArgs, CacheArgs},
     bench::sweep::Lengths,
     builtin,
     device::DeviceArgs,
     model::HubArgs,
-    output, record,
+    output,
+    page::{self, HtmlArgs},
+    record,
     report::{Format, Forms, ReportArgs},
     running::{evaluation_tables, load, measure, open, read_tokens},
 };
@@ -67,7 +69,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     report: ReportArgs,
     #[command(flatten)]
+    page: HtmlArgs,
+    #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    arithmetic: ArithmeticArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -79,6 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("--tasks and --samples belong to --suite long");
     }
     args.report.check()?;
+    args.page.check()?;
     let model = args.hub.resolve(&builtin::or_builtin(args.model.clone())?)?;
     let mut source = open(&model)?;
     let own = source.model_config().attention.clone();
@@ -86,9 +93,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let device = args.device.resolve()?;
     let tokenizer = source.text_tokenizer()?;
     let (tokens, text_sha256) = read_tokens(&tokenizer, &builtin::or_heldout(args.text.clone())?)?;
-    let description = source.description();
+    let (description, bits) = (source.description(), source.bits_per_weight()?);
     source = source.with_attention(Some(attention.clone()))?;
-    let mut decoder = load(source, &device)?.with_cache_type(args.cache.cache_dtype.into());
+    let decoder = load(source, &device)?.with_cache_type(args.cache.cache_dtype.into());
+    let mut decoder = decoder.with_arithmetic(args.arithmetic.into());
     if let Some(policy) = args.positions {
         decoder = decoder.with_config(|config| config.position_policy = policy)?;
     }
@@ -101,24 +109,31 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let at_once = args.report.format() == Format::Table && !args.report.writes();
     measure(&decoder, &attention, &tokens, (&lengths, args.windows.unwrap_or(WINDOWS)), |report| {
         if at_once {
-            output::result(&format!("{description}\n{}\n", evaluation_tables(&report)))?;
+            output::result(&format!("{description}, {bits:.2} bits per weight\n{}\n", evaluation_tables(&report)))?;
         }
         reports.push(report);
         Ok(())
+    })?;
+    let json = || {
+        serde_json::json!({
+            "schema": "bsbr-eval/2", "about": about, "model": description, "bits_per_weight": bits,
+            "attention": attention, "lengths": reports,
+        })
+    };
+    args.page.write(|| {
+        let lengths: Vec<LengthReport> = reports.iter().map(LengthReport::from).collect();
+        Ok(page::eval::page(&description, &lengths, &json()))
     })?;
     if at_once {
         return Ok(());
     }
     args.report.emit(&Forms {
         table: &|| {
-            let tables = reports.iter().map(|report| format!("{description}\n{}\n", evaluation_tables(report)));
+            let head = format!("{description}, {bits:.2} bits per weight");
+            let tables = reports.iter().map(|report| format!("{head}\n{}\n", evaluation_tables(report)));
             Ok(tables.collect::<Vec<_>>().join("\n"))
         },
-        json: &|| {
-            Ok(serde_json::json!({
-                "schema": "bsbr-eval/2", "about": about, "model": description, "attention": attention, "lengths": reports,
-            }))
-        },
+        json: &|| Ok(json()),
         rows: Some(&rows),
     })
 }

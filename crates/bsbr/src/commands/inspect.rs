@@ -1,5 +1,7 @@
 //! `bsbr inspect`.
 
+mod attention;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -33,6 +35,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["model", "tensors", "rules"])]
     devices: bool,
     #[command(flatten)]
+    map: attention::MapArgs,
+    #[command(flatten)]
     report: ReportArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -40,6 +44,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     args.report.check()?;
+    args.map.check()?;
     if let Some(name) = args.rules {
         return output::result(&rules(&name)?);
     }
@@ -48,6 +53,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let model = args.hub.resolve(&builtin::or_builtin(args.model)?)?;
     let source = open(&model)?;
+    if args.map.wanted() {
+        return attention::run(&args.map, source, &args.report, &args.device);
+    }
     let config = source.model_config();
     let (original, extra) = source.parameter_counts();
     let empty = DecoderCache::new(config, &[0], &args.device.resolve()?)?.bytes();
@@ -58,7 +66,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::grouped(original as u64),
             output::grouped(extra as u64)
         ),
-        format!("files: {}", output::bytes(source.total_bytes())),
+        format!(
+            "files: {}, {:.2} bits per weight of the original",
+            output::bytes(source.total_bytes()),
+            source.bits_per_weight()?
+        ),
         format!(
             "cache: {} for each token of full attention in f32, {} before the first token",
             output::bytes(source.cache_bytes_per_token() as u64),
@@ -101,7 +113,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 vec![tensor.name.clone(), tensor.format(), shape, output::bytes(tensor.bytes as u64), tensor.file]
             })
             .collect();
-        lines.push(output::table(&["tensor", "dtype", "shape", "size", "file"], &rows));
+        lines.push(output::table(&["tensor", "format", "shape", "size", "file"], &rows));
     }
     let tensors = || -> Vec<Value> {
         let listed = source.tensors().into_iter().map(|tensor| {
@@ -112,6 +124,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         listed.collect()
     };
+    let bits_per_weight = source.bits_per_weight()?;
     args.report.emit(&Forms {
         table: &|| Ok(lines.join("\n")),
         json: &|| {
@@ -120,6 +133,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 "about": record::about(&source.description(), None),
                 "parameters": {"original": original, "added": extra, "for_a_token": active_parameters(config)},
                 "bytes": source.total_bytes(),
+                "bits_per_weight": bits_per_weight,
                 "cache_bytes_per_token": source.cache_bytes_per_token(),
                 "cache_bytes_empty": empty,
                 "notes": source.notes(),

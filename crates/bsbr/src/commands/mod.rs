@@ -9,6 +9,8 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod split;
 pub(crate) mod tune;
 pub(crate) mod verify;

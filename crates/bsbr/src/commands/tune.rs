@@ -15,11 +15,12 @@ use bsbr_model::{
 
 use crate::{
     args::{by_name, check_output_dir},
-    bench::{machine::machine, plot::caption, sweep::length},
+    bench::{machine::machine, sweep::length},
     device::DeviceArgs,
     loss_curve,
     model::HubArgs,
     output::{self, Progress, grouped},
+    plot::caption,
     record,
     running::{load, open, read_tokens},
 };
@@ -195,7 +196,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let devices = args.device.resolve_all(args.devices)?;
     let description = source.description();
     let (tokens, text_sha256) = read_tokens(&source.text_tokenizer()?, &args.text)?;
-    let decoder = load(source, &devices[0])?;
+    let decoder = load(source.widened(), &devices[0])?;
     let mut progress = Progress::new("tuning");
     let mut watch = |event: TuneEvent<'_>| {
         match event {

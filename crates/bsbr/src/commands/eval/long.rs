@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::Args;
 use crate::{
     output::{Progress, bytes, grouped, table},
+    page,
     report::Forms,
 };
 
@@ -42,14 +43,17 @@ pub(super) fn run(
         progress.set(done as u64, total as u64);
     })?;
     drop(progress);
+    let model = about["model"].as_str().unwrap_or_default();
+    let json = || {
+        serde_json::json!({
+            "schema": "bsbr-eval-long/2", "about": about, "model": model, "attention": attention,
+            "config": report.config, "lengths": report.lengths,
+        })
+    };
+    args.page.write(|| Ok(page::eval::page(model, &report.lengths, &json())))?;
     args.report.emit(&Forms {
-        table: &|| Ok(format!("{}\n\n{}", about["model"].as_str().unwrap_or_default(), tables(&report))),
-        json: &|| {
-            Ok(serde_json::json!({
-                "schema": "bsbr-eval-long/2", "about": about, "model": about["model"], "attention": attention,
-                "config": report.config, "lengths": report.lengths,
-            }))
-        },
+        table: &|| Ok(format!("{model}\n\n{}", tables(&report))),
+        json: &|| Ok(json()),
         rows: Some(&rows),
     })
 }

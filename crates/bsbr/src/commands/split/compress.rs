@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use bsbr_convert::{ConvertOptions, DtypePolicy, OutputKind, ScratchDir, write_split};
+use bsbr_convert::{ConvertOptions, OutputKind, ScratchDir, WeightsPolicy, write_split};
 use bsbr_model::Decoder;
 use bsbr_splitlinear::{
     AnchoredSettings, CalibrationMode, CompressedGroup, MomentsFile, Objective, Plan, RankAllocation, Refit,
@@ -16,7 +16,7 @@ use super::{
     setup::{Setup, SplitArgs, TextArgs, Windows, describe, gather, peak_memory},
 };
 use crate::{
-    args::check_output_dir,
+    args::{check_output_dir, renamed},
     device::DeviceArgs,
     output::{self, Progress},
     report::{Format, Forms, ReportArgs},
@@ -36,9 +36,11 @@ pub(super) struct Args {
     /// Where to write the compressed model
     #[arg(short, long, value_name = "DIR")]
     output_dir: PathBuf,
-    /// Number format of the factors, and of the other weights of a checkpoint: keep, f32, f16, bf16
-    #[arg(long, value_name = "FORMAT", value_parser = crate::args::by_name::<DtypePolicy>, default_value = "keep")]
-    dtype: DtypePolicy,
+    /// Number format of the factors, and of the other weights of a checkpoint: keep, f32, f16, bf16; with int8 and int4 factors are f16
+    #[arg(long, value_name = "FORMAT", value_parser = crate::args::by_name::<WeightsPolicy>, default_value = "keep")]
+    weights: WeightsPolicy,
+    #[arg(long, hide = true, value_parser = renamed("--weights"))]
+    dtype: Option<String>,
     /// Replace an earlier model
     #[arg(long)]
     force: bool,
@@ -113,7 +115,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         source_name: name.or_else(|| origin.as_ref().map(|origin| origin.repository.clone())),
         hub: origin,
         attention: None,
-        dtype: args.dtype,
+        weights: args.weights,
         force: args.force,
         ..Default::default()
     };

@@ -6,7 +6,7 @@ mod compress;
 mod fold;
 mod plan;
 mod report;
-mod setup;
+pub(crate) mod setup;
 mod verify;
 
 use anyhow::Result;

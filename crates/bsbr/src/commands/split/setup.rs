@@ -118,10 +118,10 @@ impl Setup {
 }
 
 /// Text in windows.
-pub(super) struct Windows {
-    pub(super) tokens: Vec<u32>,
-    pub(super) windows: Vec<Window>,
-    pub(super) header: MomentsHeader,
+pub(crate) struct Windows {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) header: MomentsHeader,
 }
 
 impl TextArgs {
@@ -138,30 +138,40 @@ impl TextArgs {
         settings: &CalibrationSettings,
         sha256: &str,
     ) -> Result<Windows> {
-        let mut tokens = Vec::new();
-        for path in &self.text {
-            tokens.extend(read_tokens(tokenizer, path)?.0);
-        }
-        let windows = choose_windows(tokens.len(), settings)?;
-        let chosen = windows.iter().flat_map(|window| &tokens[window.tokens.clone()]);
-        let bytes: Vec<u8> = chosen.flat_map(|token| token.to_le_bytes()).collect();
-        let numbers = [
-            ("samples", windows.len().to_string()),
-            ("length", settings.length.to_string()),
-            ("holdout", settings.holdout.to_string()),
-            ("seed", settings.seed.to_string()),
-        ];
-        let header = MomentsHeader {
-            model_sha256: sha256.to_owned(),
-            text_sha256: bsbr_convert::sha256_text(&bytes),
-            settings: numbers.map(|(key, value)| (key.to_owned(), value)).into(),
-        };
-        Ok(Windows { tokens, windows, header })
+        windows(tokenizer, &self.text, settings, sha256)
     }
 }
 
+/// The windows that `settings` choose of the text in `files` for the model `sha256`.
+pub(crate) fn windows(
+    tokenizer: &TextTokenizer,
+    files: &[PathBuf],
+    settings: &CalibrationSettings,
+    sha256: &str,
+) -> Result<Windows> {
+    let mut tokens = Vec::new();
+    for path in files {
+        tokens.extend(read_tokens(tokenizer, path)?.0);
+    }
+    let windows = choose_windows(tokens.len(), settings)?;
+    let chosen = windows.iter().flat_map(|window| &tokens[window.tokens.clone()]);
+    let bytes: Vec<u8> = chosen.flat_map(|token| token.to_le_bytes()).collect();
+    let numbers = [
+        ("samples", windows.len().to_string()),
+        ("length", settings.length.to_string()),
+        ("holdout", settings.holdout.to_string()),
+        ("seed", settings.seed.to_string()),
+    ];
+    let header = MomentsHeader {
+        model_sha256: sha256.to_owned(),
+        text_sha256: bsbr_convert::sha256_text(&bytes),
+        settings: numbers.map(|(key, value)| (key.to_owned(), value)).into(),
+    };
+    Ok(Windows { tokens, windows, header })
+}
+
 /// Gathers moments into the file `path`.
-pub(super) fn gather(decoder: &bsbr_model::Decoder, text: &Windows, path: &Path) -> Result<()> {
+pub(crate) fn gather(decoder: &bsbr_model::Decoder, text: &Windows, path: &Path) -> Result<()> {
     let mut writer = MomentsWriter::create(path, &text.header, &moments_entries(decoder))?;
     let mut bar = Progress::new("calibrating");
     calibrate(decoder, &text.tokens, &text.windows, &mut writer, &mut |done, total| {
@@ -172,7 +182,7 @@ pub(super) fn gather(decoder: &bsbr_model::Decoder, text: &Windows, path: &Path)
 }
 
 /// One line about the text.
-pub(super) fn describe(text: &Windows) -> String {
+pub(crate) fn describe(text: &Windows) -> String {
     let held = text.windows.iter().filter(|window| window.held_out).count();
     let length = text.windows.first().map_or(0, |window| window.tokens.len());
     format!(
