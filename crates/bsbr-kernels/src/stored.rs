@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use pulp::Simd;
 
 use crate::heads::{Heads, Rows};
 
@@ -77,6 +78,14 @@ pub(crate) enum StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(rows) => rows.len(),
+            Self::F16(rows) => rows.len(),
+            Self::Bf16(rows) => rows.len(),
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn width(&self) -> usize {
         match self {
@@ -97,14 +106,34 @@ impl<'a> StoredRows<'a> {
 
     /// The rows in f32: themselves, or a copy in `numbers`.
     #[inline(always)]
-    pub(crate) fn widened<'b>(&self, numbers: &'b mut Vec<f32>) -> Rows<'b>
+    pub(crate) fn widened<'b, S: Simd>(&self, simd: S, numbers: &'b mut Vec<f32>) -> Rows<'b>
     where
         'a: 'b,
     {
+        let (count, width) = (self.len(), self.width());
+        if !matches!(self, Self::F32(_)) {
+            numbers.resize(count * width, 0.0);
+        }
         match self {
-            Self::F32(rows) => *rows,
-            Self::F16(rows) => widen(rows, numbers, widen_f16),
-            Self::Bf16(rows) => widen(rows, numbers, widen_bf16),
+            Self::F32(rows) => return *rows,
+            Self::F16(rows) if rows.stride() == width => widen_f16(simd, &rows.data()[..count * width], numbers),
+            Self::Bf16(rows) if rows.stride() == width => widen_bf16(&rows.data()[..count * width], numbers),
+            Self::F16(_) | Self::Bf16(_) => {
+                for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).enumerate() {
+                    self.copy(simd, at, numbers);
+                }
+            }
+        }
+        Rows::contiguous(numbers, count, width)
+    }
+
+    /// Row `at` in f32.
+    #[inline(always)]
+    fn copy<S: Simd>(&self, simd: S, at: usize, to: &mut [f32]) {
+        match self {
+            Self::F32(rows) => to.copy_from_slice(rows.row(at)),
+            Self::F16(rows) => widen_f16(simd, rows.row(at), to),
+            Self::Bf16(rows) => widen_bf16(rows.row(at), to),
         }
     }
 
@@ -122,22 +151,45 @@ impl<'a> StoredRows<'a> {
 
     /// The rows at `positions` in f32, one after the other in `numbers`.
     #[inline(always)]
-    pub(crate) fn gathered<'b>(&self, positions: &[u32], numbers: &'b mut Vec<f32>) -> Rows<'b> {
+    pub(crate) fn gathered<'b, S: Simd>(
+        &self,
+        simd: S,
+        positions: &[u32],
+        numbers: &'b mut Vec<f32>,
+    ) -> Rows<'b> {
         let width = self.width();
         numbers.resize(positions.len() * width, 0.0);
         for (to, &at) in numbers.chunks_exact_mut(width.max(1)).zip(positions) {
-            match self {
-                Self::F32(rows) => to.copy_from_slice(rows.row(at as usize)),
-                Self::F16(rows) => widen_f16(rows.row(at as usize), to),
-                Self::Bf16(rows) => widen_bf16(rows.row(at as usize), to),
-            }
+            self.copy(simd, at as usize, to);
         }
         Rows::contiguous(numbers, positions.len(), width)
     }
 }
 
-fn widen_f16(row: &[f16], numbers: &mut [f32]) {
+#[inline(always)]
+fn widen_f16<S: Simd>(simd: S, row: &[f16], numbers: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::any::Any;
+        if let Some(&wide) = (&simd as &dyn Any).downcast_ref::<pulp::x86::V4>() {
+            return widen_sixteen(wide, row.reinterpret_cast(), numbers);
+        }
+    }
+    let _ = simd;
     row.convert_to_f32_slice(numbers);
+}
+
+/// Sixteen numbers of half precision at a time.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn widen_sixteen(simd: pulp::x86::V4, row: &[u16], numbers: &mut [f32]) {
+    let ((row, row_rest), (numbers, rest)) = (row.as_chunks::<16>(), numbers.as_chunks_mut::<16>());
+    for (to, from) in numbers.iter_mut().zip(row) {
+        *to = pulp::cast(simd.avx512f._mm512_cvtph_ps(pulp::cast(*from)));
+    }
+    for (to, from) in rest.iter_mut().zip(row_rest) {
+        *to = f16::from_bits(*from).to_f32();
+    }
 }
 
 #[inline(always)]
@@ -145,18 +197,4 @@ fn widen_bf16(row: &[bf16], numbers: &mut [f32]) {
     for (number, stored) in numbers.iter_mut().zip(row) {
         *number = f32::from_bits(u32::from(stored.to_bits()) << 16);
     }
-}
-
-#[inline(always)]
-fn widen<'b, T>(rows: &Rows<'_, T>, numbers: &'b mut Vec<f32>, widen_all: impl Fn(&[T], &mut [f32])) -> Rows<'b> {
-    let (count, width) = (rows.len(), rows.width());
-    numbers.resize(count * width, 0.0);
-    if rows.stride() == width {
-        widen_all(&rows.data()[..count * width], &mut numbers[..]);
-    } else {
-        for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).enumerate() {
-            widen_all(rows.row(at), numbers);
-        }
-    }
-    Rows::contiguous(numbers, count, width)
 }

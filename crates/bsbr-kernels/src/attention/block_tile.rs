@@ -201,7 +201,7 @@ fn read_exactly<S: Simd>(
     let mut column = 0;
     for run in runs {
         let tile = head.near.as_ref().filter(|_| run.near).map_or(tile, |near| &near.tile);
-        score(simd, tile, run.keys.widened(widened), scores, columns, column, options.softcap);
+        score(simd, tile, (run.keys, &mut *widened), scores, columns, column, options.softcap);
         mask_positions(tile, options, run.positions.clone(), scores, columns, column);
         column += run.positions.len();
     }
@@ -210,7 +210,7 @@ fn read_exactly<S: Simd>(
     }
     let mut column = 0;
     for run in runs {
-        read(simd, scores, columns, column, rows, run.values.widened(widened), sums.output);
+        read(simd, scores, columns, column, rows, (run.values, &mut *widened), sums.output);
         column += run.positions.len();
     }
 }

@@ -1,5 +1,7 @@
 //! Attention of every token over all keys it may see.
 
+use std::{mem, ops::Range};
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -18,6 +20,8 @@ use crate::{
 const ROWS: usize = 128;
 /// Keys of a step: the scores of a tile stay in the cache.
 const KEYS: usize = 512;
+/// Keys of a part, where queries are so few that threads share the keys.
+const PART: usize = 256;
 
 /// Full causal attention.
 ///
@@ -47,33 +51,105 @@ pub fn causal_attention<'a>(
     let group = heads / kv_heads;
     let mut output = vec![0.0; batch * heads * tokens * width];
     let mut log_mass = vec![0.0; batch * heads * tokens];
+    let call = Call { query, keys, values, options, group, start: length - tokens };
+    if group * tokens <= ROWS {
+        call.share_keys(&mut output, &mut log_mass);
+        return (output, log_mass);
+    }
     let tile = (ROWS / group).max(1);
     let mut tasks = super::tasks::split(&mut output, &mut log_mass, group, tokens, width, |from| from + tile);
     // The longest first, so that no thread is left with one at the end.
     tasks.reverse();
     tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
-        let (batch, kv_head) = (task.pair / kv_heads, task.pair % kv_heads);
-        let group_heads = kv_head * group..(kv_head + 1) * group;
-        let start = length - tokens + task.tokens.start;
-        load_queries(&query, batch, group_heads.clone(), task.tokens.clone(), options.scale, &mut scratch.query);
-        let queries = std::mem::take(&mut scratch.query);
-        let tile = QueryTile {
-            rows: &queries,
-            group,
-            tokens: task.tokens.len(),
-            start,
-            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
-        };
-        let (keys, values) = (keys.head(batch, kv_head), values.head(batch, kv_head));
-        level::arch().dispatch(DenseTile { tile: &tile, keys, values, options, scratch });
-        for (g, (output, log_mass)) in task.outputs.iter_mut().enumerate() {
-            let rows = g * tile.tokens..(g + 1) * tile.tokens;
-            output.copy_from_slice(&scratch.output[rows.start * width..rows.end * width]);
-            log_mass.copy_from_slice(&scratch.sum[rows]);
+        let (first, end) = (call.start + task.tokens.start, call.start + task.tokens.end);
+        call.read(task.pair, task.tokens.clone(), options.first_visible(first)..end, scratch);
+        let count = task.tokens.len();
+        let rows = scratch.sums.chunks_exact(count).zip(scratch.output.chunks_exact(count * width));
+        for ((output, log_mass), (sums, read)) in task.outputs.iter_mut().zip(rows) {
+            let rows = output.chunks_exact_mut(width.max(1)).zip(read.chunks_exact(width.max(1)));
+            for (((output, read), log_mass), sum) in rows.zip(log_mass.iter_mut()).zip(sums) {
+                output.iter_mut().zip(read).for_each(|(output, read)| *output = read / sum.weights);
+                *log_mass = sum.weights.ln() + sum.highest;
+            }
         }
-        scratch.query = queries;
     });
     (output, log_mass)
+}
+
+/// Attention of the last queries of some texts, all of them in one call.
+struct Call<'a> {
+    query: Heads<'a>,
+    keys: Stored<'a>,
+    values: Stored<'a>,
+    options: &'a CausalOptions,
+    /// Query heads that share a KV head.
+    group: usize,
+    /// Position of the first query.
+    start: usize,
+}
+
+impl Call<'_> {
+    /// What the queries `tokens` of a group read of the keys at `positions`, left in the scratch.
+    fn read(&self, pair: usize, tokens: Range<usize>, positions: Range<usize>, scratch: &mut Scratch) {
+        let [_, kv_heads, ..] = self.keys.dims();
+        let (batch, kv_head) = (pair / kv_heads, pair % kv_heads);
+        let heads = kv_head * self.group..(kv_head + 1) * self.group;
+        let mut queries = mem::take(&mut scratch.query);
+        load_queries(&self.query, batch, heads.clone(), tokens.clone(), self.options.scale, &mut queries);
+        let tile = QueryTile {
+            rows: &queries,
+            group: self.group,
+            tokens: tokens.len(),
+            start: self.start + tokens.start,
+            slopes: self.options.slopes.as_ref().map(|slopes| &slopes[heads]),
+        };
+        let (keys, values) = (self.keys.head(batch, kv_head), self.values.head(batch, kv_head));
+        level::arch().dispatch(DenseTile { tile: &tile, positions, keys, values, options: self.options, scratch });
+        scratch.query = queries;
+    }
+
+    /// Few queries: each thread reads some of the keys for all of them. The parts are the same whatever the number of threads,
+    /// and so is the result.
+    fn share_keys(&self, output: &mut [f32], log_mass: &mut [f32]) {
+        let [batch, kv_heads, _, width] = self.keys.dims();
+        let tokens = self.query.dims()[2];
+        let end = self.start + tokens;
+        let parts: Vec<Range<usize>> = (self.options.first_visible(self.start)..end)
+            .step_by(PART)
+            .map(|from| from..end.min(from + PART))
+            .collect();
+        let jobs = (0..batch * kv_heads).flat_map(|pair| parts.iter().map(move |part| (pair, part.clone())));
+        let jobs: Vec<(usize, Range<usize>)> = jobs.collect();
+        let read = jobs.into_par_iter().with_max_len(1).map_init(Scratch::default, |scratch, (pair, positions)| {
+            self.read(pair, 0..tokens, positions, scratch);
+            (mem::take(&mut scratch.output), mem::take(&mut scratch.sums))
+        });
+        let read: Vec<(Vec<f32>, Vec<Sum>)> = read.collect();
+        let rows = self.group * tokens;
+        let pairs = output.chunks_exact_mut((rows * width).max(1)).zip(log_mass.chunks_exact_mut(rows.max(1)));
+        for ((output, log_mass), parts) in pairs.zip(read.chunks_exact(parts.len().max(1))) {
+            for (row, (output, log_mass)) in output.chunks_exact_mut(width).zip(log_mass).enumerate() {
+                let highest = parts.iter().map(|(_, sums)| sums[row].highest).fold(f32::NEG_INFINITY, f32::max);
+                let mut weights = 0.0;
+                for (read, sums) in parts {
+                    let fade = (sums[row].highest - highest).exp();
+                    weights += fade * sums[row].weights;
+                    let read = &read[row * width..(row + 1) * width];
+                    output.iter_mut().zip(read).for_each(|(output, read)| *output += fade * read);
+                }
+                output.iter_mut().for_each(|output| *output /= weights);
+                *log_mass = weights.ln() + highest;
+            }
+        }
+    }
+}
+
+/// The softmax of a row so far.
+#[derive(Clone, Copy)]
+struct Sum {
+    highest: f32,
+    /// Relative to the highest score.
+    weights: f32,
 }
 
 #[derive(Default)]
@@ -82,13 +158,15 @@ struct Scratch {
     scores: Vec<f32>,
     /// Keys or values of a step that were stored in fewer bytes.
     widened: Vec<f32>,
+    /// Weighted sums of values.
     output: Vec<f32>,
-    highest: Vec<f32>,
-    sum: Vec<f32>,
+    sums: Vec<Sum>,
 }
 
 struct DenseTile<'a> {
     tile: &'a QueryTile<'a>,
+    /// Of the keys.
+    positions: Range<usize>,
     keys: StoredRows<'a>,
     values: StoredRows<'a>,
     options: &'a CausalOptions,
@@ -100,47 +178,40 @@ impl WithSimd for DenseTile<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tile, keys, values, options, scratch } = self;
+        let Self { tile, positions, keys, values, options, scratch } = self;
         let (rows, width) = (tile.count(), keys.width());
-        let Scratch { scores, widened, output, highest, sum, .. } = scratch;
+        let Scratch { scores, widened, output, sums, .. } = scratch;
         output.clear();
         output.resize(rows * width, 0.0);
-        highest.clear();
-        highest.resize(rows, f32::NEG_INFINITY);
-        sum.clear();
-        sum.resize(rows, 0.0);
-        let end = tile.start + tile.tokens;
-        let mut from = options.first_visible(tile.start);
-        while from < end {
-            let to = (from + KEYS).min(end);
+        sums.clear();
+        sums.resize(rows, Sum { highest: f32::NEG_INFINITY, weights: 0.0 });
+        let mut from = positions.start;
+        while from < positions.end {
+            let to = (from + KEYS).min(positions.end);
             let columns = to - from;
             scores.resize(rows * columns, 0.0);
-            score(simd, tile, keys.range(from..to).widened(widened), scores, columns, 0, options.softcap);
+            score(simd, tile, (keys.range(from..to), &mut *widened), scores, columns, 0, options.softcap);
             let cut = to > tile.start + 1 || options.window.is_some() || tile.slopes.is_some();
             if cut {
                 mask_positions(tile, options, from..to, scores, columns, 0);
             }
-            for row in 0..rows {
+            for (row, sum) in sums.iter_mut().enumerate() {
                 let scores = &mut scores[row * columns..(row + 1) * columns];
-                let shift = highest[row].max(vector::max(simd, scores));
+                let shift = sum.highest.max(vector::max(simd, scores));
                 if shift <= LOWEST_SCORE {
                     // Nothing visible yet.
                     scores.fill(0.0);
                     continue;
                 }
-                let fade = (highest[row] - shift).exp();
-                if fade != 1.0 && highest[row] != f32::NEG_INFINITY {
+                let fade = (sum.highest - shift).exp();
+                if fade != 1.0 && sum.highest != f32::NEG_INFINITY {
                     vector::scale(simd, &mut output[row * width..(row + 1) * width], fade);
                 }
-                sum[row] = sum[row] * fade + vector::exp_sum(simd, scores, shift);
-                highest[row] = shift;
+                sum.weights = sum.weights * fade + vector::exp_sum(simd, scores, shift);
+                sum.highest = shift;
             }
-            read(simd, scores, columns, 0, rows, values.range(from..to).widened(widened), output);
+            read(simd, scores, columns, 0, rows, (values.range(from..to), &mut *widened), output);
             from = to;
-        }
-        for row in 0..rows {
-            vector::scale(simd, &mut output[row * width..(row + 1) * width], 1.0 / sum[row]);
-            sum[row] = sum[row].ln() + highest[row];
         }
     }
 }

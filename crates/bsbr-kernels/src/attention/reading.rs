@@ -117,7 +117,7 @@ impl ChosenKeys {
             StoredRows::F32(rows) => list.score(simd, rows, weights),
             narrow => {
                 list.places = &together.places;
-                let rows = narrow.gathered(&together.positions, &mut together.widened);
+                let rows = narrow.gathered(simd, &together.positions, &mut together.widened);
                 list.score(simd, rows, weights);
             }
         }
@@ -147,7 +147,7 @@ impl ChosenKeys {
             }
             narrow => {
                 list.places = &together.places;
-                let rows = narrow.gathered(&together.positions, &mut together.widened);
+                let rows = narrow.gathered(simd, &together.positions, &mut together.widened);
                 list.add(simd, rows, weights, sums.output);
             }
         }

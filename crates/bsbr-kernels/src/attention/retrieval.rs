@@ -146,8 +146,9 @@ impl Retrieval<'_> {
             for row in 0..count {
                 self.add_rest(simd, tile, row, columns, scratch, sums);
             }
-            let values = self.index.values().range(self.candidates.all_sections());
-            read(simd, &scratch.section_weights, columns.sections, 0, count, values, sums.output);
+            let values = StoredRows::F32(self.index.values().range(self.candidates.all_sections()));
+            // Nothing is widened: the room stays empty.
+            read(simd, &scratch.section_weights, columns.sections, 0, count, (values, &mut Vec::new()), sums.output);
         }
         retrieved
     }

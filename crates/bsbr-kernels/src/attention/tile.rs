@@ -6,8 +6,11 @@ use pulp::Simd;
 
 use super::CausalOptions;
 use crate::{
-    heads::{Heads, Rows},
-    product, vector,
+    gather::{self, Gathered},
+    heads::Heads,
+    product,
+    stored::StoredRows,
+    vector,
 };
 
 /// Below this a score counts as hidden; [`HIDDEN`] is what hides one.
@@ -15,8 +18,22 @@ pub(crate) const LOWEST_SCORE: f32 = -1e29;
 /// Score of what a token may not see. Its exponential is exactly 0.
 pub(crate) const HIDDEN: f32 = -1e30;
 
-/// Rows below which a product with keys is faster as dot products than by packing the keys for a matrix product.
-const FEW_ROWS: usize = 8;
+/// Queries below which a product with keys is faster as dot products than by packing the keys for a matrix product.
+const FEW_QUERIES: usize = 8;
+
+/// Keys or values that few queries read together: they stay in the nearest cache while one query after the other passes.
+const STEP: usize = 64;
+
+/// The rows of a step, one after the other.
+const IN_ORDER: [u32; STEP] = {
+    let mut order = [0; STEP];
+    let mut at = 0;
+    while at < STEP {
+        order[at] = at as u32;
+        at += 1;
+    }
+    order
+};
 
 /// Queries of the heads that share a KV head: row `g * tokens + t` belongs to the head `g` of the group.
 #[derive(Clone, Copy)]
@@ -61,12 +78,13 @@ pub(crate) fn load_queries(
     }
 }
 
-/// Scores of a tile against `keys`, into columns of `scores` that begin at `column`; rows of scores are `stride` apart.
+/// Scores of a tile against `keys`, into columns of `scores` that begin at `column`; rows of scores are `stride` apart. Keys that
+/// are stored in fewer bytes are widened in `room`.
 #[inline(always)]
 pub(crate) fn score<S: Simd>(
     simd: S,
     tile: &QueryTile<'_>,
-    keys: Rows<'_>,
+    (keys, room): (StoredRows<'_>, &mut Vec<f32>),
     scores: &mut [f32],
     stride: usize,
     column: usize,
@@ -76,14 +94,18 @@ pub(crate) fn score<S: Simd>(
     if columns == 0 {
         return;
     }
-    if count < FEW_ROWS {
-        for row in 0..count {
-            let query = &tile.rows[row * width..(row + 1) * width];
-            let at = row * stride + column;
-            vector::dots(simd, [query], keys.data(), keys.stride(), [&mut scores[at..at + columns]]);
+    if count < FEW_QUERIES {
+        for from in (0..columns).step_by(STEP) {
+            let to = columns.min(from + STEP);
+            let keys = Gathered::new(keys.range(from..to).widened(simd, room), &IN_ORDER[..to - from]);
+            for row in 0..count {
+                let query = &tile.rows[row * width..(row + 1) * width];
+                let at = row * stride + column;
+                gather::dots(simd, query, keys, &mut scores[at + from..at + to]);
+            }
         }
     } else {
-        product::scores(tile.rows, count, keys, &mut scores[column..], stride);
+        product::scores(tile.rows, count, keys.widened(simd, room), &mut scores[column..], stride);
     }
     if let Some(cap) = softcap {
         for row in 0..count {
@@ -117,7 +139,8 @@ pub(crate) fn mask_positions(
     }
 }
 
-/// `output += weights values` for all rows of a tile; the weights begin at `column`.
+/// `output += weights values` for all rows of a tile; the weights begin at `column`. Values that are stored in fewer bytes are
+/// widened in `room`.
 #[inline(always)]
 pub(crate) fn read<S: Simd>(
     simd: S,
@@ -125,20 +148,23 @@ pub(crate) fn read<S: Simd>(
     stride: usize,
     column: usize,
     rows: usize,
-    values: Rows<'_>,
+    (values, room): (StoredRows<'_>, &mut Vec<f32>),
     output: &mut [f32],
 ) {
     let (width, columns) = (values.width(), values.len());
     if columns == 0 {
         return;
     }
-    if rows < FEW_ROWS {
-        for row in 0..rows {
-            let weights = &weights[row * stride + column..][..columns];
-            let mut outputs = [&mut output[row * width..(row + 1) * width]];
-            vector::add_rows(simd, [weights], values.data(), values.stride(), &mut outputs);
+    if rows < FEW_QUERIES {
+        for from in (0..columns).step_by(STEP) {
+            let to = columns.min(from + STEP);
+            let values = Gathered::new(values.range(from..to).widened(simd, room), &IN_ORDER[..to - from]);
+            for row in 0..rows {
+                let at = row * stride + column;
+                gather::add(simd, &weights[at + from..at + to], values, &mut output[row * width..(row + 1) * width]);
+            }
         }
     } else {
-        product::add_weighted(&weights[column..], stride, rows, values, output);
+        product::add_weighted(&weights[column..], stride, rows, values.widened(simd, room), output);
     }
 }

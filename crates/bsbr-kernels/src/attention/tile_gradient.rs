@@ -84,7 +84,8 @@ impl TileGradient<'_> {
             let columns = to - from;
             let weights = &mut scratch.exact;
             weights.resize(rows * columns, 0.0);
-            score(simd, self.tile, keys.range(from..to), weights, columns, 0, options.softcap);
+            let step = head.keys.range(from..to);
+            score(simd, self.tile, (step, &mut Vec::new()), weights, columns, 0, options.softcap);
             mask_positions(self.tile, options, from..to, weights, columns, 0);
             for (row, weights) in weights.chunks_exact_mut(columns).take(rows).enumerate() {
                 vector::exp_sum(simd, weights, log_mass[row]);

@@ -46,8 +46,8 @@ impl WithSimd for Found<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.head.found(self.keys, self.blocks, self.sinks);
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.head.found(simd, self.keys, self.blocks, self.sinks);
     }
 }
 
@@ -79,19 +79,19 @@ impl WithSimd for Extend<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { head, keys, values, sections, sinks } = self;
         head.resize(sections.end);
         let mut scratch = Scratch::default();
         for section in sections {
-            head.take_in(keys, values, section, sinks, &mut scratch);
+            head.take_in(simd, keys, values, section, sinks, &mut scratch);
         }
     }
 }
 
 impl HeadIndex {
     #[inline(always)]
-    fn found(&mut self, keys: StoredRows<'_>, blocks: usize, sinks: usize) {
+    fn found<S: Simd>(&mut self, simd: S, keys: StoredRows<'_>, blocks: usize, sinks: usize) {
         let width = self.width;
         let (mut sum, mut squares) = (vec![0.0; width], vec![0.0_f32; width]);
         let (mut mean, mut widened, mut count) = (vec![0.0; width], Vec::new(), 0);
@@ -100,7 +100,7 @@ impl HeadIndex {
             if positions.is_empty() {
                 continue;
             }
-            let rows = keys.range(positions).widened(&mut widened);
+            let rows = keys.range(positions).widened(simd, &mut widened);
             mean_of(&rows, 0..rows.len(), &mut mean);
             count += 1;
             for channel in 0..width {
@@ -128,8 +128,9 @@ impl HeadIndex {
     }
 
     #[inline(always)]
-    fn take_in(
+    fn take_in<S: Simd>(
         &mut self,
+        simd: S,
         keys: StoredRows<'_>,
         values: StoredRows<'_>,
         section: usize,
@@ -145,9 +146,9 @@ impl HeadIndex {
         }
         let Scratch { keys: key_numbers, values: value_numbers, means, mean, beyond, residuals, radii, codes } =
             scratch;
-        let rows = values.range(held.clone()).widened(value_numbers);
+        let rows = values.range(held.clone()).widened(simd, value_numbers);
         mean_of(&rows, 0..rows.len(), value);
-        let rows = keys.range(held.clone()).widened(key_numbers);
+        let rows = keys.range(held.clone()).widened(simd, key_numbers);
         means.resize(BLOCKS_OF_SECTION * width, 0.0);
         mean.clear();
         mean.resize(width, 0.0);

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{norm::RowNorm, panels::Panels};
+use super::{level::TASK, norm::RowNorm, panels::Panels};
 
 /// Cosines and sines of some tokens, `[tokens, rotated / 2]` each: the first `rotated` numbers of a head are rotated.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +75,7 @@ pub fn write_heads(
     let parameters = |all: Option<&[f32]>| all.is_none_or(|all| all.len() == width || all.len() == x.width());
     let fits = norm.is_none_or(|norm| parameters(norm.weight) && parameters(norm.bias));
     assert!(fits, "a norm of heads has weights for one head or for each");
-    out.par_chunks_mut((tokens * width).max(1)).enumerate().for_each(|(head, out)| {
+    let write = |(head, out): (usize, &mut [f32])| {
         let columns = head * width..(head + 1) * width;
         let of_head = |all: &'_ [f32]| if all.len() == width { 0..width } else { columns.clone() };
         let norm = norm.map(|norm| RowNorm {
@@ -94,7 +94,13 @@ pub fn write_heads(
                 x.arch.dispatch(Run { rows, width, norm, rotation: rotation.copied(), order, first: at * lanes });
             }
         }
-    });
+    };
+    let size = (tokens * width).max(1);
+    if out.len() < TASK {
+        out.chunks_mut(size).enumerate().for_each(write);
+    } else {
+        out.par_chunks_mut(size).enumerate().for_each(write);
+    }
 }
 
 impl Rotation<'_> {

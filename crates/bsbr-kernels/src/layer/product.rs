@@ -64,6 +64,11 @@ impl<'a> Linear<'a> {
         Wide { numbers, inputs, bias: self.bias }
     }
 
+    /// Whether few tokens are multiplied as codes.
+    fn takes_codes(&self) -> bool {
+        self.arithmetic == Arithmetic::Int8 && self.weight.format().is_quantised()
+    }
+
     fn check(&self, inputs: usize) {
         assert_eq!(self.weight.inputs(), inputs, "a map of {} inputs got {inputs}", self.weight.inputs());
         if let Some(bias) = self.bias {
@@ -228,6 +233,12 @@ fn place<'a>(mut tasks: Vec<Task<'a>>, out: &'a mut Panels) -> Vec<Task<'a>> {
 }
 
 fn run(tasks: Vec<Task<'_>>) {
+    // Codes are made before the tasks begin: threads that wait for each other's sleep.
+    for task in &tasks {
+        if task.maps().any(|map| task.in_codes(map)) {
+            task.x.codes();
+        }
+    }
     tasks.into_par_iter().for_each(|task| {
         let arch = task.x.arch;
         arch.dispatch(task);
@@ -285,7 +296,21 @@ impl Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
+    /// Its maps.
+    fn maps(&self) -> impl Iterator<Item = &Linear<'a>> {
+        let gate = match &self.finish {
+            Finish::Gated(_, gate) => Some(gate),
+            Finish::Plain | Finish::Activated(_) => None,
+        };
+        std::iter::once(&self.map).chain(gate)
+    }
+
+    /// Whether the input meets a map as codes.
+    fn in_codes(&self, map: &Linear<'_>) -> bool {
+        self.x.lanes() == 1 && self.passed == 0 && map.takes_codes()
+    }
+
     /// The same for tokens that stand as rows: few tokens, for which reading the weights is what takes the time.
     #[inline(always)]
     fn rows<S: Simd>(self, simd: S) {
@@ -293,8 +318,7 @@ impl Task<'_> {
         let of_map = |map: &Linear<'_>, x: &[f32]| {
             let map = map.part(self.outputs.clone());
             let mut sums = vec![0.0; self.out.len() * count];
-            let codes = map.arithmetic == Arithmetic::Int8 && map.weight.format().is_quantised();
-            if codes && self.passed == 0 {
+            if self.in_codes(&map) {
                 weights::int8::dots(arch, map.weight, self.x.codes(), &mut sums);
             } else {
                 weights::dots(arch, map.weight, x, &mut sums);

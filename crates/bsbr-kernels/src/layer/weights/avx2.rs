@@ -319,7 +319,8 @@ unsafe fn dots_codes<C: Codes>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32])
 }
 
 /// `R` rows of weights with up to `T` tokens at a time: so many sums that additions need not wait for each other, and so many
-/// rows that tokens are read from the nearest cache seldom. Every sum is made in the same order, whatever `R` and `T`.
+/// rows that tokens are read from the nearest cache seldom. The rows lie far from each other, as in [`super::avx512`]. Every sum is
+/// made in the same order, whatever `R` and `T`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32]) {
     let (inputs, outputs, row_bytes) = (weights.inputs(), weights.outputs(), weights.row_bytes());
@@ -333,10 +334,11 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x:
         }
     }
     let groups: &[f32] = if T == 1 { x } else { &beside };
-    for first in (0..outputs).step_by(R) {
+    let apart = outputs.div_ceil(R);
+    for first in 0..apart {
         // Past the last row the last again.
         let row: [&[u8]; R] =
-            std::array::from_fn(|r| &weights.bytes()[(first + r).min(outputs - 1) * row_bytes..][..row_bytes]);
+            std::array::from_fn(|r| &weights.bytes()[(first + r * apart).min(outputs - 1) * row_bytes..][..row_bytes]);
         let mut total = [[_mm256_setzero_ps(); T]; R];
         for block in 0..blocks {
             for group in 0..C::BLOCK / GROUP {
@@ -364,9 +366,9 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x:
                 }
             }
         }
-        for (r, total) in total.iter().enumerate().take(outputs - first) {
+        for (output, total) in (first..outputs).step_by(apart).zip(&total) {
             for (t, total) in total.iter().enumerate().take(tokens) {
-                sums[t * outputs + first + r] = sum(*total);
+                sums[t * outputs + output] = sum(*total);
             }
         }
     }

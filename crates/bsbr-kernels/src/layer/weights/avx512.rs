@@ -285,7 +285,7 @@ unsafe fn dots_codes<C: Codes>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32])
         // SAFETY: the same instructions; the caller has compared the sizes.
         unsafe {
             match x.len() / inputs {
-                1 => tile::<C, 8, 1>(weights, x, sums),
+                1 => tile::<C, 4, 1>(weights, x, sums),
                 2 => tile::<C, 8, 2>(weights, x, sums),
                 3 | 4 => tile::<C, 6, 4>(weights, x, sums),
                 _ => tile::<C, 3, TOKENS>(weights, x, sums),
@@ -294,8 +294,13 @@ unsafe fn dots_codes<C: Codes>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32])
     }
 }
 
+/// How far ahead of where a row is read its bytes are asked for.
+pub(super) const AHEAD: usize = 1024;
+
 /// `R` rows of weights with up to `T` tokens at a time: so many sums that additions need not wait for each other, and so many
-/// rows that tokens are read from the nearest cache seldom. Every sum is made in the same order, whatever `R` and `T`.
+/// rows that tokens are read from the nearest cache seldom. The rows lie far from each other: each of them begins a run that is
+/// read to its end, which the processor sees coming; in rows side by side it sees only jumps, and memory then gives half as much.
+/// Every sum is made in the same order, whatever `R` and `T`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
 unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32]) {
     let (inputs, outputs, row_bytes) = (weights.inputs(), weights.outputs(), weights.row_bytes());
@@ -309,19 +314,19 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x:
         }
     }
     let groups: &[f32] = if T == 1 { x } else { &beside };
-    for first in (0..outputs).step_by(R) {
+    let apart = outputs.div_ceil(R);
+    for first in 0..apart {
         // Past the last row the last again.
         let row: [&[u8]; R] =
-            std::array::from_fn(|r| &weights.bytes()[(first + r).min(outputs - 1) * row_bytes..][..row_bytes]);
+            std::array::from_fn(|r| &weights.bytes()[(first + r * apart).min(outputs - 1) * row_bytes..][..row_bytes]);
         let mut total = [[_mm512_setzero_ps(); T]; R];
         for block in 0..blocks {
             for group in 0..C::BLOCK / GROUP {
                 let at = (block * C::BLOCK + group * GROUP) * T;
                 for (row, total) in row.iter().zip(&mut total) {
-                    let ahead = R * row_bytes + block * C::BYTES + group * C::BYTES / (C::BLOCK / GROUP);
+                    let ahead = AHEAD + block * C::BYTES + group * C::BYTES / (C::BLOCK / GROUP);
                     for line in (0..C::BYTES * GROUP / C::BLOCK).step_by(64) {
-                        // Rows are too short for the processor to see where the next ones are. Nothing is read, so that any
-                        // address will do.
+                        // Nothing is read, so that any address will do.
                         _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(ahead + line).cast());
                     }
                     // SAFETY: a row has `blocks` blocks.
@@ -346,9 +351,9 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x:
                 }
             }
         }
-        for (r, total) in total.iter().enumerate().take(outputs - first) {
+        for (output, total) in (first..outputs).step_by(apart).zip(&total) {
             for (t, total) in total.iter().enumerate().take(tokens) {
-                sums[t * outputs + first + r] = _mm512_reduce_add_ps(*total);
+                sums[t * outputs + output] = _mm512_reduce_add_ps(*total);
             }
         }
     }

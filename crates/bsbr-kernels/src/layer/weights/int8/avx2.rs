@@ -28,17 +28,19 @@ pub(super) fn dots(_: pulp::x86::V3, weights: Matrix<'_>, x: &TokenCodes, sums: 
     }
 }
 
-/// Rows of weights at a time.
+/// Rows of weights at a time, far from each other as in [`super::super::avx512`].
 const ROWS: usize = 4;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dots_codes<Q: Quantised>(weights: Matrix<'_>, x: &TokenCodes, sums: &mut [f32]) {
     let (outputs, row_bytes, groups) = (weights.outputs(), weights.row_bytes(), x.inputs / GROUP);
+    let apart = outputs.div_ceil(ROWS);
     for token in 0..x.tokens {
-        for first in (0..outputs).step_by(ROWS) {
+        for first in 0..apart {
             // Past the last row the last again.
-            let row: [&[u8]; ROWS] =
-                std::array::from_fn(|r| &weights.bytes()[(first + r).min(outputs - 1) * row_bytes..][..row_bytes]);
+            let row: [&[u8]; ROWS] = std::array::from_fn(|r| {
+                &weights.bytes()[(first + r * apart).min(outputs - 1) * row_bytes..][..row_bytes]
+            });
             let mut total = [_mm256_setzero_ps(); ROWS];
             let mut summed = [0.0; ROWS];
             for group in 0..groups {
@@ -58,8 +60,8 @@ unsafe fn dots_codes<Q: Quantised>(weights: Matrix<'_>, x: &TokenCodes, sums: &m
                     }
                 }
             }
-            for r in 0..ROWS.min(outputs - first) {
-                sums[token * outputs + first + r] = super::super::avx2::sum(total[r]) + summed[r];
+            for (r, output) in (first..outputs).step_by(apart).enumerate() {
+                sums[token * outputs + output] = super::super::avx2::sum(total[r]) + summed[r];
             }
         }
     }

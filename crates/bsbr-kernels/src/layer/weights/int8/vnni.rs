@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use bsbr_weights::{Format, Matrix};
 
-use super::{GROUP, QUAD, TokenCodes};
+use super::{super::avx512::AHEAD, GROUP, QUAD, TokenCodes};
 
 /// Four groups of a quantised format.
 trait Codes {
@@ -90,23 +90,23 @@ codes! {
         let (a, b) = (_mm256_loadu_si256(data.cast()), _mm256_loadu_si256(data.add(34).cast()));
         let codes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
         _mm512_xor_si512(codes, _mm512_set1_epi8(-128))
-    }, of_groups(halves::<34>(data)), _mm_setzero_ps();
+    }, spread::<34>(data), _mm_setzero_ps();
     /// A scale, then codes.
     Q4_0, Blocks, 18, Some(3), |data, part, pair| nibbles(data.add(36 * pair + 2), 18),
-    of_groups(halves::<18>(data)), _mm_setzero_ps();
+    spread::<18>(data), _mm_setzero_ps();
     /// A scale, a smallest number, then codes.
     Q4_1, Blocks, 20, None, |data, part, pair| nibbles(data.add(40 * pair + 4), 20),
-    of_groups(halves::<20>(data)), less(halves::<20>(data.add(2)));
+    spread::<20>(data), less(halves::<20>(data.add(2)));
     /// A scale, fifth bits, then codes.
     Q5_0, Blocks, 22, Some(4), |data, part, pair| {
         let data = data.add(44 * pair);
         with_fifth(nibbles(data.add(6), 22), data.add(2), 22)
-    }, of_groups(halves::<22>(data)), _mm_setzero_ps();
+    }, spread::<22>(data), _mm_setzero_ps();
     /// A scale, a smallest number, fifth bits, then codes.
     Q5_1, Blocks, 24, None, |data, part, pair| {
         let data = data.add(48 * pair);
         with_fifth(nibbles(data.add(8), 24), data.add(4), 24)
-    }, of_groups(halves::<24>(data)), less(halves::<24>(data.add(2)));
+    }, spread::<24>(data), less(halves::<24>(data.add(2)));
     /// Scales of scales and of offsets, packed scales, then codes of two groups in 32 bytes each.
     Q4K, Halves, 144, None, |data, part, pair| low_bits(data.add(16 + 64 * part + 32 * pair)),
     of_groups(six_bits(data, part, 0)), six_bits(data, part, 1);
@@ -155,6 +155,23 @@ unsafe fn halves<const BYTES: usize>(data: *const u8) -> __m128 {
     let at = |block: usize| u64::from(unsafe { data.add(block * BYTES).cast::<u16>().read_unaligned() });
     let bits = at(0) | at(1) << 16 | at(2) << 32 | at(3) << 48;
     _mm_cvtph_ps(_mm_cvtsi64_si128(bits as i64))
+}
+
+/// The same, eight lanes each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn spread<const BYTES: usize>(data: *const u8) -> [__m512; 2] {
+    let second = (BYTES / 2) as i16;
+    let pair = |data: *const u8| {
+        // Words up to that of the second block; what a mask leaves out is not read.
+        let words = 1_u32.wrapping_shl(second as u32 + 1) - 1;
+        // SAFETY: the caller vouches for both blocks.
+        let words = unsafe { _mm512_maskz_loadu_epi16(words, data.cast()) };
+        let place = _mm512_castsi128_si512(_mm_setzero_si128());
+        let place = _mm512_inserti32x4::<1>(place, _mm_set1_epi16(second));
+        _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(place, words)))
+    };
+    [pair(data), pair(data.wrapping_add(2 * BYTES))]
 }
 
 /// `-x`.
@@ -258,8 +275,8 @@ unsafe fn dots_codes<C: Codes>(weights: Matrix<'_>, x: &TokenCodes, sums: &mut [
     }
 }
 
-/// `R` rows of weights with up to `T` tokens from `start` on at a time; returns how many tokens that were. Every sum is made in the
-/// same order, whatever `R` and `T`.
+/// `R` rows of weights, far from each other as in [`super::super::avx512`], with up to `T` tokens from `start` on at a time; returns
+/// how many tokens that were. Every sum is made in the same order, whatever `R` and `T`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn tile<C: Codes, const R: usize, const T: usize>(
     weights: Matrix<'_>,
@@ -277,8 +294,9 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(
     };
     // Past the last row and token the last again.
     let token: [usize; T] = std::array::from_fn(|t| start + t.min(tokens - 1));
-    for first in (0..outputs).step_by(R) {
-        let row: [usize; R] = std::array::from_fn(|r| (first + r).min(outputs - 1) * row_bytes);
+    let apart = outputs.div_ceil(R);
+    for first in 0..apart {
+        let row: [usize; R] = std::array::from_fn(|r| (first + r * apart).min(outputs - 1) * row_bytes);
         let mut total = [[_mm512_setzero_ps(); T]; R];
         let mut offset = [[_mm_setzero_ps(); T]; R];
         for quad in 0..quads {
@@ -297,9 +315,8 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(
                     block = padded.as_ptr();
                 }
                 for line in (0..quad_bytes / if C::QUADS == Layout::Halves { 2 } else { 1 }).step_by(64) {
-                    // Rows are too short for the processor to see where the next ones are. Nothing is read, so that any address
-                    // will do.
-                    _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(from + R * row_bytes + line).cast());
+                    // Nothing is read, so that any address will do.
+                    _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(from + AHEAD + line).cast());
                 }
                 // SAFETY: the quad lies within the weights, or is the copy.
                 unsafe {
@@ -332,14 +349,14 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(
                 }
             }
         }
-        for r in 0..R.min(outputs - first) {
+        for (r, output) in (first..outputs).step_by(apart).enumerate() {
             for t in 0..tokens {
                 let mut sum = _mm512_reduce_add_ps(total[r][t]);
                 if C::LESS.is_none() {
                     let pair = _mm_add_ps(offset[r][t], _mm_movehl_ps(offset[r][t], offset[r][t]));
                     sum -= _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)));
                 }
-                sums[(start + t) * outputs + first + r] = sum;
+                sums[(start + t) * outputs + output] = sum;
             }
         }
     }
