@@ -8,6 +8,9 @@ use std::{path::Path, process::ExitCode};
 use bsbr::{MoreCommand, Program};
 use clap::{Args as _, FromArgMatches};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let flags = clap::Command::new("compare")

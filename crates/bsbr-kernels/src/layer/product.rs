@@ -239,7 +239,8 @@ fn run(tasks: Vec<Task<'_>>) {
             task.x.codes();
         }
     }
-    tasks.into_par_iter().for_each(|task| {
+    // One by one: threads take turns at what is left, and none waits long for the last.
+    tasks.into_par_iter().with_max_len(1).for_each(|task| {
         let arch = task.x.arch;
         arch.dispatch(task);
     });

@@ -53,37 +53,37 @@ codes! {
     Bf16, GROUP, 64, |data, _at| [upper16(data), upper16(data.add(32))];
     /// A scale, then 32 signed bytes.
     Q8_0, 32, 34, |data, _at| {
-        let scale = _mm512_set1_ps(f16_at(data));
+        let scale = half_at(data);
         [_mm512_mul_ps(signed16(data.add(2)), scale), _mm512_mul_ps(signed16(data.add(18)), scale)]
     };
     /// A scale, then codes less 8.
     Q4_0, 32, 18, |data, _at| {
-        let table = _mm512_mul_ps(steps(-8.0), _mm512_set1_ps(f16_at(data)));
+        let table = _mm512_mul_ps(steps(-8.0), half_at(data));
         let codes = bytes16(data.add(2));
         [_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), table)]
     };
     /// A scale, a smallest number, then codes.
     Q4_1, 32, 20, |data, _at| {
-        let table = affine(steps(0.0), f16_at(data), f16_at(data.add(2)));
+        let table = affine(steps(0.0), half_at(data), half_at(data.add(2)));
         let codes = bytes16(data.add(4));
         [_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), table)]
     };
     /// A scale, fifth bits, then codes; less 16.
     Q5_0, 32, 22, |data, _at| {
-        let scale = _mm512_set1_ps(f16_at(data));
+        let scale = half_at(data);
         let tables = [_mm512_mul_ps(steps(-16.0), scale), _mm512_mul_ps(steps(0.0), scale)];
         five_bits(bytes16(data.add(6)), data.add(2).cast::<u32>().read_unaligned(), tables)
     };
     /// A scale, a smallest number, fifth bits, then codes.
     Q5_1, 32, 24, |data, _at| {
-        let (scale, least) = (f16_at(data), f16_at(data.add(2)));
+        let (scale, least) = (half_at(data), half_at(data.add(2)));
         let tables = [affine(steps(0.0), scale, least), affine(steps(16.0), scale, least)];
         five_bits(bytes16(data.add(8)), data.add(4).cast::<u32>().read_unaligned(), tables)
     };
     /// Scales of scales and of offsets, packed scales, then codes of two groups in 32 bytes each.
     Q4K, 256, 144, |data, at| {
         let (scale, offset) = k_scale(data, at);
-        let table = affine(steps(0.0), scale, -offset);
+        let table = affine(steps(0.0), scale, offset);
         let codes = data.add(16 + at / 2 * 32);
         let (a, b) = (bytes16(codes), bytes16(codes.add(16)));
         let shift = _mm_cvtsi32_si128(4 * (at as i32 % 2));
@@ -93,7 +93,7 @@ codes! {
     /// As Q4_K with fifth bits: bit `g` of byte `n` belongs to number `n` of group `g`.
     Q5K, 256, 176, |data, at| {
         let (scale, offset) = k_scale(data, at);
-        let tables = [affine(steps(0.0), scale, -offset), affine(steps(16.0), scale, -offset)];
+        let tables = [affine(steps(0.0), scale, offset), affine(steps(16.0), scale, offset)];
         let high = _mm256_loadu_si256(data.add(16).cast());
         let high = _mm256_test_epi8_mask(high, _mm256_set1_epi8(1_u8.wrapping_shl(at as u32) as i8));
         let codes = data.add(48 + at / 2 * 32);
@@ -115,8 +115,10 @@ codes! {
         let high = _mm256_srl_epi16(high, _mm_cvtsi32_si128(2 * part as i32));
         let high = _mm256_slli_epi16::<4>(_mm256_and_si256(high, _mm256_set1_epi8(3)));
         let codes = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
-        let whole = f16_at(data.add(208));
-        let scale = |n: usize| _mm512_set1_ps(whole * f32::from(*data.add(192 + 2 * at + n) as i8));
+        let whole = half_at(data.add(208));
+        let scale = |n: usize| {
+            _mm512_mul_ps(whole, _mm512_set1_ps(f32::from(*data.add(192 + 2 * at + n) as i8)))
+        };
         let numbers = |codes| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
         [
             _mm512_mul_ps(numbers(_mm256_castsi256_si128(codes)), scale(0)),
@@ -125,12 +127,14 @@ codes! {
     };
 }
 
+/// A number of half precision in every lane. All of them are asked for at once: to fill one lane the compiler would keep whatever
+/// the register held before, and wait for it.
 #[inline]
-#[target_feature(enable = "f16c")]
-unsafe fn f16_at(data: *const u8) -> f32 {
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn half_at(data: *const u8) -> __m512 {
     // SAFETY: the caller vouches for two bytes.
-    let bits = unsafe { data.cast::<u16>().read_unaligned() };
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+    let bits = unsafe { data.cast::<i16>().read_unaligned() };
+    _mm512_cvtph_ps(_mm256_set1_epi16(bits))
 }
 
 /// `first, first + 1, ..`: 16 of them.
@@ -144,8 +148,8 @@ fn steps(first: f32) -> __m512 {
 /// `x factor + summand`. A code times its scale has few enough bits to be exact, so that fusing changes nothing.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn affine(x: __m512, factor: f32, summand: f32) -> __m512 {
-    _mm512_fmadd_ps(x, _mm512_set1_ps(factor), _mm512_set1_ps(summand))
+fn affine(x: __m512, factor: __m512, summand: __m512) -> __m512 {
+    _mm512_fmadd_ps(x, factor, summand)
 }
 
 /// 16 bytes, each as an integer of 32 bits.
@@ -190,14 +194,15 @@ fn five_bits(codes: __m512i, high: u32, tables: [__m512; 2]) -> [__m512; 2] {
     [look(codes, high), look(_mm512_srli_epi32::<4>(codes), high >> 16)]
 }
 
-/// Scale and offset of a group of Q4_K or Q5_K.
+/// Scale of a group of Q4_K or Q5_K, and less its offset, in every lane.
 #[inline]
-#[target_feature(enable = "f16c")]
-unsafe fn k_scale(data: *const u8, group: usize) -> (f32, f32) {
+#[target_feature(enable = "avx512f")]
+unsafe fn k_scale(data: *const u8, group: usize) -> (__m512, __m512) {
     // SAFETY: the caller vouches for the 16 bytes that either format begins with.
     unsafe {
         let (scale, offset) = group_scale(data.add(4).cast::<[u32; 3]>().read_unaligned(), group);
-        (f16_at(data) * f32::from(scale), f16_at(data.add(2)) * f32::from(offset))
+        let (scale, offset) = (_mm512_set1_ps(f32::from(scale)), _mm512_set1_ps(-f32::from(offset)));
+        (_mm512_mul_ps(half_at(data), scale), _mm512_mul_ps(half_at(data.add(2)), offset))
     }
 }
 

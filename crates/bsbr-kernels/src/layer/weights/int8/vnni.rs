@@ -8,7 +8,10 @@ use std::arch::x86_64::*;
 
 use bsbr_weights::{Format, Matrix};
 
-use super::{super::avx512::AHEAD, GROUP, QUAD, TokenCodes};
+use super::{
+    super::avx512::{AHEAD, half_at},
+    GROUP, QUAD, TokenCodes,
+};
 
 /// Four groups of a quantised format.
 trait Codes {
@@ -130,21 +133,13 @@ codes! {
     }, {
         let scales = _mm_loadl_epi64(data.add(192 + 8 * part).cast());
         let scales = _mm512_castps256_ps512(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales)));
-        let scales = _mm512_mul_ps(scales, _mm512_set1_ps(f16_at(data.add(208))));
+        let scales = _mm512_mul_ps(scales, half_at(data.add(208)));
         let first = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         [
             _mm512_permutexvar_ps(first, scales),
             _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(4)), scales),
         ]
     }, _mm_setzero_ps();
-}
-
-#[inline]
-#[target_feature(enable = "f16c")]
-unsafe fn f16_at(data: *const u8) -> f32 {
-    // SAFETY: the caller vouches for two bytes.
-    let bits = unsafe { data.cast::<u16>().read_unaligned() };
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
 /// The numbers in half precision at the start of four blocks.
@@ -237,7 +232,8 @@ unsafe fn six_bits(data: *const u8, part: usize, which: usize) -> __m128 {
     let packed = super::super::six_bits(words, part == 1, which);
     let codes = _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(packed as i32)));
     // SAFETY: as above.
-    _mm_mul_ps(codes, _mm_set1_ps(unsafe { f16_at(data.add(2 * which)) }))
+    let whole = unsafe { half_at(data.add(2 * which)) };
+    _mm_mul_ps(codes, _mm512_castps512_ps128(whole))
 }
 
 /// As [`super::dots`], whose checks hold, where the processor has VNNI.
@@ -295,8 +291,22 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(
     // Past the last row and token the last again.
     let token: [usize; T] = std::array::from_fn(|t| start + t.min(tokens - 1));
     let apart = outputs.div_ceil(R);
+    let mut padded = [[0_u8; QUAD * 34]; R];
     for first in 0..apart {
-        let row: [usize; R] = std::array::from_fn(|r| (first + r * apart).min(outputs - 1) * row_bytes);
+        let mut row = [data; R];
+        // Where the last quad is.
+        let mut last = [data; R];
+        for r in 0..R {
+            let from = (first + r * apart).min(outputs - 1) * row_bytes;
+            row[r] = data.wrapping_add(from);
+            let from = from + quads.saturating_sub(1) * quad_bytes;
+            last[r] = data.wrapping_add(from);
+            // One that is not whole reads on into the next row, whose blocks meet zeros; of the last row it is copied.
+            if !whole && from + quad_bytes > end {
+                padded[r][..end - from].copy_from_slice(&weights.bytes()[from..]);
+                last[r] = padded[r].as_ptr();
+            }
+        }
         let mut total = [[_mm512_setzero_ps(); T]; R];
         let mut offset = [[_mm_setzero_ps(); T]; R];
         for quad in 0..quads {
@@ -304,19 +314,12 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(
                 Layout::Blocks => (quad * quad_bytes, 0),
                 Layout::Halves => (quad / 2 * quad_bytes, quad % 2),
             };
-            // A last quad that is not whole reads on into the next row, whose blocks meet zeros; of the last row it is copied.
-            let beyond = !whole && quad + 1 == quads;
-            let mut padded = [0_u8; QUAD * 34];
+            let partial = !whole && quad + 1 == quads;
             for (r, (total, offset)) in total.iter_mut().zip(&mut offset).enumerate() {
-                let from = row[r] + at;
-                let mut block = data.wrapping_add(from);
-                if beyond && from + quad_bytes > end {
-                    padded[..end - from].copy_from_slice(&weights.bytes()[from..]);
-                    block = padded.as_ptr();
-                }
+                let block = if partial { last[r] } else { row[r].wrapping_add(at) };
                 for line in (0..quad_bytes / if C::QUADS == Layout::Halves { 2 } else { 1 }).step_by(64) {
                     // Nothing is read, so that any address will do.
-                    _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(from + AHEAD + line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(row[r].wrapping_add(at + AHEAD + line).cast());
                 }
                 // SAFETY: the quad lies within the weights, or is the copy.
                 unsafe {
