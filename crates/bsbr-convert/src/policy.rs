@@ -22,7 +22,8 @@ pub enum WeightsPolicy {
     /// Q8_0: blocks of 32 codes of 8 bits with a scale, 8.5 bits a number. Linear weights and tables of embeddings alone; those whose rows
     /// are no whole blocks are F16, all others stay as they are.
     Int8,
-    /// Q4_0: the same with codes of 4 bits, 4.5 bits a number.
+    /// Q4_0: the same with codes of 4 bits, 4.5 bits a number. Tables of embeddings and heads are Q8_0: every token goes through
+    /// them, and at 4 bits they lose more than all blocks.
     Int4,
 }
 
@@ -37,6 +38,8 @@ impl WeightsPolicy {
             (_, Self::Bf16) => Format::Bf16,
             (_, Self::F32) => Format::F32,
             (Some(format), _) if codes => {
+                let table = ["embed.weight", "head.weight"].contains(&spec.name.as_str());
+                let format = if table { Format::Q8_0 } else { format };
                 let whole = spec.shape.last().is_some_and(|&inputs| format.row_bytes(inputs).is_some());
                 if whole { format } else { Format::F16 }
             }

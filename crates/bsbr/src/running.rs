@@ -215,19 +215,31 @@ fn windows_of(attention: &BlockAttentionConfig, window: usize, windows: usize) -
     EvaluateConfig { window, windows, skip: attention.chunk_size.min(window.saturating_sub(2)) }
 }
 
-/// Measures `decoder` under `attention` against its own original attention, with `retrieval = none` as the control; one
-/// report for each of the window lengths `lengths`. All of them are checked before the first runs.
+/// Measures `decoder` under `attention` against its own original attention, or against `original`, with `retrieval = none` as the
+/// control; one report for each of the window lengths `lengths`. All of them are checked before the first runs.
 pub(crate) fn measure(
     decoder: &Decoder,
+    original: Option<&Decoder>,
     attention: &BlockAttentionConfig,
     tokens: &[u32],
     (lengths, windows): (&[usize], usize),
     mut each: impl FnMut(EvaluationReport) -> Result<()>,
 ) -> Result<()> {
-    let original = decoder.with_config(|config| config.attention = None)?.with_cache_type(DType::F32);
+    let compared = original.is_some();
+    let full = decoder.with_config(|config| config.attention = None)?.with_cache_type(DType::F32);
+    let original = match original {
+        Some(original) => {
+            check_comparable(original, decoder)?;
+            original.with_config(|config| config.attention = None)?.with_cache_type(DType::F32)
+        }
+        None => full.clone(),
+    };
     let converted = decoder.with_config(|config| config.attention = Some(attention.clone()))?;
     let control = decoder.with_config(|config| config.attention = Some(attention.without_retrieval()))?;
     let mut variants = vec![("converted", &converted)];
+    if compared {
+        variants.insert(0, ("full attention", &full));
+    }
     if attention.retrieval != Retrieval::None {
         variants.push(("control: none", &control));
     }
@@ -241,6 +253,22 @@ pub(crate) fn measure(
             evaluate(&original, &variants, tokens, config, |done, total| progress.set(done as u64, total as u64))?;
         drop(progress);
         each(report)?;
+    }
+    Ok(())
+}
+
+/// Refuses two models whose scores are not about the same tokens.
+fn check_comparable(original: &Decoder, decoder: &Decoder) -> Result<()> {
+    let sizes = |decoder: &Decoder| {
+        let decoder = &decoder.config().decoder;
+        (decoder.vocab_size, decoder.hidden_size)
+    };
+    let ((vocab, hidden), (own_vocab, own_hidden)) = (sizes(original), sizes(decoder));
+    if (vocab, hidden) != (own_vocab, own_hidden) {
+        bail!(
+            "the original has {vocab} tokens and states of {hidden} numbers, the model {own_vocab} and {own_hidden}: take the model \
+             that it was made from"
+        );
     }
     Ok(())
 }

@@ -149,7 +149,7 @@ fn measure_before(
         config.position_policy = args.positions;
     })?;
     let mut report = None;
-    measure(&decoder, attention, &tokens, (&[args.seq_len], args.windows), |measured| {
+    measure(&decoder, None, attention, &tokens, (&[args.seq_len], args.windows), |measured| {
         report = Some(measured);
         Ok(())
     })?;

@@ -44,6 +44,10 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
+    /// Model whose scores count as the original ones, as that which a model in codes was made from [default: the model itself,
+    /// with full attention]
+    #[arg(long, value_name = "PATH|NAME")]
+    original: Option<PathBuf>,
     /// What to measure
     #[arg(long, value_enum, default_value_t = Suite::Standard)]
     suite: Suite,
@@ -81,6 +85,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if args.suite == Suite::Long && args.original.is_some() {
+        bail!("--original belongs to --suite standard");
+    }
     if args.suite == Suite::Standard && (args.tasks.is_some() || args.samples.is_some()) {
         bail!("--tasks and --samples belong to --suite long");
     }
@@ -104,10 +111,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.suite == Suite::Long {
         return long::run(&args, &about, &decoder, &attention, (&tokenizer, &tokens));
     }
+    let original = match &args.original {
+        Some(original) => Some(load(open(&args.hub.resolve(original)?)?, &device)?),
+        None => None,
+    };
     let lengths = args.seq_len.as_ref().map_or_else(|| vec![SEQ_LEN], |lengths| lengths.as_slice().to_vec());
     let mut reports = Vec::with_capacity(lengths.len());
     let at_once = args.report.format() == Format::Table && !args.report.writes();
-    measure(&decoder, &attention, &tokens, (&lengths, args.windows.unwrap_or(WINDOWS)), |report| {
+    measure(&decoder, original.as_ref(), &attention, &tokens, (&lengths, args.windows.unwrap_or(WINDOWS)), |report| {
         if at_once {
             output::result(&format!("{description}, {bits:.2} bits per weight\n{}\n", evaluation_tables(&report)))?;
         }
