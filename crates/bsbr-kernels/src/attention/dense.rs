@@ -62,7 +62,8 @@ pub fn causal_attention<'a>(
             group,
             tokens: task.tokens.len(),
             start,
-            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
+            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads.clone()]),
+            sink_logits: options.sink_logits.as_ref().map(|sinks| &sinks[group_heads]),
         };
         let (keys, values) = (keys.head(batch, kv_head), values.head(batch, kv_head));
         level::arch().dispatch(DenseTile { tile: &tile, keys, values, options, scratch });
@@ -105,10 +106,7 @@ impl WithSimd for DenseTile<'_> {
         let Scratch { scores, widened, output, highest, sum, .. } = scratch;
         output.clear();
         output.resize(rows * width, 0.0);
-        highest.clear();
-        highest.resize(rows, f32::NEG_INFINITY);
-        sum.clear();
-        sum.resize(rows, 0.0);
+        tile.begin(highest, sum);
         let end = tile.start + tile.tokens;
         let mut from = options.first_visible(tile.start);
         while from < end {

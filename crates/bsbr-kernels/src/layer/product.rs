@@ -293,7 +293,7 @@ impl Task<'_> {
         let of_map = |map: &Linear<'_>, x: &[f32]| {
             let map = map.part(self.outputs.clone());
             let mut sums = vec![0.0; self.out.len() * count];
-            let codes = map.arithmetic == Arithmetic::Int8 && map.weight.format().is_quantised();
+            let codes = map.arithmetic == Arithmetic::Int8 && map.weight.format().has_groups();
             if codes && self.passed == 0 {
                 weights::int8::dots(arch, map.weight, self.x.codes(), &mut sums);
             } else {
