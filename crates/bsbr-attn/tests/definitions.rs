@@ -96,7 +96,9 @@ fn full_attention_is_softmax_over_the_past() {
     let rows = |heads, seed| Rows::random([2, heads, tokens, width], seed);
     let (query, keys, values) = (rows(4, 1), rows(2, 2), rows(2, 3));
     for device in devices() {
-        for (window, sinks) in [(None, None), (Some(7), None), (Some(200), Some([0.5, -2.0, 3.0, 40.0])), (None, Some([0.0; 4]))] {
+        for (window, sinks) in
+            [(None, None), (Some(7), None), (Some(200), Some([0.5, -2.0, 3.0, 40.0])), (None, Some([0.0; 4]))]
+        {
             let sink_logits = sinks.map(Into::into);
             let options = AttentionOptions { window, sink_logits, ..AttentionOptions::new(width) };
             let output =

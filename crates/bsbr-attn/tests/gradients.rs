@@ -65,7 +65,8 @@ impl Problem {
             _ => None,
         };
         let output =
-            attend(query.clone(), keys.clone(), values.clone(), meta, self.attention.as_ref(), self.options.clone()).unwrap();
+            attend(query.clone(), keys.clone(), values.clone(), meta, self.attention.as_ref(), self.options.clone())
+                .unwrap();
         (output * self.weights.tensor(device)).sum()
     }
 

@@ -46,7 +46,8 @@ impl Form {
                 if settings.optional_str("fmt")?.is_some_and(|name| name != "e4m3") {
                     return Err(settings.error("fmt", "e4m3, the one float of 8 bits that is read"));
                 }
-                let expected = "two numbers above 0, the outputs and inputs that share a scale: other scales are not read";
+                let expected =
+                    "two numbers above 0, the outputs and inputs that share a scale: other scales are not read";
                 match settings.optional_usize_list(BLOCK)?.as_deref() {
                     Some(&[outputs, inputs]) if outputs > 0 && inputs > 0 => {
                         Ok(Some(Self::F8 { block: [outputs, inputs] }))
@@ -61,7 +62,9 @@ impl Form {
     /// The name of the scales that belong to a tensor, if it is codes.
     fn scales_of(self, entry: &TensorEntry) -> Option<String> {
         match (self, entry.dtype, &entry.shape[..]) {
-            (Self::Mxfp4, Dtype::U8, &[.., _, _, 16]) => Some(entry.name.strip_suffix(MX_CODES)?.to_owned() + MX_SCALES),
+            (Self::Mxfp4, Dtype::U8, &[.., _, _, 16]) => {
+                Some(entry.name.strip_suffix(MX_CODES)?.to_owned() + MX_SCALES)
+            }
             (Self::F8 { .. }, Dtype::F8_E4M3, &[.., _, _]) => Some(format!("{}{F8_SCALES}", entry.name)),
             _ => None,
         }
@@ -222,7 +225,9 @@ impl Scaled {
                 }
             }
             (Form::Mxfp4, Part::Scales) => out.extend(bytes.chunks_exact(17).map(|block| block[0])),
-            (Form::F8 { .. }, Part::Codes) => bytes.chunks_exact(132).for_each(|block| out.extend_from_slice(&block[4..])),
+            (Form::F8 { .. }, Part::Codes) => {
+                bytes.chunks_exact(132).for_each(|block| out.extend_from_slice(&block[4..]))
+            }
             (Form::F8 { block: [outputs, inputs] }, Part::Scales) => {
                 // All rows of a block have the same: the first of them gives it.
                 if !(row % self.height()).is_multiple_of(outputs) {

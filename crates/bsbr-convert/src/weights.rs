@@ -177,8 +177,7 @@ pub(crate) fn kept_aside(
         let scales = scaled.get(name).map(|scaled| scaled.scales.clone());
         std::iter::once(name.to_owned()).chain(scales)
     };
-    let mut kept: Vec<String> =
-        plan.ignored.iter().flat_map(|ignored| with_scales(&ignored.tensor.name)).collect();
+    let mut kept: Vec<String> = plan.ignored.iter().flat_map(|ignored| with_scales(&ignored.tensor.name)).collect();
     let weights = checkpoint.tensors().filter(|(_, tensor)| plan.reading(&tensor.name).is_some());
     for (file, tensor) in weights.filter(|(file, tensor)| file.standing(&tensor.name).is_some()) {
         let Some((step, _)) = plan.reading(&tensor.name) else { continue };

@@ -487,7 +487,11 @@ fn sinks_and_what_stands_beside_them_show() {
     let one_base = |d: &mut DecoderConfig| d.layer_rotary[2] = LayerRotary::Global;
     assert_shows("granite_swa with one base for all", changed("granite_swa", one_base), 0.1);
     for key in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
-        assert_shows(&format!("granite_swa without {key}"), without("granite_swa", &format!("/{key}"), json!(null)), 0.1);
+        assert_shows(
+            &format!("granite_swa without {key}"),
+            without("granite_swa", &format!("/{key}"), json!(null)),
+            0.1,
+        );
     }
 }
 
@@ -511,7 +515,12 @@ fn what_the_experts_of_gpt_oss_do_shows() {
             let tensor = &checkpoint[&format!("model.layers.{layer}.mlp.experts.gate_up_proj")];
             let (hidden, wide, values) = (tensor.shape[1], tensor.shape[2], tensor.values());
             let column = |row: usize, h: usize| values[(expert * hidden + h) * wide + of(row, at, wide / 2)];
-            Some((0..wide / 2).flat_map(|row| (0..hidden).map(move |h| (row, h))).map(|(row, h)| column(row, h)).collect())
+            Some(
+                (0..wide / 2)
+                    .flat_map(|row| (0..hidden).map(move |h| (row, h)))
+                    .map(|(row, h)| column(row, h))
+                    .collect(),
+            )
         })
     };
     assert!(columns(|row, at, _| 2 * row + at) <= TOLERANCE, "the layout as it is");

@@ -12,8 +12,8 @@ use bsbr_convert::{
 };
 use bsbr_model::{WeightSpec, weight_specs};
 use common::{
-    Tensor, checkout, convert_plain, edit_config, edit_tensors, message, read_dir_tensors, read_tensors, refused, snapshot,
-    write_tensors,
+    Tensor, checkout, convert_plain, edit_config, edit_tensors, message, read_dir_tensors, read_tensors, refused,
+    snapshot, write_tensors,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -22,12 +22,21 @@ use tempfile::TempDir;
 fn e4m3(code: u8) -> f64 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7) / 8.0);
     let size = if exponent == 0 { mantissa * 2f64.powi(-6) } else { (1.0 + mantissa) * 2f64.powi(exponent - 7) };
-    if code & 0x7f == 0x7f { f64::NAN } else if code & 0x80 == 0 { size } else { -size }
+    if code & 0x7f == 0x7f {
+        f64::NAN
+    } else if code & 0x80 == 0 {
+        size
+    } else {
+        -size
+    }
 }
 
 /// Codes without a NaN, from all others in turn.
 fn codes(count: usize, seed: usize) -> Vec<u8> {
-    (0..count).map(|at| ((at * 37 + at / 256 * 11 + seed) % 256) as u8).map(|c| if c & 0x7f == 0x7f { c & 0xf0 } else { c }).collect()
+    (0..count)
+        .map(|at| ((at * 37 + at / 256 * 11 + seed) % 256) as u8)
+        .map(|c| if c & 0x7f == 0x7f { c & 0xf0 } else { c })
+        .collect()
 }
 
 /// A weight of floats of 8 bits and its scales for blocks of so many outputs and inputs.
@@ -185,7 +194,8 @@ fn rows_that_are_no_whole_blocks_are_numbers_and_their_codes_are_kept_aside() {
 #[test]
 fn another_number_format_is_made_of_the_numbers_and_gives_no_codes_back() {
     let (_temp, dir) = llama(384, [128, 128], "F32");
-    for (weights, format) in [(WeightsPolicy::F32, "F32"), (WeightsPolicy::Bf16, "BF16"), (WeightsPolicy::Int8, "Q8_0")] {
+    for (weights, format) in [(WeightsPolicy::F32, "F32"), (WeightsPolicy::Bf16, "BF16"), (WeightsPolicy::Int8, "Q8_0")]
+    {
         let output = converted(&dir, weights);
         let source = ModelSource::open(&output).expect("sound");
         assert_eq!(format_of(&source, "layers.0.mlp.down.weight"), format);
@@ -197,7 +207,10 @@ fn another_number_format_is_made_of_the_numbers_and_gives_no_codes_back() {
             WeightsPolicy::F32 => {
                 assert!(matches!(&error, ConvertError::CodesGone { found, .. } if found == "F32"), "{error}");
                 let text = message(&error);
-                assert!(text.contains(".q_proj.weight` of the original is codes") && text.contains("--weights keep"), "{text}");
+                assert!(
+                    text.contains(".q_proj.weight` of the original is codes") && text.contains("--weights keep"),
+                    "{text}"
+                );
             }
             _ => assert!(matches!(error, ConvertError::LossyCast { .. }), "{error}"),
         }
@@ -212,7 +225,8 @@ fn codes_and_scales_in_different_files_belong_together() {
     let (scales, others): (Vec<Tensor>, Vec<Tensor>) =
         tensors.into_iter().partition(|tensor| tensor.name.ends_with("_scale_inv"));
     let mut places = BTreeMap::new();
-    for (file, tensors) in [("model-00001-of-00002.safetensors", others), ("model-00002-of-00002.safetensors", scales)] {
+    for (file, tensors) in [("model-00001-of-00002.safetensors", others), ("model-00002-of-00002.safetensors", scales)]
+    {
         write_tensors(&dir.join(file), &tensors);
         places.extend(tensors.into_iter().map(|tensor| (tensor.name, file)));
     }
@@ -267,7 +281,8 @@ fn scales_that_are_missing_of_another_shape_or_of_nothing_are_named() {
 #[test]
 fn a_code_that_is_no_number_is_named_with_its_place() {
     for (inner, code) in [(384, 0x7f), (384, 0xff), (200, 0x7f), (200, 0xff)] {
-        for (name, at) in [("model.layers.0.mlp.down_proj.weight", 131), ("model.layers.0.self_attn.k_proj.weight", 0)] {
+        for (name, at) in [("model.layers.0.mlp.down_proj.weight", 131), ("model.layers.0.self_attn.k_proj.weight", 0)]
+        {
             let (_temp, dir) = llama(inner, [128, 128], "F32");
             edit_tensors(&dir, |tensors| {
                 tensors.iter_mut().find(|tensor| tensor.name == name).expect("there").bytes[at] = code;
@@ -327,7 +342,8 @@ fn blocks_of_4_bits_are_read_as_their_definition_says_and_stay_codes() {
         let source = ModelSource::open(path).expect("sound");
         for layer in 0..2 {
             let experts = format!("model.layers.{layer}.mlp.experts");
-            let (gate_up, down) = (numbers(&format!("{experts}.gate_up_proj")), numbers(&format!("{experts}.down_proj")));
+            let (gate_up, down) =
+                (numbers(&format!("{experts}.gate_up_proj")), numbers(&format!("{experts}.down_proj")));
             for expert in 0..4 {
                 let weight = |part: &str| {
                     let name = format!("layers.{layer}.mlp.experts.{expert}.{part}.weight");
@@ -358,7 +374,10 @@ fn damaged_blocks_of_4_bits_are_named() {
         refused(&dir)
     };
     let renamed = only(damaged(&|tensor| tensor.name += "_0", "_scales"));
-    assert!(matches!(&renamed, PlanProblem::MissingScales { tensor, .. } if *tensor == format!("{name}_scales")), "{renamed}");
+    assert!(
+        matches!(&renamed, PlanProblem::MissingScales { tensor, .. } if *tensor == format!("{name}_scales")),
+        "{renamed}"
+    );
     let shape = only(damaged(&|tensor| tensor.shape = vec![4, 2, 128], "_scales"));
     assert!(
         matches!(&shape, PlanProblem::ScalesShape { expected, found, .. } if expected == &[4, 128, 2] && found == &[4, 2, 128]),
@@ -413,7 +432,8 @@ fn numbers_of_64_bits_are_rounded_to_the_nearest_and_come_back_whole() {
             let tensor = tensors.iter_mut().find(|tensor| tensor.dtype == "F64").expect("there");
             tensor.bytes[..8].copy_from_slice(&1e300_f64.to_le_bytes());
         });
-        let error = plan_checkpoint(&dir).map(|_| ()).and_then(|()| convert_plain(&dir, &temp.path().join("o")).map(|_| ()));
+        let error =
+            plan_checkpoint(&dir).map(|_| ()).and_then(|()| convert_plain(&dir, &temp.path().join("o")).map(|_| ()));
         assert!(matches!(error, Err(ConvertError::NotFinite { element: 0, .. })), "{name}: {error:?}");
     }
 }

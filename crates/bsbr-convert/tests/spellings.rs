@@ -265,8 +265,16 @@ fn each_layer_of_granite_swa_rotates_by_its_own_base() {
     assert_eq!(layers(json!({"layer_rope_theta": null})), []);
     let windows = with("granite_swa", &json!({"layer_types": "absent"})).expect("the default of the class").windows;
     assert_eq!(windows, [None, Some(8), Some(8), Some(8)]);
-    refused("granite_swa", &json!({"layer_rope_theta": [0, 1.0, 1.0]}), &["`layer_rope_theta`", "each of the 4 layers"]);
-    refused("granite_swa", &json!({"layer_rope_theta": [0, 1.0, -1.0, 1.0]}), &["`layer_rope_theta` must be numbers above"]);
+    refused(
+        "granite_swa",
+        &json!({"layer_rope_theta": [0, 1.0, 1.0]}),
+        &["`layer_rope_theta`", "each of the 4 layers"],
+    );
+    refused(
+        "granite_swa",
+        &json!({"layer_rope_theta": [0, 1.0, -1.0, 1.0]}),
+        &["`layer_rope_theta` must be numbers above"],
+    );
     let scaled = json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}});
     refused("granite_swa", &scaled, &["`layer_rope_theta` must be 0 or `rope_theta` in every layer"]);
 }

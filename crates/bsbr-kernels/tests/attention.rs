@@ -64,7 +64,8 @@ impl Naive<'_> {
         let position = self.case.past + token;
         let first = self.case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let sink = self.case.options.sink_logits.as_ref().map(|sinks| f64::from(sinks[head]));
-        let mut columns: Vec<(f64, Vec<f64>)> = sink.map(|sink| (sink, vec![0.0; self.case.width])).into_iter().collect();
+        let mut columns: Vec<(f64, Vec<f64>)> =
+            sink.map(|sink| (sink, vec![0.0; self.case.width])).into_iter().collect();
         let exact = |range: Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
             for at in range.start.max(first)..range.end {
                 let logit = self.logit(head, token, &self.kv(self.keys, head, at), at as f64);

@@ -260,7 +260,8 @@ fn columns(case: &Case, queries: &[Query<'_>], head: &Head<'_>, close: &mut Clos
     let near: Vec<usize> = (visible..=token).filter(exact).collect();
     // A sink is one more column of what is read anyway.
     let sink = |query: &Query<'_>| query.sink.map(|sink| (f64::from(sink), vec![0.0; case.width]));
-    let of = |query: &Query<'_>| near.iter().map(|&i| (query.exact(i), wide(head.value(i)))).chain(sink(query)).collect();
+    let of =
+        |query: &Query<'_>| near.iter().map(|&i| (query.exact(i), wide(head.value(i)))).chain(sink(query)).collect();
     let mut columns: Vec<Columns> = queries.iter().map(of).collect();
     if everything {
         return columns;

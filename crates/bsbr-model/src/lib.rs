@@ -92,9 +92,9 @@ pub use calibrate_index::{
 pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, calibrate_meta};
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
-    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, ClampedGate, DecoderConfig, EmbeddingConfig, ExpertGroups,
-    ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions, QueryTemperature,
-    RotaryScaling, RouterConfig, RouterKind, SharedExpert,
+    Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, ClampedGate, DecoderConfig, EmbeddingConfig,
+    ExpertGroups, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions,
+    QueryTemperature, RotaryScaling, RouterConfig, RouterKind, SharedExpert,
 };
 pub use decoder::Decoder;
 pub use error::ModelError;

@@ -136,7 +136,11 @@ mod tests {
     fn of_codes_that_are_floats_each_number_counts() {
         for (format, good, bad) in [
             // Powers of two up to the largest that every code can be multiplied by, and those beyond.
-            (Format::Mxfp4, vec![vec![252], vec![0]], vec![(vec![253], 31, 0x70), (vec![254], 16, 0xe1), (vec![255], 0, 0)]),
+            (
+                Format::Mxfp4,
+                vec![vec![252], vec![0]],
+                vec![(vec![253], 31, 0x70), (vec![254], 16, 0xe1), (vec![255], 0, 0)],
+            ),
             (
                 Format::F8E4M3,
                 vec![2.0_f32.powi(119).to_le_bytes().to_vec(), 0.0_f32.to_le_bytes().to_vec()],

@@ -266,7 +266,13 @@ fn model_options(window: usize) -> impl Strategy<Value = AttentionOptions> {
     let alibi = prop::option::weighted(0.3, select(vec![1.0, 0.3]));
     let sinks = prop::option::weighted(0.4, select(vec![-3.0f32, 0.0, 1.5, 4.0]));
     (window, prop::option::weighted(0.3, 2.0..6.0f64), alibi, sinks).prop_map(|(window, softcap, alibi, sink)| {
-        AttentionOptions { softcap, window, alibi, sink_logits: sink.map(|sink| sinks_from(sink, 1)), ..AttentionOptions::new(1) }
+        AttentionOptions {
+            softcap,
+            window,
+            alibi,
+            sink_logits: sink.map(|sink| sinks_from(sink, 1)),
+            ..AttentionOptions::new(1)
+        }
     })
 }
 

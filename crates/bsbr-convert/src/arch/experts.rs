@@ -163,13 +163,13 @@ pub(super) struct ExpertKeys {
 
 /// Softmax over all; the weights of those chosen are normalised.
 pub(super) const NORMALISED_SOFTMAX: RouterConfig = RouterConfig {
-        kind: RouterKind::Softmax,
-        bias: false,
-        correction: false,
-        groups: None,
-        normalised: Some(LEAST),
-        scale: None,
-    };
+    kind: RouterKind::Softmax,
+    bias: false,
+    correction: false,
+    groups: None,
+    normalised: Some(LEAST),
+    scale: None,
+};
 
 /// Less than the sum of the weights of any choice that means something.
 pub(super) const LEAST: f64 = 1e-20;
@@ -186,16 +186,15 @@ pub(super) fn read(
         None => keys::usize_of(config, names),
     };
     let (count, chosen, intermediate_size) = (size(keys.count)?, size(keys.chosen)?, size(keys.size)?);
-    model.decoder.experts =
-        Some(ExpertsConfig {
-            count,
-            chosen,
-            intermediate_size,
-            router,
-            bias: false,
-            shared: None,
-            dense_layers: Vec::new(),
-        });
+    model.decoder.experts = Some(ExpertsConfig {
+        count,
+        chosen,
+        intermediate_size,
+        router,
+        bias: false,
+        shared: None,
+        dense_layers: Vec::new(),
+    });
     model.flags.insert(SHARED_EXPERT, false);
     Ok(())
 }

@@ -116,13 +116,8 @@ pub(super) const GRANITE_SWA: Architecture = Architecture {
 };
 
 fn read_swa(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    const DEFAULTS: Defaults = Defaults {
-        eps: ("rms_norm_eps", 1e-5),
-        kv_heads: Some(4),
-        max_positions: 8192,
-        tied: true,
-        ..Defaults::LLAMA
-    };
+    const DEFAULTS: Defaults =
+        Defaults { eps: ("rms_norm_eps", 1e-5), kv_heads: Some(4), max_positions: 8192, tied: true, ..Defaults::LLAMA };
     let mut model = read_multiplied(config, &DEFAULTS)?;
     let decoder = &mut model.decoder;
     decoder.sink_logits = true;

@@ -153,7 +153,8 @@ pub(crate) fn present(files: Vec<TensorFile>, all: &[Scaled]) -> Result<Vec<Tens
             }
         }
         let left_out = file.header().tensors.iter().filter(|entry| names.contains(entry.name.as_str()));
-        let left_out: HashMap<String, TensorEntry> = left_out.map(|entry| (entry.name.clone(), entry.clone())).collect();
+        let left_out: HashMap<String, TensorEntry> =
+            left_out.map(|entry| (entry.name.clone(), entry.clone())).collect();
         if formed.is_empty() && left_out.is_empty() {
             return file;
         }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm, Positions,
-    QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm,
+    Positions, QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 

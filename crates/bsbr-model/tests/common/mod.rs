@@ -5,9 +5,9 @@ pub(crate) mod naive;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
-    Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups, ExpertsConfig,
-    HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind, SharedExpert,
-    WeightSource, WeightSpec,
+    Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups,
+    ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind,
+    SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -228,8 +228,15 @@ pub(crate) fn softmax_mixture() -> DecoderConfig {
         normalised: Some(1e-20),
         scale: None,
     };
-    let experts =
-        ExpertsConfig { count: 5, chosen: 2, intermediate_size: 12, router, bias: false, shared: None, dense_layers: vec![] };
+    let experts = ExpertsConfig {
+        count: 5,
+        chosen: 2,
+        intermediate_size: 12,
+        router,
+        bias: false,
+        shared: None,
+        dense_layers: vec![],
+    };
     DecoderConfig { experts: Some(experts), ..llama_like() }
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, f64::consts::PI};
 
 use bsbr_model::{
-    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions,
-    RouterKind, weight_specs,
+    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
+    Positions, RouterKind, weight_specs,
 };
 
 use super::weight;

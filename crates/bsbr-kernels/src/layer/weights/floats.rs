@@ -88,9 +88,8 @@ impl avx512::Codes for F8E4M3 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
     unsafe fn group(block: *const u8, group: usize) -> [__m512; 2] {
         // SAFETY: reads the scale and the 32 codes of a group of the block that the caller vouches for.
-        let (scale, codes) = unsafe {
-            (block.cast::<f32>().read_unaligned(), _mm256_loadu_si256(block.add(4 + GROUP * group).cast()))
-        };
+        let (scale, codes) =
+            unsafe { (block.cast::<f32>().read_unaligned(), _mm256_loadu_si256(block.add(4 + GROUP * group).cast())) };
         let scale = _mm512_set1_ps(scale);
         let number = |codes| {
             let halves = halves16(codes);
