@@ -32,7 +32,8 @@ fn main() -> Result<(), AttentionError> {
         "positions of the last tokens: {:?}",
         padding.positions().iter().map(|row| row[longest - 1]).collect::<Vec<_>>()
     );
-    let whole = attend_padded(query.clone(), keys.clone(), values.clone(), &padding, Some(&attention), options)?;
+    let whole =
+        attend_padded(query.clone(), keys.clone(), values.clone(), &padding, Some(&attention), options.clone())?;
 
     for (row, &length) in lengths.iter().enumerate() {
         let config = CacheConfig {
@@ -40,7 +41,7 @@ fn main() -> Result<(), AttentionError> {
             heads: HEADS,
             kv_heads: HEADS,
             head_dim: HEAD_DIM,
-            options,
+            options: options.clone(),
             attention: Some(attention.clone()),
             dtype: DType::F32,
             stored: DType::F32,

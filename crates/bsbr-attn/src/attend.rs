@@ -43,7 +43,7 @@ pub fn attend(
     cache.check_inputs(&query, &keys, &values, meta.as_ref())?;
     let [keys, values] = [keys, values].map(|rows| in_type(rows, computed));
     #[cfg(feature = "flex")]
-    if let Some(output) = crate::fused::whole::attend(&query, &keys, &values, attention, &options) {
+    if let Some(output) = crate::fused::whole::attend(&query, &keys, &values, attention, &cache.config().options) {
         return Ok(in_type(output, given));
     }
     cache.reserve(keys.dims()[2]);

@@ -77,6 +77,7 @@ impl CacheConfig {
             return Err(AttentionError::Config { setting: "stored", value: format!("{:?}", self.stored), expected });
         }
         self.options.validate()?;
+        self.options.check_sinks(self.heads)?;
         self.attention.as_ref().map_or(Ok(()), BlockAttentionConfig::validate)
     }
 }

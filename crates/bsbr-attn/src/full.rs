@@ -30,7 +30,7 @@ pub(crate) fn full_causal(
         let seen = options.first_visible(tile.start)..first + at + count;
         let of = |rows: &Tensor<4>| rows.clone().narrow(2, seen.start, seen.len());
         let part = contiguous_part(&tile, of(&keys), of(&values), seen.clone(), options);
-        combine(vec![part], None, (tile.start, watch.as_deref_mut())).0.reshape([batch, heads, count, width])
+        combine(vec![part], None, options, (tile.start, watch.as_deref_mut())).0.reshape([batch, heads, count, width])
     });
     Tensor::cat(tiles.collect(), 2)
 }

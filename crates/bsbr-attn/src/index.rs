@@ -35,10 +35,10 @@
 //! base_b  = q' . centre + qs ms_b (q8 . m_b)                   of a block, or of a section
 //! est_i   = base_b + ys rs_b (y8 . r_i)                        of a key
 //! bound_S = base_S + 1/2 qs rs_S (|q8| . rho_S)                what a key of a section may reach
-//! tot     = log( sum of exp(score) over what is read exactly anyway + sum n_b exp(cap(base_b)) + sum n_S exp(cap(base_S)) )
+//! tot     = log( exp(sink) + sum of exp(score) over what is read exactly anyway + sum n_b exp(cap(base_b)) + sum n_S exp(cap(base_S)) )
 //! ```
 //!
-//! the last over blocks nearby and sections further back than `fine_tokens` before the local region. Under ALiBi a block and a
+//! the first term for models whose heads have sinks, the last over blocks nearby and sections further back than `fine_tokens` before the local region. Under ALiBi a block and a
 //! section count at the mean position of their tokens, a key by that of its block.
 //!
 //! # What is read

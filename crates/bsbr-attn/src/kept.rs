@@ -147,7 +147,8 @@ impl KeptTokens {
         let kept = self.part(tile, options).map(|part| part.logits.detach());
         let before = kept.as_ref().map_or(0, |logits| logits.dims()[4]);
         let others = watched.others.into_iter().map(|part| part.logits);
-        let logits = kept.into_iter().chain([watched.rows.logits]).chain(others);
+        let sinks = options.sink_column(&watched.rows.logits);
+        let logits = kept.into_iter().chain([watched.rows.logits]).chain(others).chain(sinks);
         let weights = softmax(Tensor::cat(logits.collect(), 4).detach(), 4).narrow(4, 0, before + leaving);
         let shares = weights.mean_dim(3).sum_dim(2).reshape([batch, kv_heads, before + leaving]);
 

@@ -48,6 +48,9 @@
 //!   true distance costs.
 //! - **No positions.** Keys that carry none are chosen by content alone: the order of what is far does not matter.
 //! - **Softcaps** apply to the scores of keys and of blocks alike.
+//! - **Sinks.** A [logit of each head](AttentionOptions::sink_logits) takes part in the one softmax of a token once, whatever the token
+//!   reads, and in the sum that probabilities of keys are estimated by: what a sink takes makes fewer keys count. (The first tokens of
+//!   a text, which are always read, are called sinks too.)
 //!
 //! # Constant memory
 //!

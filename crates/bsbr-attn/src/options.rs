@@ -1,11 +1,13 @@
 //! What a model prescribes for its attention, whatever reads the far part.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 
 use crate::{AttentionError, plain::float_tensor};
 
-/// The model's own attention: factor, softcap, window and linear bias.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The model's own attention: factor, softcap, window, linear bias and sinks.
+#[derive(Debug, Clone, PartialEq)]
 pub struct AttentionOptions {
     /// Factor on `q . k`.
     pub scale: f64,
@@ -17,15 +19,19 @@ pub struct AttentionOptions {
     /// [slopes](AttentionOptions::alibi_slopes). A block read through its statistics counts at the mean position of its
     /// tokens.
     pub alibi: Option<f64>,
+    /// One number for each query head: the logit of a column that stands beside the keys in every softmax and whose value is 0,
+    /// as it is, whatever factor and softcap scores have. A head that finds nothing to read gives its attention to that. Here
+    /// they are constants: gradients go through them, none goes to them.
+    pub sink_logits: Option<Arc<[f32]>>,
 }
 
 impl AttentionOptions {
-    /// The usual `1 / sqrt(head_dim)`, no softcap, no window, no bias.
+    /// The usual `1 / sqrt(head_dim)`, no softcap, no window, no bias, no sinks.
     pub fn new(head_dim: usize) -> Self {
-        Self { scale: 1.0 / (head_dim as f64).sqrt(), softcap: None, window: None, alibi: None }
+        Self { scale: 1.0 / (head_dim as f64).sqrt(), softcap: None, window: None, alibi: None, sink_logits: None }
     }
 
-    /// Checks every number.
+    /// Checks every number. How many sinks there are is checked where heads are known.
     ///
     /// # Errors
     ///
@@ -46,6 +52,9 @@ impl AttentionOptions {
         if self.window == Some(0) {
             return fail("window", 0.0, "at least 1 (the token itself)");
         }
+        if let Some(sink) = self.sink_logits.iter().flat_map(|sinks| sinks.iter()).find(|sink| !sink.is_finite()) {
+            return fail("sink_logits", f64::from(*sink), "finite numbers");
+        }
         Ok(())
     }
 
@@ -61,6 +70,26 @@ impl AttentionOptions {
     /// The first position that the token at `position` sees.
     pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// An error unless there is a sink for each of `heads` heads, or none at all.
+    pub(crate) fn check_sinks(&self, heads: usize) -> Result<(), AttentionError> {
+        match &self.sink_logits {
+            Some(sinks) if sinks.len() != heads => Err(AttentionError::Config {
+                setting: "sink_logits",
+                value: format!("{} numbers", sinks.len()),
+                expected: format!("one for each of {heads} heads"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The column of the sinks beside columns `like`, `[batch, kv_heads, group, tokens, 1]`, of their device and type.
+    pub(crate) fn sink_column(&self, like: &Tensor<5>) -> Option<Tensor<5>> {
+        let sinks = self.sink_logits.as_ref()?;
+        let [batch, kv_heads, group, tokens, _] = like.dims();
+        let sinks = float_tensor(sinks.to_vec(), &like.device(), like.dtype()).reshape([1, kv_heads, group, 1, 1]);
+        Some(sinks.expand([batch, kv_heads, group, tokens, 1]))
     }
 
     /// Applies the softcap to scaled scores.

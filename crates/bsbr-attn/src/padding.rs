@@ -94,7 +94,7 @@ pub fn attend_padded(
         let real = padding.real(row);
         let index = indices(real.iter().copied(), &device);
         let of = |tensor: &Tensor<4>| tensor.clone().narrow(0, row, 1).select(2, index.clone());
-        let output = attend(of(&query), of(&keys), of(&values), None, attention, options)?;
+        let output = attend(of(&query), of(&keys), of(&values), None, attention, options.clone())?;
         rows.push(spread(output, real, 0..tokens, [1, heads, tokens, width]));
     }
     Ok(Tensor::cat(rows, 0))

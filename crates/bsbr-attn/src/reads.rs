@@ -61,7 +61,7 @@ impl KeysRead {
 
     /// The same of the token at position `token` alone.
     pub fn of_token(attention: Option<&BlockAttentionConfig>, window: Option<usize>, token: usize) -> Self {
-        let options = AttentionOptions { scale: 1.0, softcap: None, window, alibi: None };
+        let options = AttentionOptions { scale: 1.0, softcap: None, window, alibi: None, sink_logits: None };
         let visible = options.first_visible(token);
         let everything = Self { exact: (token + 1 - visible) as u64, summaries: 0 };
         let Some(attention) = attention else { return everything };

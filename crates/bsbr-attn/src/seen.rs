@@ -21,7 +21,7 @@ pub struct TokenReads {
     pub heads: Vec<HeadReads>,
 }
 
-/// What one head of a token read: everything that went through its softmax. The probabilities add up to 1.
+/// What one head of a token read: everything that went through its softmax. The probabilities, with that of the sink, add up to 1.
 ///
 /// `retrieval = additive` adds its states outside of the softmax, and `retrieval = state` the centred states to what the blocks hold:
 /// neither has a probability of its own.
@@ -35,11 +35,15 @@ pub struct HeadReads {
     /// Runs of tokens that count through statistics, and the probability of each. It stands for the tokens of the run that are not
     /// read exactly: a run of which every token is has none.
     pub runs: Vec<(Range<usize>, f32)>,
+    /// Probability of the [sink](AttentionOptions::sink_logits) of the head, of which nothing is read; 0 where there is none.
+    pub sink: f32,
 }
 
 /// What the columns of a part stand for.
 #[derive(Debug)]
 pub(crate) enum Columns {
+    /// The sink of each head.
+    Sink,
     /// Keys at these positions, read whatever the text says.
     Near(Range<usize>),
     /// Keys at these positions; those not chosen are masked.
@@ -98,6 +102,7 @@ fn host(rows: Tensor<5>) -> Vec<f32> {
 
 /// [`Columns`] on the host.
 enum Numbered<'a> {
+    Sink,
     Keys {
         chosen: bool,
         positions: Range<usize>,
@@ -119,6 +124,7 @@ impl<'a> Numbered<'a> {
             whole(numbers.unwrap_or_else(|error| unreachable!("positions are integers: {error}")))
         };
         match columns {
+            Columns::Sink => Self::Sink,
             Columns::Near(positions) => Self::Keys { chosen: false, positions: positions.clone() },
             Columns::Chosen(positions) => Self::Keys { chosen: true, positions: positions.clone() },
             Columns::Blocks(choice, block) => {
@@ -144,6 +150,10 @@ fn read(columns: &[Numbered<'_>], kv_head: usize, logits: &[f32], weights: &[f32
     let mut rest: Option<(Range<usize>, f32)> = None;
     for part in columns {
         match part {
+            Numbered::Sink => {
+                found.sink = weights[at];
+                at += 1;
+            }
             Numbered::Keys { chosen, positions } => {
                 let into = if *chosen { &mut found.chosen } else { &mut found.near };
                 let keys = positions.clone().enumerate().filter(|(column, _)| shown(at + column));
@@ -208,7 +218,8 @@ impl AttentionCache {
 ///
 /// # Errors
 ///
-/// [`AttentionError::Shape`] if the tensors do not fit each other, [`AttentionError::Input`] for a position that is none of theirs.
+/// [`AttentionError::Shape`] if the tensors do not fit each other, [`AttentionError::Config`] if sinks do not fit the heads,
+/// [`AttentionError::Input`] for a position that is none of theirs.
 pub fn full_reads(
     query: &Tensor<4>,
     keys: &Tensor<4>,
@@ -222,6 +233,7 @@ pub fn full_reads(
             format!("[1, a divisor of {heads}, {tokens}, {width}] beside queries of shape {:?}", query.dims());
         return Err(AttentionError::Shape { tensor: "keys", expected, found: keys.dims().to_vec() });
     }
+    options.check_sinks(heads)?;
     let mut watch = Watch::new(positions);
     if let Some(&last) = watch.positions.last()
         && last >= tokens
@@ -232,7 +244,8 @@ pub fn full_reads(
         let tile = Tile::new(query.clone().narrow(2, position, 1), kv_heads, position);
         let seen = options.first_visible(position)..position + 1;
         let keys = keys.clone().narrow(2, seen.start, seen.len());
-        combine(vec![contiguous_part(&tile, keys.clone(), keys, seen, options)], None, (position, Some(&mut watch)));
+        let part = contiguous_part(&tile, keys.clone(), keys, seen, options);
+        combine(vec![part], None, options, (position, Some(&mut watch)));
     }
     Ok(watch.seen)
 }

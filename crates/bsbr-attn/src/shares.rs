@@ -26,6 +26,10 @@ pub struct ChunkShares {
 ///
 /// `query` is `[batch, heads, tokens, head_dim]`, `keys` `[batch, kv_heads, tokens, head_dim]`. The scores of one chunk
 /// exist at a time.
+///
+/// # Panics
+///
+/// If keys or [sinks](AttentionOptions::sink_logits) do not fit the queries.
 pub fn block_shares(
     query: &Tensor<4>,
     keys: &Tensor<4>,
@@ -48,7 +52,9 @@ pub fn block_shares(
         // Of the first block sinks do not count, and what no token of the chunk sees.
         let from = (blocks.start * block).max(first_seen).max(attention.sink_tokens);
         let to = blocks.end * block;
-        let shares = softmax(part.logits, 4).narrow(4, from - first_seen, to - from).mean_dim(3);
+        let sinks = options.sink_column(&part.logits);
+        let logits = Tensor::cat(std::iter::once(part.logits).chain(sinks).collect(), 4);
+        let shares = softmax(logits, 4).narrow(4, from - first_seen, to - from).mean_dim(3);
         let shares = shares.reshape([batch, heads, to - from]);
         let missing = from - blocks.start * block;
         let none = Tensor::zeros([batch, heads, missing], (&shares.device(), shares.dtype()));

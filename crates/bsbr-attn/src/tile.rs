@@ -112,7 +112,7 @@ pub(crate) fn attend_tile(
     }
     let parts = || exact_parts(&input, &tile, local_start..end, attention, options);
     let output = match (attention.retrieval, input.statistics) {
-        (Retrieval::None, _) | (_, None) => combine(parts(), None, (input.start, watch)).0,
+        (Retrieval::None, _) | (_, None) => combine(parts(), None, options, (input.start, watch)).0,
         (Retrieval::Blocks, Some(statistics)) => {
             let view = statistics.view(candidates.clone());
             read_blocks(&input, &tile, parts(), (view, candidates), (attention, options), watch)
@@ -125,12 +125,12 @@ pub(crate) fn attend_tile(
             if let Some(kept) = input.kept {
                 let parts = parts().into_iter().chain(kept.part(&tile, options)).collect();
                 if statistics.len() == 0 {
-                    combine(parts, None, (input.start, watch)).0
+                    combine(parts, None, options, (input.start, watch)).0
                 } else {
                     read_state(&input, &tile, parts, statistics.view_of_tokens(bound), (attention, options), watch)
                 }
             } else if visible.is_empty() {
-                combine(parts(), None, (input.start, watch)).0
+                combine(parts(), None, options, (input.start, watch)).0
             } else if attention.retrieval == Retrieval::State {
                 read_state(&input, &tile, parts(), statistics.view(visible), (attention, options), watch)
             } else {
@@ -141,7 +141,7 @@ pub(crate) fn attend_tile(
                     Some(gates) => far * by_head(gates, &tile),
                     None => far * attention.additive_gate,
                 };
-                combine(parts(), None, (input.start, watch)).0 + far
+                combine(parts(), None, options, (input.start, watch)).0 + far
             }
         }
     };
@@ -194,7 +194,7 @@ fn read_everything(
     let first = options.first_visible(chunk * attention.chunk_size).min(attention.local_start(chunk));
     // Sinks that touch the run are part of it, so that a short text takes the very operations of full attention.
     let first = if attention.sink_tokens >= first { 0 } else { first };
-    combine(exact_parts(input, tile, first..end, attention, options), None, (tile.start, watch)).0
+    combine(exact_parts(input, tile, first..end, attention, options), None, options, (tile.start, watch)).0
 }
 
 /// `selector = meta`: the blocks that the chunk chose exactly, the others as the far term says.
@@ -213,11 +213,11 @@ fn read_blocks(
     let choice = choose_per_chunk(scores, options.scale, attention.meta_blocks);
     parts.push(read_chosen(input, tile, choice.clone(), candidates, attention, options));
     if attention.far == Far::None {
-        return combine(parts, None, (tile.start, watch)).0;
+        return combine(parts, None, options, (tile.start, watch)).0;
     }
     parts.push(far_part(tile, mass, &view, Some(choice), attention.far_shift, options));
     let far = parts.len() - 1;
-    let (output, weights) = combine(parts, Some(far), (tile.start, watch));
+    let (output, weights) = combine(parts, Some(far), options, (tile.start, watch));
     match (&view.state, weights) {
         (Some(state), Some(weights)) => output + read_states(tile, weights, state, options),
         _ => output,
@@ -267,7 +267,7 @@ fn read_state(
     }
     parts.push(far);
     let far = parts.len() - 1;
-    let (output, weights) = combine(parts, Some(far), (tile.start, watch));
+    let (output, weights) = combine(parts, Some(far), options, (tile.start, watch));
     let (query, keys) = meta_pair(input, &view);
     match (view.state, weights) {
         (Some(state), Some(weights)) => {

@@ -96,8 +96,11 @@ fn full_attention_is_softmax_over_the_past() {
     let rows = |heads, seed| Rows::random([2, heads, tokens, width], seed);
     let (query, keys, values) = (rows(4, 1), rows(2, 2), rows(2, 3));
     for device in devices() {
-        for window in [None, Some(7), Some(200)] {
-            let options = AttentionOptions { window, ..AttentionOptions::new(width) };
+        for (window, sinks) in
+            [(None, None), (Some(7), None), (Some(200), Some([0.5, -2.0, 3.0, 40.0])), (None, Some([0.0; 4]))]
+        {
+            let sink_logits = sinks.map(Into::into);
+            let options = AttentionOptions { window, sink_logits, ..AttentionOptions::new(width) };
             let output =
                 attend(query.tensor(&device), keys.tensor(&device), values.tensor(&device), None, None, options);
             let output = Rows { shape: query.shape, data: output.unwrap().try_into_vec_as::<f32>().unwrap() };
@@ -107,7 +110,7 @@ fn full_attention_is_softmax_over_the_past() {
                 let weights: Vec<f64> = (first..=t)
                     .map(|i| (q.iter().zip(keys.row(b, h / 2, i)).map(|(a, b)| a * b).sum::<f64>() / 8f64.sqrt()).exp())
                     .collect();
-                let total: f64 = weights.iter().sum();
+                let total: f64 = weights.iter().sum::<f64>() + sinks.map_or(0.0, |sinks| f64::from(sinks[h]).exp());
                 for x in 0..width {
                     let expected: f64 =
                         weights.iter().zip(first..=t).map(|(w, i)| w * values.row(b, h / 2, i)[x] / total).sum();

@@ -133,7 +133,7 @@ fn impossible_sizes_are_refused() {
         change(&mut config);
         config
     };
-    let cases: [(CacheConfig, [&str; 3]); 14] = [
+    let cases: [(CacheConfig, [&str; 3]); 16] = [
         (set(|c| c.batch = 0), ["batch", "is 0", "at least 1"]),
         (set(|c| c.heads = 0), ["heads", "is 0", "at least 1"]),
         (set(|c| c.kv_heads = 0), ["kv_heads", "is 0", "at least 1"]),
@@ -146,6 +146,8 @@ fn impossible_sizes_are_refused() {
         (set(|c| c.options.softcap = Some(-5.0)), ["softcap", "is -5", "above 0"]),
         (set(|c| c.options.softcap = Some(f64::INFINITY)), ["softcap", "is inf", "a finite number"]),
         (set(|c| c.options.alibi = Some(f64::NAN)), ["alibi", "is NaN", "a finite number"]),
+        (set(|c| c.options.sink_logits = Some([0.0; HEADS + 1].into())), ["sink_logits", "numbers", "one for each of"]),
+        (set(|c| c.options.sink_logits = Some([f32::NAN; HEADS].into())), ["sink_logits", "is NaN", "finite numbers"]),
         (set(|c| c.stored = DType::F64), ["stored", "is F64", "f16, bf16, or the type of queries = F32"]),
         (set(|c| c.stored = DType::I8), ["stored", "is I8", "f16, bf16, or the type of queries = F32"]),
     ];

@@ -6,7 +6,7 @@ use bsbr_attn::{
     AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, Kernel, Meta, Retrieval, Selector, attend,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use common::{Case, Inputs, Numbers, Rows, cpu_devices, index::Reference, naive};
+use common::{Case, Inputs, Numbers, Rows, cpu_devices, index::Reference, naive, sinks_from};
 
 const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
@@ -65,7 +65,8 @@ impl Problem {
             _ => None,
         };
         let output =
-            attend(query.clone(), keys.clone(), values.clone(), meta, self.attention.as_ref(), self.options).unwrap();
+            attend(query.clone(), keys.clone(), values.clone(), meta, self.attention.as_ref(), self.options.clone())
+                .unwrap();
         (output * self.weights.tensor(device)).sum()
     }
 
@@ -114,12 +115,13 @@ fn base() -> BlockAttentionConfig {
     }
 }
 
-/// Checks the settings for a model as it is, with a window, and with a softcap.
+/// Checks the settings for a model as it is, with a window, with a softcap, and with sinks.
 fn assert_gradients(attention: Option<BlockAttentionConfig>) {
     let plain = AttentionOptions::new(WIDTH);
-    let window = AttentionOptions { window: Some(11), ..plain };
-    let softcap = AttentionOptions { softcap: Some(2.0), ..plain };
-    for options in [plain, window, softcap] {
+    let window = AttentionOptions { window: Some(11), ..plain.clone() };
+    let softcap = AttentionOptions { softcap: Some(2.0), ..plain.clone() };
+    let sinks = AttentionOptions { sink_logits: Some(sinks_from(0.4, HEADS)), ..plain.clone() };
+    for options in [plain, window, softcap, sinks] {
         let problem = Problem::new(attention.clone(), options);
         for device in cpu_devices() {
             problem.assert_gradients(&device);
@@ -216,12 +218,18 @@ fn index_case(far: Far, options: AttentionOptions) -> Case {
 #[test]
 fn gradients_of_keys_chosen_by_an_index_are_those_of_its_definition() {
     let plain = AttentionOptions::new(WIDTH);
-    let window = AttentionOptions { window: Some(150), ..plain };
-    let model = AttentionOptions { softcap: Some(2.0), alibi: Some(0.1), ..plain };
-    for (options, far) in
-        [(plain, Far::Mean), (plain, Far::None), (window, Far::Mean), (model, Far::Mean), (model, Far::None)]
-    {
-        let case = index_case(far, options);
+    let window = AttentionOptions { window: Some(150), ..plain.clone() };
+    let sinks = AttentionOptions { sink_logits: Some(sinks_from(0.8, HEADS)), ..plain.clone() };
+    let model = AttentionOptions { softcap: Some(2.0), alibi: Some(0.1), ..sinks.clone() };
+    for (options, far) in [
+        (&plain, Far::Mean),
+        (&plain, Far::None),
+        (&window, Far::Mean),
+        (&sinks, Far::Mean),
+        (&model, Far::Mean),
+        (&model, Far::None),
+    ] {
+        let case = index_case(far, options.clone());
         let inputs = case.inputs();
         let weights = Rows::random([1, HEADS, case.tokens, WIDTH], 9);
         let mut reference = Reference::new(&case, &inputs);
@@ -291,7 +299,7 @@ mod fused {
     fn gradients(case: &Case, full: bool, dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
         let attention = (!full).then_some(&case.config);
         gradients_by(case, dtype, |[query, keys, values]| {
-            attend(query, keys, values, None, attention, case.options).unwrap()
+            attend(query, keys, values, None, attention, case.options.clone()).unwrap()
         })
     }
 

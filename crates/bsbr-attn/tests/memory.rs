@@ -177,7 +177,7 @@ fn the_memory_of_a_backward_pass_is_a_tenth_of_that_of_plain_operations() {
     });
     for attention in [None, Some(&case.config)] {
         let fused = peak_of(&|[query, keys, values]| {
-            bsbr_attn::attend(query, keys, values, None, attention, case.options).unwrap()
+            bsbr_attn::attend(query, keys, values, None, attention, case.options.clone()).unwrap()
         });
         assert!(10 * fused < plain, "{fused} bytes, {plain} for the plain graph: {attention:?}");
     }

@@ -35,7 +35,8 @@ fn watched(case: &Case, inputs: &Inputs, positions: &[usize], device: &Device, p
 fn by_source(head: &HeadReads) -> BTreeMap<(u8, usize, usize), f64> {
     let key = |kind| move |&(at, p): &(usize, f32)| ((kind, at, at + 1), f64::from(p));
     let runs = head.runs.iter().map(|(run, p)| ((2, run.start, run.end), f64::from(*p)));
-    head.near.iter().map(key(0)).chain(head.chosen.iter().map(key(1))).chain(runs).collect()
+    let sink = (head.sink > 0.0).then_some(((3, 0, 0), f64::from(head.sink)));
+    head.near.iter().map(key(0)).chain(head.chosen.iter().map(key(1))).chain(runs).chain(sink).collect()
 }
 
 fn expected(weights: Vec<(Source, f64)>) -> BTreeMap<(u8, usize, usize), f64> {
@@ -43,6 +44,7 @@ fn expected(weights: Vec<(Source, f64)>) -> BTreeMap<(u8, usize, usize), f64> {
         Source::Near(at) => ((0, at, at + 1), p),
         Source::Chosen(at) => ((1, at, at + 1), p),
         Source::Run(run) => ((2, run.start, run.end), p),
+        Source::Sink => ((3, 0, 0), p),
     };
     weights.into_iter().map(named).collect()
 }
@@ -136,8 +138,9 @@ proptest! {
             let first = case.options.window.map_or(0, |window| (token.position + 1).saturating_sub(window));
             for (h, head) in token.heads.iter().enumerate() {
                 let score = |at| case.key_score(&inputs, (0, h, token.position), at, None);
-                let weights = naive::softmax(&(first..=token.position).map(score).collect::<Vec<_>>());
-                let expected: BTreeMap<_, _> = (first..).zip(weights).map(|(at, p)| ((0, at, at + 1), p)).collect();
+                let scores: Vec<f64> = (first..=token.position).map(score).chain(case.sink(h)).collect();
+                let keys = (first..=token.position).map(|at| (0, at, at + 1));
+                let expected: BTreeMap<_, _> = keys.chain([(3, 0, 0)]).zip(naive::softmax(&scores)).collect();
                 prop_assert!(alike(&by_source(head), &expected), "token {}", token.position);
             }
         }

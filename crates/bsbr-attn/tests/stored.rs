@@ -148,8 +148,10 @@ fn rows_of_a_narrower_type_than_the_query_are_read_as_they_are() {
     let options = AttentionOptions::new(WIDTH);
     let rounded = |rows: &Tensor<4>| narrow(rows).cast(DType::F32);
     for kind in kinds().into_iter().take(2) {
-        let expected = attend(query.clone(), rounded(&keys), rounded(&values), None, kind.as_ref(), options).unwrap();
-        let found = attend(query.clone(), narrow(&keys), narrow(&values), None, kind.as_ref(), options).unwrap();
+        let expected =
+            attend(query.clone(), rounded(&keys), rounded(&values), None, kind.as_ref(), options.clone()).unwrap();
+        let found =
+            attend(query.clone(), narrow(&keys), narrow(&values), None, kind.as_ref(), options.clone()).unwrap();
         let apart = (found - expected).abs().max().into_scalar::<f32>();
         assert!(apart < 1e-5, "{kind:?}: {apart}");
     }

@@ -9,7 +9,8 @@ use crate::gguf::{GgufExtras, GgufModel, gguf_file};
 use crate::json::ConfigFile;
 use crate::placeholder::check_file;
 use crate::quantised;
-use crate::tensors::{TensorEntry, TensorFile, TensorRef};
+use crate::scaled::{self, Scaled};
+use crate::tensors::{TensorEntry, TensorFile, TensorRef, present};
 
 /// The file that makes a directory a converted model.
 pub(crate) const RECORD: &str = "conversion.json";
@@ -21,6 +22,8 @@ pub struct Checkpoint {
     config: ConfigFile,
     weights: WeightFiles,
     gguf: Option<GgufExtras>,
+    /// Weights of two tensors each.
+    scaled: Vec<Scaled>,
     places: HashMap<String, (usize, usize)>,
 }
 
@@ -58,7 +61,11 @@ impl Checkpoint {
         if let Some(evidence) = quantised::in_config(&config)? {
             return Err(ConvertError::Quantised { dir: dir.to_owned(), evidence });
         }
-        Self::new(dir, config, WeightFiles::open(dir)?, None)
+        let mut weights = WeightFiles::open(dir)?;
+        let entries: Vec<&TensorEntry> = weights.files.iter().flat_map(|file| &file.header().tensors).collect();
+        let scaled = scaled::of_checkpoint(dir, &config, &entries)?;
+        weights.files = present(weights.files, &scaled)?;
+        Ok(Self { scaled, ..Self::new(dir, config, weights, None)? })
     }
 
     fn new(
@@ -83,7 +90,7 @@ impl Checkpoint {
                 }
             }
         }
-        let checkpoint = Self { dir: dir.to_owned(), config, weights, gguf, places };
+        let checkpoint = Self { dir: dir.to_owned(), config, weights, gguf, scaled: Vec::new(), places };
         checkpoint.refuse_special_names()?;
         Ok(checkpoint)
     }
@@ -128,6 +135,16 @@ impl Checkpoint {
         let &(file, tensor) = self.places.get(name)?;
         let file = &self.weights.files[file];
         Some(TensorRef { file, entry: &file.header().tensors[tensor] })
+    }
+
+    /// The tensor called `name` as it stands in its file.
+    pub(crate) fn standing(&self, name: &str) -> Option<TensorRef<'_>> {
+        self.weights.files.iter().find_map(|file| file.standing(name)).or_else(|| self.find(name))
+    }
+
+    /// Weights of two tensors each.
+    pub(crate) fn scaled(&self) -> &[Scaled] {
+        &self.scaled
     }
 
     /// Adapters, quantised weights and objects around the model give themselves away by their names.

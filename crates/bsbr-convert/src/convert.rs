@@ -1,6 +1,6 @@
 //! Converting: a Hugging Face checkpoint to a converted model directory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bsbr_attn::BlockAttentionConfig;
@@ -130,8 +130,8 @@ pub fn convert(
     let (written, files) = record_files_beside(planned.checkpoint.files(), progress, |progress| {
         write_weights(&planned, &config, options, &path, progress)
     })?;
-    let Written { bytes: output_bytes, casts, formats } = written;
-    let record = record(&planned, &config, input, options, files, casts);
+    let Written { bytes: output_bytes, casts, formats, aside } = written;
+    let record = record(&planned, &config, input, options, files, (casts, &aside));
     if options.weights == WeightsPolicy::Keep {
         keep_gguf(&planned, &config, &staging)?;
     }
@@ -220,7 +220,7 @@ fn record(
     input: &Path,
     options: &ConvertOptions,
     files: Vec<RecordedFile>,
-    casts: Vec<RecordedCast>,
+    (casts, aside): (Vec<RecordedCast>, &HashSet<String>),
 ) -> ConversionRecord {
     let PlannedCheckpoint { checkpoint, plan, .. } = planned;
     let directory = || {
@@ -228,14 +228,23 @@ fn record(
         let input = std::fs::canonicalize(input).unwrap_or_else(|_| input.to_owned());
         input.file_name().unwrap_or_default().to_string_lossy().into_owned()
     };
-    let becomes = |name: &str| match (plan.reading(name), &plan.tied_copy) {
-        (Some((step, _)), _) => step.targets.iter().map(|target| target.name.clone()).collect(),
+    let of_scales: HashMap<&str, &str> =
+        checkpoint.scaled().iter().map(|scaled| (scaled.scales.as_str(), scaled.codes.as_str())).collect();
+    // What stands in the file is listed, also where the tensors that are read are others.
+    let becomes = |name: &str| match (plan.reading(of_scales.get(name).unwrap_or(&name)), &plan.tied_copy) {
+        (Some((step, _)), _) => {
+            let targets = step.targets.iter().map(|target| target.name.clone());
+            let aside = aside.contains(name).then(|| format!("{IGNORED_PREFIX}{name}"));
+            targets.chain(aside).collect()
+        }
         (None, Some((copy, embed))) if copy.name == name => {
             plan.reading(embed).map(|(step, _)| step.targets[0].name.clone()).into_iter().collect()
         }
         _ => vec![format!("{IGNORED_PREFIX}{name}")],
     };
-    let tensors = checkpoint.tensors().map(|(file, tensor)| RecordedTensor {
+    let standing = checkpoint.files().iter().map(TensorFile::as_it_is);
+    let standing = standing.flat_map(|file| file.header().tensors.iter().map(move |tensor| (file, tensor)));
+    let tensors = standing.map(|(file, tensor)| RecordedTensor {
         name: tensor.name.clone(),
         file: file.name(),
         dtype: tensor.dtype.to_string(),

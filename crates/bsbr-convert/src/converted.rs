@@ -75,6 +75,11 @@ impl ConvertedModel {
         &self.file
     }
 
+    /// Where in the header the tensor `name` is.
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+
     /// The tensor `name` as it is.
     pub(crate) fn recipe(&self, name: &str) -> Option<Recipe<'_>> {
         let entry = &self.file.header().tensors[*self.places.get(name)?];

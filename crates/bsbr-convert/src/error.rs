@@ -355,6 +355,22 @@ pub enum ConvertError {
         #[source]
         problem: bsbr_weights::EncodeError,
     },
+    /// An export of codes that the converted model does not hold any more.
+    #[error(
+        "{}: `{tensor}` of the original is codes with scales of their own, the weight `{weight}` made of it is {found}: convert the \
+         original once more with `--weights keep`, or export the numbers with other tools",
+        dir.display()
+    )]
+    CodesGone {
+        /// The directory.
+        dir: PathBuf,
+        /// The codes.
+        tensor: String,
+        /// A weight made of them.
+        weight: String,
+        /// Its format in the converted model.
+        found: String,
+    },
     /// A model that has no GGUF file to give back.
     #[error("{} has no GGUF file to give back: {why}; export it as a Hugging Face checkpoint", dir.display())]
     NoGguf {

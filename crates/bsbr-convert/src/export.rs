@@ -18,7 +18,8 @@ use crate::planning::plan_recorded;
 use crate::problem::PlanProblem;
 use crate::record::{ConversionRecord, IGNORED_PREFIX};
 use crate::rules::Architecture;
-use crate::tensors::{FileFormat, Header, Recipe, TensorEntry, TensorFileWriter, TensorRef};
+use crate::scaled::{self, Part, Scaled};
+use crate::tensors::{BAND, Dtype, FileFormat, Header, Recipe, TensorEntry, TensorFileWriter, TensorRef, row_runs};
 
 /// What an export did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,8 @@ pub struct ExportedFile {
 /// # Errors
 ///
 /// [`ConvertError::NotConverted`]; [`ConvertError::Version`] for a model made by other rules;
-/// [`ConvertError::LossyCast`] for one whose weights were cast with loss: it holds no original; [`ConvertError::Plan`]
+/// [`ConvertError::LossyCast`] for one whose weights were cast with loss: it holds no original; [`ConvertError::CodesGone`] for one made of
+/// codes that has them no more; [`ConvertError::Plan`]
 /// when the directory does not hold the tensors it should; errors of the output as in [`crate::convert()`]. After an
 /// error nothing is left behind.
 pub fn export(
@@ -89,6 +91,12 @@ pub fn export(
     check_version(architecture(&config)?, record, &record_path)?;
     check_casts(converted, record)?;
     let plan = plan_recorded(converted, &config, &record.prefix, record.head, &headers)?;
+    let entries: Vec<&TensorEntry> = headers.iter().flat_map(|header| &header.tensors).collect();
+    let scaled = scaled::of_checkpoint(converted, &config, &entries)?;
+    let parts: HashMap<&str, (&Scaled, Part)> = scaled
+        .iter()
+        .flat_map(|it| [(it.codes.as_str(), (it, Part::Codes)), (it.scales.as_str(), (it, Part::Scales))])
+        .collect();
     check_names(record, &record_path)?;
 
     let staging = Staging::begin(output, force, replaceable(record))?;
@@ -99,7 +107,16 @@ pub fn export(
         let (name, expected) = file.exported();
         let mut writer = TensorFileWriter::create(&staging.path().join(name), &header.text, true)?;
         for tensor in &header.tensors {
-            let recipe = original(&model, &plan, tensor)?;
+            let recipe = match model.recipe(&format!("{IGNORED_PREFIX}{}", tensor.name)) {
+                Some(aside) => aside,
+                None => match parts.get(tensor.name.as_str()) {
+                    Some(&(scaled, part)) => {
+                        give_back(&model, &plan, (scaled, part), tensor.dtype, &mut |bytes| writer.write(bytes))?;
+                        continue;
+                    }
+                    None => original(&model, &plan, tensor)?,
+                },
+            };
             if recipe.dtype == tensor.dtype {
                 recipe.for_each_band(|bytes| writer.write(bytes))?;
             } else {
@@ -258,6 +275,49 @@ pub(crate) fn exported_index(source: Vec<u8>, record: &ConversionRecord, path: &
     let mut text = serde_json::to_vec_pretty(&index).map_err(ConvertError::json(path))?;
     text.push(b'\n');
     Ok(text)
+}
+
+/// Writes one of two tensors of the original whose codes and scales are rows of weights.
+fn give_back(
+    model: &ConvertedModel,
+    plan: &Plan,
+    (scaled, part): (&Scaled, Part),
+    dtype: Dtype,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let (step, _) = plan.reading(&scaled.codes).ok_or_else(|| misfit(model, missing(&scaled.codes)))?;
+    // Where each row of the original is: in which weight, and which row of it.
+    let mut places = vec![(0, 0); scaled.rows()];
+    let mut weights = Vec::new();
+    for (number, (target, blocks)) in step.targets.iter().zip(plan.blocks(step)?).enumerate() {
+        let entry = model.file().header().tensors.get(model.place(&target.name).unwrap_or(usize::MAX));
+        let entry = entry.ok_or_else(|| misfit(model, missing(&target.name)))?;
+        let stored = model.file().stored(entry).and_then(|stored| stored.kind.format());
+        let rows = row_runs(&blocks, scaled.width(), &[None]).filter(|_| stored.is_some() && stored == scaled.format());
+        let Some(rows) = rows else {
+            let (dir, tensor) = (model.dir().to_owned(), scaled.codes.clone());
+            let found = stored.map_or_else(|| entry.dtype.to_string(), |format| format.to_string());
+            return Err(ConvertError::CodesGone { dir, tensor, weight: target.name.clone(), found });
+        };
+        let mut at = 0;
+        for run in rows {
+            for (n, place) in places[run.row..run.row + run.count].iter_mut().enumerate() {
+                *place = (number, at + n);
+            }
+            at += run.count;
+        }
+        weights.push(model.file().read(entry)?);
+    }
+    let row = scaled.format().and_then(|format| format.row_bytes(scaled.width())).unwrap_or(0);
+    let mut out = Vec::new();
+    for (number, (weight, at)) in places.into_iter().enumerate() {
+        scaled.give_back(part, number, &weights[weight][at * row..(at + 1) * row], dtype, &mut out);
+        if out.len() >= BAND {
+            write(&out)?;
+            out.clear();
+        }
+    }
+    write(&out)
 }
 
 /// How the original tensor is made of tensors of the converted model, in the number format it has there.

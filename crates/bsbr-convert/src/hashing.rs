@@ -72,6 +72,7 @@ fn record_files(
 /// What an export writes in place of `file`, unless it writes the file itself.
 fn recorded_export(file: &TensorFile) -> Result<Option<RecordedExport>, ConvertError> {
     let Some(name) = file.format().exported_name(&file.name()) else { return Ok(None) };
+    let file = file.as_it_is();
     let Header { tensors, text, .. } = file.header();
     let mut hash = Sha256::new();
     hash.update((text.len() as u64).to_le_bytes());

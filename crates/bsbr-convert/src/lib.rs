@@ -105,6 +105,7 @@ mod quantised;
 mod record;
 mod rewrite;
 pub mod rules;
+mod scaled;
 mod source;
 mod split;
 mod table;

@@ -13,7 +13,8 @@ use crate::json::ConfigFile;
 use crate::placeholder::check_file;
 use crate::plan::{Plan, SourceTensor};
 use crate::rules::{Prefix, SourceModel, expand};
-use crate::tensors::{Header, Recipe};
+use crate::scaled;
+use crate::tensors::{Header, Recipe, TensorEntry, presented};
 use crate::tie::{HeadForm, head_form};
 
 /// A checkpoint and how it becomes a decoder.
@@ -103,6 +104,9 @@ pub(crate) fn plan_recorded(
     head: HeadForm,
     headers: &[Header],
 ) -> Result<Plan, ConvertError> {
+    let entries: Vec<&TensorEntry> = headers.iter().flat_map(|header| &header.tensors).collect();
+    let scaled = scaled::of_checkpoint(dir, config, &entries)?;
+    let headers: Vec<Header> = headers.iter().map(|header| presented(header, &scaled)).collect();
     let tensors = headers.iter().flat_map(|header| &header.tensors);
     let tensors: Vec<SourceTensor> =
         tensors.map(|t| SourceTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();

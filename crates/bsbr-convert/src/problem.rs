@@ -225,6 +225,31 @@ pub enum PlanProblem {
         /// A setting under which it is used.
         hint: Option<String>,
     },
+    /// Codes without their scales.
+    MissingScales {
+        /// Name of the scales.
+        tensor: String,
+        /// Name of the codes.
+        codes: String,
+    },
+    /// Scales without codes, or of a tensor that is none.
+    ScalesOfNothing {
+        /// Name of the scales.
+        tensor: String,
+        /// Name of the codes.
+        codes: String,
+    },
+    /// Scales of another shape than the codes ask for.
+    ScalesShape {
+        /// Name of the scales.
+        tensor: String,
+        /// Name of the codes.
+        codes: String,
+        /// Shape that belongs to them.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
     /// A tensor has another shape than the configuration gives it.
     Shape {
         /// Its name.
@@ -296,6 +321,15 @@ impl fmt::Display for PlanProblem {
             Self::Shape { tensor, targets, expected, found, hint } => {
                 write!(f, "shape: `{tensor}` is {found:?}, expected {expected:?} (for {})", quoted(targets))?;
                 write_hint(f, hint)
+            }
+            Self::MissingScales { tensor, codes } => {
+                write!(f, "missing: `{tensor}`, the scales of the codes `{codes}`")
+            }
+            Self::ScalesOfNothing { tensor, codes } => {
+                write!(f, "unused: `{tensor}` holds scales, but `{codes}` is not there or holds no codes")
+            }
+            Self::ScalesShape { tensor, codes, expected, found } => {
+                write!(f, "shape: `{tensor}` is {found:?}, expected {expected:?} as scales of the codes `{codes}`")
             }
             Self::TargetShape { target, problem } => write!(f, "rule: `{target}` {problem}"),
             Self::Dtype { tensor, found, expected } => {

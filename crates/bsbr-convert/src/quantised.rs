@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
+use crate::scaled::Form;
 
 /// Keys that describe how a checkpoint is quantised. The second is of MLX, the third of an older compressed-tensors.
 const KEYS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
@@ -50,7 +51,7 @@ const ENDS: &[&str] = &[
     ".Qidxs",
 ];
 
-/// What in `config.json` says that the weights are quantised.
+/// What in `config.json` says that the weights are quantised in a way that is not read.
 ///
 /// # Errors
 ///
@@ -58,6 +59,9 @@ const ENDS: &[&str] = &[
 pub(crate) fn in_config(config: &ConfigFile) -> Result<Option<String>, ConvertError> {
     for key in KEYS {
         let Some(settings) = config.object(key)? else { continue };
+        if key == KEYS[0] && Form::of(config)?.is_some() {
+            continue;
+        }
         let text = |key: &str| settings.get(key).map(|value| value.as_str().map_or(value.to_string(), str::to_owned));
         let mut how: Vec<String> = ["quant_method", "format", "mode"].into_iter().filter_map(text).collect();
         let bits = ["bits", "num_bits", "w_bit"].into_iter().find_map(|key| settings.get(key).and_then(Value::as_u64));

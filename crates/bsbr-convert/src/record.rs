@@ -92,8 +92,8 @@ pub struct RecordedTensor {
     pub name: String,
     /// File.
     pub file: String,
-    /// Number format once it is read; the one of the tensors it becomes as well, unless [`ConversionRecord::casts`] names them, or they
-    /// keep the codes that `stored` says.
+    /// Number format once it is read; the one of the tensors it becomes as well, unless [`ConversionRecord::casts`] names them, they
+    /// keep the codes that `stored` says, or are made of codes and scales, or of F64.
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,

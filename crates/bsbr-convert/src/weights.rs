@@ -1,7 +1,7 @@
 //! The weights of a converted model: what each is made of, and writing them band by band.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bsbr_model::{ModelConfig, weight_specs};
@@ -14,6 +14,7 @@ use crate::derive;
 use crate::planning::PlannedCheckpoint;
 use crate::policy::WeightsPolicy;
 use crate::record::IGNORED_PREFIX;
+use crate::scaled::Scaled;
 use crate::tensors::{Recipe, TensorDeclaration, TensorFileWriter, header_text, plain_format};
 
 /// Where the numbers of a tensor of the output come from.
@@ -34,6 +35,8 @@ pub(crate) struct Written {
     pub(crate) casts: Vec<RecordedCast>,
     /// What there is of each number format.
     pub(crate) formats: BTreeMap<String, FormatTotal>,
+    /// Names of tensors of the source that are kept as they stand there.
+    pub(crate) aside: HashSet<String>,
 }
 
 /// What a file holds in one number format.
@@ -118,7 +121,9 @@ pub(crate) fn write_weights(
         done += tensor.bytes() as u64;
         progress(Progress { stage: "writing", item: &tensor.name, done, total });
     }
-    Ok(Written { bytes: writer.finish()?.0, casts, formats: format_totals(declarations.iter()) })
+    let aside = declarations.iter().filter_map(|tensor| tensor.name.strip_prefix(IGNORED_PREFIX));
+    let aside = aside.map(str::to_owned).collect();
+    Ok(Written { bytes: writer.finish()?.0, casts, formats: format_totals(declarations.iter()), aside })
 }
 
 /// The tensors of the output in the order in which they are written.
@@ -144,13 +149,50 @@ pub(crate) fn outputs<'a>(
         };
         tensors.push((TensorDeclaration::weight(spec.name, format, spec.shape), origin));
     }
-    for ignored in &planned.plan.ignored {
-        let tensor = &ignored.tensor;
-        let source = planned.checkpoint.find(&tensor.name).ok_or_else(|| fail(&tensor.name))?;
-        let (name, shape) = (format!("{IGNORED_PREFIX}{}", tensor.name), tensor.shape.clone());
-        tensors.push((TensorDeclaration::plain(name, tensor.dtype, shape), Origin::KeptAside(Recipe::whole(source))));
+    let codes: HashMap<String, Option<Format>> =
+        tensors.iter().map(|(tensor, _): &(TensorDeclaration, _)| (tensor.name.clone(), tensor.codes)).collect();
+    for name in kept_aside(planned, policy, &|name| codes.get(name).copied().flatten()) {
+        let source = planned.checkpoint.standing(&name).ok_or_else(|| fail(&name))?;
+        let declaration =
+            TensorDeclaration::plain(format!("{IGNORED_PREFIX}{name}"), source.entry.dtype, source.entry.shape.clone());
+        tensors.push((declaration, Origin::KeptAside(Recipe::whole(source))));
     }
     // Wider formats first, as other writers do: every tensor then starts at a multiple of the size of its numbers.
     tensors.sort_by_key(|(tensor, _)| Reverse(tensor.dtype.bitsize()));
     Ok(tensors)
+}
+
+/// Tensors of the checkpoint that a converted model keeps as they stand there, by their names: those that are no weights, and those of which
+/// its weights do not hold every bit. `codes` says which weights are codes.
+///
+/// The codes of a source that get another format on request are not among them.
+pub(crate) fn kept_aside(
+    planned: &PlannedCheckpoint,
+    policy: WeightsPolicy,
+    codes: &dyn Fn(&str) -> Option<Format>,
+) -> Vec<String> {
+    let PlannedCheckpoint { checkpoint, plan, .. } = planned;
+    let scaled: HashMap<&str, &Scaled> = checkpoint.scaled().iter().map(|it| (it.codes.as_str(), it)).collect();
+    let with_scales = |name: &str| {
+        let scales = scaled.get(name).map(|scaled| scaled.scales.clone());
+        std::iter::once(name.to_owned()).chain(scales)
+    };
+    let mut kept: Vec<String> = plan.ignored.iter().flat_map(|ignored| with_scales(&ignored.tensor.name)).collect();
+    let weights = checkpoint.tensors().filter(|(_, tensor)| plan.reading(&tensor.name).is_some());
+    for (file, tensor) in weights.filter(|(file, tensor)| file.standing(&tensor.name).is_some()) {
+        let Some((step, _)) = plan.reading(&tensor.name) else { continue };
+        let held = match scaled.get(tensor.name.as_str()) {
+            Some(_) if policy != WeightsPolicy::Keep => true,
+            Some(scaled) => {
+                let format = scaled.format();
+                format.is_some() && step.targets.iter().all(|target| codes(&target.name) == format)
+            }
+            // Numbers of 64 bits.
+            None => file.standing(&tensor.name).is_none(),
+        };
+        if !held {
+            kept.extend(with_scales(&tensor.name));
+        }
+    }
+    kept
 }

@@ -108,6 +108,8 @@ fn weights(tensor: &Tensor) -> usize {
     match tensor.name.as_str() {
         name if name.ends_with("experts.gate_up_proj") || name.contains("moe.input_linear.") => 2 * experts,
         name if name.ends_with("experts.down_proj") || name.contains("moe.output_linear.") => experts,
+        name if name.ends_with("experts.gate_up_proj_bias") => 2 * experts,
+        name if name.ends_with("experts.down_proj_bias") => experts,
         name if name.contains("shared_mlp.input_linear.") => 2,
         name if fused.iter().any(|part| name.contains(part)) => 3,
         name if name.contains("gate_up_proj.") => 2,

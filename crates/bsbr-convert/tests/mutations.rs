@@ -464,6 +464,77 @@ fn experts_in_another_order_and_their_matrices_exchanged_show() {
 }
 
 #[test]
+fn sinks_and_what_stands_beside_them_show() {
+    for name in ["gpt_oss", "granite_swa"] {
+        assert_shows(&format!("{name} without sinks"), changed(name, |d| d.sink_logits = false), 0.1);
+        assert_shows(&format!("{name} without windows"), changed(name, |d| d.windows.clear()), 0.1);
+    }
+    assert_shows("gpt_oss with the windows of the other layers", changed("gpt_oss", |d| d.windows.reverse()), 0.1);
+    let other_head = misruled("gpt_oss", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".attention.")?;
+        let sinks = (part == "sink_logits").then(|| &checkpoint[&format!("model.layers.{layer}.self_attn.sinks")])?;
+        Some(sinks.values().into_iter().rev().collect())
+    });
+    assert_shows("gpt_oss with the sinks of other heads", other_head, 0.1);
+    let plain = |d: &mut DecoderConfig| {
+        if let Positions::Rotary { scaling, .. } = &mut d.positions {
+            *scaling = None;
+        }
+    };
+    assert_shows("gpt_oss without its scaling", changed("gpt_oss", plain), 0.1);
+    let everywhere = |d: &mut DecoderConfig| d.layer_rotary[0] = LayerRotary::Global;
+    assert_shows("granite_swa rotating everywhere", changed("granite_swa", everywhere), 0.1);
+    let one_base = |d: &mut DecoderConfig| d.layer_rotary[2] = LayerRotary::Global;
+    assert_shows("granite_swa with one base for all", changed("granite_swa", one_base), 0.1);
+    for key in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
+        assert_shows(
+            &format!("granite_swa without {key}"),
+            without("granite_swa", &format!("/{key}"), json!(null)),
+            0.1,
+        );
+    }
+}
+
+#[test]
+fn what_the_experts_of_gpt_oss_do_shows() {
+    let change = |what: &str, difference: f64| assert_shows(&format!("gpt_oss {what}"), difference, 0.1);
+    change("without its bounds", changed("gpt_oss", |d| d.clamped_gate = None));
+    let other = |limit: f64, alpha: f64| {
+        changed("gpt_oss", |d| d.clamped_gate = Some(bsbr_model::ClampedGate { limit, alpha }))
+    };
+    change("with another bound", other(7.0, 1.702));
+    change("with another factor", other(1.5, 1.0));
+    change("without the bias of its router", changed_experts("gpt_oss", |it| it.router.bias = false));
+    change("without the biases of its experts", changed_experts("gpt_oss", |it| it.bias = false));
+    change("with the softmax over all", changed_experts("gpt_oss", |it| it.router.normalised = None));
+    // Columns of gate and up in turn, the gate first: `[experts, hidden, 2 inner]`.
+    let columns = |of: fn(usize, usize, usize) -> usize| {
+        misruled("gpt_oss", move |checkpoint, spec| {
+            let (layer, expert, part) = expert_weight(spec)?;
+            let at = ["gate", "up"].iter().position(|&known| known == part)?;
+            let tensor = &checkpoint[&format!("model.layers.{layer}.mlp.experts.gate_up_proj")];
+            let (hidden, wide, values) = (tensor.shape[1], tensor.shape[2], tensor.values());
+            let column = |row: usize, h: usize| values[(expert * hidden + h) * wide + of(row, at, wide / 2)];
+            Some(
+                (0..wide / 2)
+                    .flat_map(|row| (0..hidden).map(move |h| (row, h)))
+                    .map(|(row, h)| column(row, h))
+                    .collect(),
+            )
+        })
+    };
+    assert!(columns(|row, at, _| 2 * row + at) <= TOLERANCE, "the layout as it is");
+    change("with gate and up in halves", columns(|row, at, inner| at * inner + row));
+    change("with up before gate", columns(|row, at, _| 2 * row + 1 - at));
+    let square = misruled("gpt_oss", |checkpoint, spec| {
+        let (layer, expert, part) = expert_weight(spec)?;
+        let tensor = &checkpoint[&format!("model.layers.{layer}.mlp.experts.down_proj")];
+        (part == "down").then(|| rows(tensor, spec, [expert * tensor.shape[1]].into_iter(), spec.shape[0]))
+    });
+    change("with its square weights not transposed", square);
+}
+
+#[test]
 fn opt_350m_read_as_its_larger_siblings_shows() {
     let before = |d: &mut DecoderConfig| d.block.form = BlockForm::Sequential;
     let norms = |checkpoint: &Checkpoint, spec: &WeightSpec| {

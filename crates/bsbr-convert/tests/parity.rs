@@ -10,7 +10,7 @@ use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_convert::{ConvertOptions, ExpectedLogits, ModelSource, convert};
 use bsbr_model::{Decoder, compare_logits};
 use burn::tensor::{DType, Device};
-use common::{BOTH_STYLES, NEWER_STYLE, PYTORCH, VARIANTS, all_fixtures, checkout, fixtures};
+use common::{BOTH_STYLES, NEWER_STYLE, OF_CODES, PYTORCH, VARIANTS, all_fixtures, checkout, fixtures};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -76,7 +76,7 @@ fn pytorch_files_give_the_logits_of_transformers_from_the_checkpoint_and_from_it
 
 #[test]
 fn a_text_shorter_than_a_chunk_gives_the_same_logits_under_every_retrieval() {
-    for name in BOTH_STYLES.into_iter().chain(NEWER_STYLE).chain(VARIANTS) {
+    for name in BOTH_STYLES.into_iter().chain(NEWER_STYLE).chain(OF_CODES).chain(VARIANTS) {
         for retrieval in [Retrieval::None, Retrieval::Blocks, Retrieval::State, Retrieval::Additive] {
             for selector in [Selector::Index, Selector::Meta] {
                 let (_temp, dir) = checkout(name, "config.json");

@@ -35,6 +35,7 @@ fn traits(rules: &[Rule]) -> String {
     let known = [
         ("experts", experts),
         ("a shared expert", has("mlp.shared.")),
+        ("sinks", has("sink_logits")),
         ("normed heads", has("query_norm")),
         ("norms after branches", has("attention_post_norm")),
         ("no gate in the MLP", !has("mlp.gate.weight") && !has("gate.weight")),

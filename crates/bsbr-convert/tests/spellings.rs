@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bsbr_convert::rules::SourceModel;
 use bsbr_convert::{ConfigFile, ConvertError, find_rules};
-use bsbr_model::{Activation, DecoderConfig, Positions, RotaryScaling};
+use bsbr_model::{Activation, DecoderConfig, LayerRotary, Positions, RotaryScaling};
 use serde_json::{Value, json};
 
 fn read_source(config: &Value) -> Result<SourceModel, ConvertError> {
@@ -225,6 +225,58 @@ fn settings_in_a_form_that_the_architecture_does_not_read_are_refused() {
     // Three of twelve numbers of a head cannot be paired.
     let odd = ["`rotary_pct` must be a share of the 12 numbers of a head that comes to an even number"];
     refused("gpt_neox", &json!({"rope_parameters": "absent", "rotary_pct": 0.25}), &odd);
+}
+
+#[test]
+fn gpt_oss_scales_its_positions_where_nothing_says_how_and_keeps_the_base_of_its_file() {
+    let yarn = |theta: f64| {
+        let scaling = RotaryScaling::Yarn {
+            factor: 32.0,
+            original_max_positions: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 0.1 * 32_f64.ln() + 1.0,
+            truncate: false,
+        };
+        (theta, 8, Some(scaling))
+    };
+    for (changes, expected) in [
+        (json!({"rope_parameters": "absent"}), yarn(150_000.0)),
+        (json!({"rope_parameters": null}), yarn(150_000.0)),
+        (json!({"rope_parameters": "absent", "rope_scaling": null, "rope_theta": 1e4}), yarn(1e4)),
+        // One that says the default is no absence.
+        (json!({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}), (5e5, 8, None)),
+    ] {
+        assert_eq!(rotary("gpt_oss", &changes), expected, "{changes}");
+    }
+    let keys = json!({"num_experts_per_tok": "absent", "experts_per_token": 3, "swiglu_alpha": "absent"});
+    let decoder = with("gpt_oss", &keys).expect("older names");
+    assert_eq!(decoder.experts.expect("experts").chosen, 3);
+    assert_eq!(decoder.clamped_gate, Some(bsbr_model::ClampedGate { limit: 1.5, alpha: 1.702 }));
+    refused("gpt_oss", &json!({"experts_per_token": 3}), &["`num_experts_per_tok` = 2", "`experts_per_token` = 3"]);
+    refused("gpt_oss", &json!({"swiglu_limit": 0.0}), &["clamped_gate.limit"]);
+}
+
+#[test]
+fn each_layer_of_granite_swa_rotates_by_its_own_base() {
+    let layers = |changes: Value| with("granite_swa", &changes).expect("a decoder").layer_rotary;
+    let local = LayerRotary::Local { theta: 500.0 };
+    assert_eq!(layers(json!({})), [LayerRotary::Off, LayerRotary::Global, local, LayerRotary::Global]);
+    assert_eq!(layers(json!({"layer_rope_theta": null})), []);
+    let windows = with("granite_swa", &json!({"layer_types": "absent"})).expect("the default of the class").windows;
+    assert_eq!(windows, [None, Some(8), Some(8), Some(8)]);
+    refused(
+        "granite_swa",
+        &json!({"layer_rope_theta": [0, 1.0, 1.0]}),
+        &["`layer_rope_theta`", "each of the 4 layers"],
+    );
+    refused(
+        "granite_swa",
+        &json!({"layer_rope_theta": [0, 1.0, -1.0, 1.0]}),
+        &["`layer_rope_theta` must be numbers above"],
+    );
+    let scaled = json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}});
+    refused("granite_swa", &scaled, &["`layer_rope_theta` must be 0 or `rope_theta` in every layer"]);
 }
 
 #[test]

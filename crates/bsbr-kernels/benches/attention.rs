@@ -16,7 +16,7 @@ const HEAD_DIM: usize = 64;
 const CORRELATION: f32 = 0.9;
 
 fn options() -> CausalOptions {
-    CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None }
+    CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None, sink_logits: None }
 }
 
 /// A walk along the text, `[1, HEADS, tokens, HEAD_DIM]`.

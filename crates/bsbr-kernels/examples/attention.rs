@@ -13,7 +13,13 @@ fn main() {
     let rows = |seed: usize| (0..heads * tokens * width).map(move |i| ((i * 31 + seed * 7) % 97) as f32 / 48.0 - 1.0);
     let [query, keys, values]: [Vec<f32>; 3] = [1, 2, 3].map(|seed| rows(seed).collect());
     let of = |rows| Heads::contiguous(rows, [1, heads, tokens, width]);
-    let options = CausalOptions { scale: (width as f32).sqrt().recip(), softcap: None, window: None, slopes: None };
+    let options = CausalOptions {
+        scale: (width as f32).sqrt().recip(),
+        softcap: None,
+        window: None,
+        slopes: None,
+        sink_logits: None,
+    };
     let (output, log_sums) = causal_attention(of(&query), of(&keys), of(&values), &options);
     println!("{} numbers, and the logarithms of {} sums", output.len(), log_sums.len());
 

@@ -26,7 +26,7 @@
 //! let (heads, tokens, head_dim) = (2, 5, 4);
 //! let rows: Vec<f32> = (0..heads * tokens * head_dim).map(|i| (i as f32).sin()).collect();
 //! let rows = Heads::contiguous(&rows, [1, heads, tokens, head_dim]);
-//! let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None };
+//! let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None, sink_logits: None };
 //! let (output, _) = causal_attention(rows, rows, rows, &options);
 //! // The first token of a head reads itself alone.
 //! let error = output[..4].iter().zip([0.0_f32, 1.0, 2.0, 3.0]).map(|(o, x)| (o - x.sin()).abs()).fold(0.0, f32::max);

@@ -63,7 +63,9 @@ impl Naive<'_> {
     fn output(&self, head: usize, token: usize, settings: Option<&BlockOptions>) -> Vec<f64> {
         let position = self.case.past + token;
         let first = self.case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let mut columns: Vec<(f64, Vec<f64>)> = Vec::new();
+        let sink = self.case.options.sink_logits.as_ref().map(|sinks| f64::from(sinks[head]));
+        let mut columns: Vec<(f64, Vec<f64>)> =
+            sink.map(|sink| (sink, vec![0.0; self.case.width])).into_iter().collect();
         let exact = |range: Range<usize>, columns: &mut Vec<(f64, Vec<f64>)>| {
             for at in range.start.max(first)..range.end {
                 let logit = self.logit(head, token, &self.kv(self.keys, head, at), at as f64);
@@ -137,12 +139,14 @@ fn check_once(case: &Case, settings: Option<&BlockOptions>) -> Result<(), TestCa
 fn case() -> impl Strategy<Value = Case> {
     let sizes = (1usize..4, 1usize..6, prop_oneof![1usize..20, Just(32), Just(64), Just(80)], 0usize..80, 1usize..90);
     let features = (prop::option::of(2.0f32..20.0), prop::option::of(1usize..90), any::<bool>(), any::<u32>());
+    let sinks = prop::option::weighted(0.4, prop_oneof![Just(0.0f32), -8.0f32..8.0, Just(-90.0), Just(90.0)]);
     let stored = prop_oneof![2 => Just(StoredAs::F32), 1 => Just(StoredAs::F16), 1 => Just(StoredAs::Bf16)];
-    (sizes, features, stored).prop_map(
-        |((kv_heads, group, width, past, tokens), (softcap, window, alibi, seed), stored)| {
+    (sizes, features, sinks, stored).prop_map(
+        |((kv_heads, group, width, past, tokens), (softcap, window, alibi, seed), sink, stored)| {
             let heads = kv_heads * group;
+            let sink_logits = sink.map(|sink| (0..heads).map(|h| sink - h as f32).collect());
             let slopes = alibi.then(|| (1..=heads).map(|h| 0.5 / h as f32).collect());
-            let options = CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes };
+            let options = CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes, sink_logits };
             Case { heads, kv_heads, width, past, tokens, options, seed: u64::from(seed), stored }
         },
     )
@@ -173,7 +177,7 @@ proptest! {
 
 #[test]
 fn many_steps_of_keys_give_one_softmax() {
-    let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None };
+    let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None, sink_logits: None };
     let case =
         Case { heads: 3, kv_heads: 1, width: 16, past: 1500, tokens: 70, options, seed: 7, stored: StoredAs::F32 };
     check(&case, None).expect("equal");

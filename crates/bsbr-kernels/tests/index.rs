@@ -156,10 +156,11 @@ struct Query<'a> {
     centre: f64,
     token: usize,
     slope: f64,
+    sink: Option<f32>,
 }
 
 impl<'a> Query<'a> {
-    fn new(head: &'a Head<'a>, row: &[f32], token: usize, slope: f32) -> Self {
+    fn new(head: &'a Head<'a>, row: &[f32], token: usize, (slope, sink): (f32, Option<f32>)) -> Self {
         let row: Vec<f32> = row.iter().map(|x| x * head.case.options.scale).collect();
         let balanced = head.channels.iter().zip(&head.balance).map(|(&c, balance)| row[c] * balance);
         Self {
@@ -170,6 +171,7 @@ impl<'a> Query<'a> {
             row,
             token,
             slope: f64::from(slope),
+            sink,
         }
     }
 
@@ -256,8 +258,11 @@ fn columns(case: &Case, queries: &[Query<'_>], head: &Head<'_>, close: &mut Clos
         || local / BLOCK <= settings.sink_tokens.max(oldest) / BLOCK;
     let exact = |i: &usize| everything || *i >= local || *i < settings.sink_tokens;
     let near: Vec<usize> = (visible..=token).filter(exact).collect();
-    let mut columns: Vec<Columns> =
-        (queries.iter()).map(|query| near.iter().map(|&i| (query.exact(i), wide(head.value(i)))).collect()).collect();
+    // A sink is one more column of what is read anyway.
+    let sink = |query: &Query<'_>| query.sink.map(|sink| (f64::from(sink), vec![0.0; case.width]));
+    let of =
+        |query: &Query<'_>| near.iter().map(|&i| (query.exact(i), wide(head.value(i)))).chain(sink(query)).collect();
+    let mut columns: Vec<Columns> = queries.iter().map(of).collect();
     if everything {
         return columns;
     }
@@ -383,7 +388,8 @@ fn check(case: &Case) -> Result<(usize, usize), TestCaseError> {
             let queries: Vec<Query<'_>> = (of_group.iter().enumerate())
                 .map(|(g, rows)| {
                     let slope = case.options.slopes.as_ref().map_or(0.0, |slopes| slopes[kv_head * group + g]);
-                    Query::new(&head, &rows[token * width..(token + 1) * width], token, slope)
+                    let sink = case.options.sink_logits.as_ref().map(|sinks| sinks[kv_head * group + g]);
+                    Query::new(&head, &rows[token * width..(token + 1) * width], token, (slope, sink))
                 })
                 .collect();
             let mut close = Close(false);
@@ -433,16 +439,17 @@ fn case() -> impl Strategy<Value = Case> {
     let widths = prop_oneof![Just(3_usize), Just(20), Just(32), Just(64), Just(80)];
     let sizes = (1_usize..3, prop_oneof![Just(1_usize), Just(2), Just(3), Just(17)], widths, 0.1_f64..=1.0);
     let features = (prop::option::of(4.0_f32..20.0), prop::option::of(65_usize..400), any::<bool>(), any::<u32>());
+    let sinks = prop::option::weighted(0.4, prop_oneof![Just(0.0_f32), -4.0_f32..8.0]);
     let stored = prop_oneof![2 => Just(StoredAs::F32), 1 => Just(StoredAs::F16), 1 => Just(StoredAs::Bf16)];
     let places = (1_usize..3, 0_usize..2, 0_usize..70, 0_usize..200, 1_usize..40);
     let sections = (prop_oneof![Just(10_000_usize), 0_usize..200], 1_usize..4);
     let choice =
         prop_oneof![(Just(0.0_f32), Just(4096_usize)), (0.0005_f32..0.05, prop_oneof![Just(4096_usize), 1_usize..60])];
     let far = (any::<bool>(), prop_oneof![Just(0.0_f32), -2.0_f32..1.0], prop_oneof![Just(0_usize), 0_usize..300]);
-    (sizes, features, stored, places, sections, choice, far).prop_map(
+    (sizes, (features, sinks), stored, places, sections, choice, far).prop_map(
         |(
             (kv_heads, group, width, share),
-            (softcap, window, alibi, seed),
+            ((softcap, window, alibi, seed), sink),
             stored,
             (chunks, local_chunks, sink_tokens, past, tokens),
             (fine_tokens, max_sections),
@@ -451,6 +458,7 @@ fn case() -> impl Strategy<Value = Case> {
         )| {
             let heads = kv_heads * group;
             let slopes = alibi.then(|| (1..=heads).map(|h| 0.1 / h as f32).collect());
+            let sink_logits = sink.map(|sink| (0..heads).map(|h| sink - 0.5 * h as f32).collect());
             let index = IndexOptions {
                 exact_tokens,
                 log_threshold: threshold.ln().max(-100.0),
@@ -470,7 +478,7 @@ fn case() -> impl Strategy<Value = Case> {
                 channels: ((width as f64 * share) as usize).max(1),
                 past: founding + past,
                 tokens,
-                options: CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes },
+                options: CausalOptions { scale: 1.0 / (width as f32).sqrt(), softcap, window, slopes, sink_logits },
                 settings,
                 seed: u64::from(seed),
                 stored,
@@ -501,7 +509,7 @@ fn few_choices_are_so_close_that_rounding_could_turn_them() {
     };
     let settings = BlockOptions { chunk_size: 64, local_chunks: 1, sink_tokens: 4, index: Some(index) };
     let (width, channels) = (64, 32);
-    let options = CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None };
+    let options = CausalOptions { scale: 0.125, softcap: None, window: None, slopes: None, sink_logits: None };
     let (mut close, mut all) = (0, 0);
     for seed in 0..8 {
         let case = Case {

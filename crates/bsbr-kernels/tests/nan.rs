@@ -29,7 +29,7 @@ fn a_nan_in_any_row_reaches_every_token_that_reads_it_and_no_other_head() {
         for softcap in [None, Some(20.0)] {
             for level in [Level::Scalar, Level::Avx2, Level::Best] {
                 limit_level(level);
-                let options = CausalOptions { scale: 0.2, softcap, window: None, slopes: None };
+                let options = CausalOptions { scale: 0.2, softcap, window: None, slopes: None, sink_logits: None };
                 let [query, keys, values] = [tokens, length, length].map(rows);
                 assert!(!broken([&query, &keys, &values], [tokens, length], &options).contains(&true));
                 for at in [0, length / 2, length - 1] {

@@ -71,9 +71,12 @@ pub struct HeadMap {
     pub chosen: Vec<u16>,
     /// Of what counts through statistics.
     pub statistics: Vec<u16>,
+    /// Of the [sink](crate::DecoderConfig::sink_logits) of the head; empty for heads without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sink: Vec<u16>,
     /// Probability that full attention over the queries and keys of this layer gives to the keys that are read exactly.
     pub covered: Vec<u16>,
-    /// How far what is read lies from full attention: half the sum, over parts, of the differences of probability.
+    /// How far what is read lies from full attention: half the sum, over parts and the sink, of the differences of probability.
     pub apart: Vec<u16>,
     /// Number of keys read exactly whatever the text says.
     pub near_keys: Vec<u32>,
@@ -177,7 +180,7 @@ impl Watcher<'_> {
         let [_, heads, tokens, _] = query.dims();
         let kv_heads = keys.dims()[1];
         let made = &self.watching.texts[0].layers[layer];
-        let (options, attention) = (made.config().options, made.config().attention.clone());
+        let (options, attention) = (made.config().options.clone(), made.config().attention.clone());
         let full = full_reads(&query, &keys, self.rows, &options)?;
         let mut cache: AttentionCache = made.clone().watching(self.rows)?;
         let meta = attention.as_ref().is_some_and(|attention| attention.needs_meta()).then(|| {
@@ -203,8 +206,12 @@ impl Watcher<'_> {
             map.near.push(share(sum(&read.near)));
             map.chosen.push(share(sum(&read.chosen)));
             map.statistics.push(share(read.runs.iter().map(|run| f64::from(run.1)).sum()));
+            if self.decoder.config().decoder.sink_logits {
+                map.sink.push(share(f64::from(read.sink)));
+            }
             map.covered.push(share(parts.covered));
-            map.apart.push(share(parts.apart()));
+            let of_sink = f64::from(read.sink - full.sink).abs() / 2.0;
+            map.apart.push(share(parts.apart() + of_sink));
             map.near_keys.push(read.near.len() as u32);
             map.chosen_keys.push(read.chosen.len() as u32);
             map.runs.push(read.runs.len() as u32);

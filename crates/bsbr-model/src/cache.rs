@@ -1,5 +1,7 @@
 //! What a decoder remembers of the texts it is reading.
 
+use std::sync::Arc;
+
 use bsbr_attn::{AttentionCache, AttentionOptions, CacheConfig, FarPositions, Kernel};
 use burn::tensor::{DType, Device, Tensor};
 
@@ -48,7 +50,8 @@ impl DecoderCache {
     ///
     /// The lengths are what the texts are expected to reach. They are no limit: room is made for as many tokens, up to a
     /// bound, and more as they come; the `dynamic` and `longrope` rotary scalings and the `interpolate` position policy take
-    /// their positions from them.
+    /// their positions from them. A decoder with [sinks](crate::DecoderConfig::sink_logits) takes caches of
+    /// [`Decoder::new_cache`](crate::Decoder::new_cache) alone, which have them.
     ///
     /// # Errors
     ///
@@ -84,6 +87,8 @@ impl DecoderCache {
                             Positions::Alibi { factor } => Some(factor),
                             Positions::Learned | Positions::Rotary { .. } => None,
                         },
+                        // Weights, which a decoder brings.
+                        sink_logits: None,
                     },
                     attention: config.calibrated_attention(layer),
                     dtype: DType::F32,
@@ -109,6 +114,18 @@ impl DecoderCache {
             })
         };
         Ok(Self { texts: expected_lengths.iter().map(text).collect::<Result<_, ModelError>>()? })
+    }
+
+    /// The empty caches with the sinks of each layer that has some.
+    pub(crate) fn with_sinks(mut self, sinks: impl Fn(usize) -> Option<Arc<[f32]>>) -> Result<Self, ModelError> {
+        for text in &mut self.texts {
+            for (layer, cache) in text.layers.iter_mut().enumerate() {
+                if let Some(sinks) = sinks(layer) {
+                    *cache = cache.clone().with_sink_logits(sinks)?;
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// The empty caches with the basis of each layer that uses one.

@@ -184,7 +184,7 @@ impl<'a> Errors<'a> {
         let mut errors = Self {
             trace,
             attention,
-            options: decoder.new_cache(&[1])?.texts[0].layers[layer].config().options,
+            options: decoder.new_cache(&[1])?.texts[0].layers[layer].config().options.clone(),
             projection: decoder.blocks[layer].attention.output.dense_weight(&decoder.device()),
             whole: 1.0,
         };
@@ -197,7 +197,7 @@ impl<'a> Errors<'a> {
         let LayerTrace { query, keys, values, read, .. } = self.trace;
         let far_shift = self.attention.far_shift + shift;
         let attention = BlockAttentionConfig { far_shift, ..self.attention.clone() };
-        let output = attend(query.clone(), keys.clone(), values.clone(), None, Some(&attention), self.options)?;
+        let output = attend(query.clone(), keys.clone(), values.clone(), None, Some(&attention), self.options.clone())?;
         Ok(squares(output - read.clone(), &self.projection)? / self.whole)
     }
 }

@@ -162,6 +162,7 @@ impl Decoder {
     pub fn new_cache(&self, expected_lengths: &[usize]) -> Result<DecoderCache, ModelError> {
         let cache =
             DecoderCache::with_kernel(&self.config, expected_lengths, (self.kernel, self.stored), &self.device())?;
+        let cache = cache.with_sinks(|layer| self.blocks[layer].attention.sink_logits.clone())?;
         let cache =
             cache.with_state_bases(|layer| self.blocks[layer].attention.state_basis.as_ref().map(Param::val))?;
         cache.with_gates(|layer| self.blocks[layer].attention.gates.as_ref().map(Param::val))
@@ -419,6 +420,7 @@ impl Decoder {
                 && layers.iter().enumerate().all(|(layer, cache)| {
                     let made = cache.config();
                     (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, decoder.kv_heads, decoder.head_dim)
+                        && made.options.sink_logits == self.blocks[layer].attention.sink_logits
                         && made.attention == self.config.calibrated_attention(layer)
                         && cache.far_positions().map(|far| far.trained) == self.config.trained_length(layer)
                 })

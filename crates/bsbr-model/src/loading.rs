@@ -1,6 +1,6 @@
 //! Building a decoder from weights, one tensor at a time.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bsbr_attn::Kernel;
 use bsbr_splitlinear::{
@@ -274,6 +274,7 @@ impl Loader<'_> {
                 query_norm: self.head_norm(&at("attention.query_norm"), decoder.heads, decoder)?,
                 key_norm: self.head_norm(&at("attention.key_norm"), decoder.kv_heads, decoder)?,
                 norm_after_rotary: decoder.block.head_norm_after_rotary,
+                sink_logits: decoder.sink_logits.then(|| self.sink_logits(layer)).transpose()?,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
                 state_basis: self.optional(&extra("state_basis"))?,
@@ -312,6 +313,7 @@ impl Loader<'_> {
             down: part(MlpPart::Down)?,
             activation: decoder.activation,
             xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
+            clamped_gate: decoder.clamped_gate,
         })
     }
 
@@ -333,6 +335,10 @@ impl Loader<'_> {
         let shared_gate = self.optional_linear(&at("shared_gate"))?;
         let correction = correction.map(|(numbers, _)| numbers);
         Ok(BlockMlp::Mixture(Mixture { router, correction, experts, shared, shared_gate, config: config.clone() }))
+    }
+
+    fn sink_logits(&mut self, layer: usize) -> Result<Arc<[f32]>, ModelError> {
+        Ok(self.numbers(&format!("layers.{layer}.attention.sink_logits"))?.0.into())
     }
 
     fn xielu(&mut self, layer: usize) -> Result<Xielu, ModelError> {

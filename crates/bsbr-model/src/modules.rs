@@ -1,5 +1,7 @@
 //! The parts of a decoder block, made of burn's own modules.
 
+use std::sync::Arc;
+
 use burn::{
     module::{Module, Param},
     nn::{LayerNorm, Linear, RmsNorm},
@@ -7,7 +9,7 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, Projection,
+    Activation, AdapterTarget, BlockConfig, BlockForm, ClampedGate, ExpertsConfig, Projection,
     ops::{self, Packing},
 };
 
@@ -103,6 +105,9 @@ pub struct Projections {
     /// Queries and keys are rotated before they are normalised.
     #[module(skip)]
     pub norm_after_rotary: bool,
+    /// Of each query head: see [`bsbr_attn::AttentionOptions::sink_logits`]. Training leaves them as they are.
+    #[module(skip)]
+    pub sink_logits: Option<Arc<[f32]>>,
     /// `[hidden_size]` to `[heads * head_dim]`.
     pub meta_query: Option<Linear>,
     /// `[hidden_size]` to `[heads * head_dim]`.
@@ -201,6 +206,9 @@ pub struct Mlp {
     /// The numbers of [`Activation::Xielu`].
     #[module(skip)]
     pub xielu: Option<Xielu>,
+    /// What is done to gate and up besides.
+    #[module(skip)]
+    pub clamped_gate: Option<ClampedGate>,
 }
 
 /// The numbers of [`Activation::Xielu`] in one layer.
@@ -243,7 +251,7 @@ impl Mlp {
 /// Several MLPs of which a token goes through a few.
 #[derive(Module, Debug)]
 pub struct Mixture {
-    /// Scores of the experts, `[hidden_size]` to `[experts]`.
+    /// Scores of the experts, `[hidden_size]` to `[experts]`; some have a bias.
     pub router: Linear,
     /// Added to the scores for the choice.
     #[module(skip)]

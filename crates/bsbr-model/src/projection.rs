@@ -329,7 +329,7 @@ impl DecoderConfig {
             LinearRole::Query | LinearRole::Key | LinearRole::Value => self.qkv_bias,
             LinearRole::Output => self.attention_output_bias,
             LinearRole::Gate | LinearRole::Up | LinearRole::Down | LinearRole::Shared(_) => self.mlp_bias,
-            LinearRole::Expert(..) => false,
+            LinearRole::Expert(..) => self.experts.as_ref().is_some_and(|experts| experts.bias),
         }
     }
 }

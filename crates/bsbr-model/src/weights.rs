@@ -28,8 +28,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
-/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,correction}`,
-/// `layers.{i}.mlp.experts.{e}.{gate,up,down}.weight`, `layers.{i}.mlp.shared.{gate,up,down}.{weight,bias}` and
+/// `layers.{i}.attention.sink_logits`,
+/// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,bias,correction}`,
+/// `layers.{i}.mlp.experts.{e}.{gate,up,down}.{weight,bias}`, `layers.{i}.mlp.shared.{gate,up,down}.{weight,bias}` and
 /// `layers.{i}.mlp.shared_gate.weight`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
 /// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for
@@ -149,6 +150,9 @@ impl List<'_> {
                 }
             }
         }
+        if d.sink_logits {
+            self.add(at("attention.sink_logits"), &[d.heads]);
+        }
         match d.layer_experts(layer) {
             None => self.mlp(&at("mlp"), d.intermediate_size, d.mlp_bias),
             Some(experts) => self.experts(&at("mlp"), experts),
@@ -179,11 +183,14 @@ impl List<'_> {
     fn experts(&mut self, name: &str, experts: &ExpertsConfig) {
         let d = self.decoder;
         self.add(format!("{name}.router.weight"), &[experts.count, d.hidden_size]);
+        if experts.router.bias {
+            self.add(format!("{name}.router.bias"), &[experts.count]);
+        }
         if experts.router.correction {
             self.add(format!("{name}.router.correction"), &[experts.count]);
         }
         for expert in 0..experts.count {
-            self.mlp(&format!("{name}.experts.{expert}"), experts.intermediate_size, false);
+            self.mlp(&format!("{name}.experts.{expert}"), experts.intermediate_size, experts.bias);
         }
         if let Some(shared) = experts.shared {
             self.mlp(&format!("{name}.shared"), shared.intermediate_size, d.mlp_bias);

@@ -7,7 +7,7 @@ use bsbr_model::{
     AttentionMap, AttentionMapConfig, Decoder, DecoderConfig, LayerTrace, ModelError, PositionPolicy, SHARE,
     attention_map,
 };
-use common::{alibi, devices, gemma_like, gpt2_like, llama_like, retrieving, sandwich, text};
+use common::{alibi, devices, gemma_like, gpt2_like, llama_like, retrieving, sandwich, sinks, text};
 
 const TOKENS: usize = 230;
 
@@ -64,11 +64,13 @@ fn full(
             _ => score,
         }
     };
-    let scores: Vec<f64> = (first..=t).map(score).collect();
+    // A sink stands beside the keys.
+    let sink = model.blocks[layer].attention.sink_logits.as_ref().map(|sinks| f64::from(sinks[head]));
+    let scores: Vec<f64> = (first..=t).map(score).chain(sink).collect();
     let highest = scores.iter().copied().fold(f64::MIN, f64::max);
     let masses: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
     let sum: f64 = masses.iter().sum();
-    (first, masses.iter().map(|mass| mass / sum).collect())
+    (first, masses[..=t - first].iter().map(|mass| mass / sum).collect())
 }
 
 /// What holds of every map.
@@ -82,9 +84,13 @@ fn assert_whole(map: &AttentionMap) {
             let (exact, statistics) = (sum(&|part| f64::from(part.2)), sum(&|part| f64::from(part.3)));
             near(exact, f64::from(head.near[row]) + f64::from(head.chosen[row]));
             near(statistics, f64::from(head.statistics[row]));
-            near(exact + statistics, SHARE);
-            near(sum(&|part| f64::from(part.4)), SHARE);
-            let apart = sum(&|part| (f64::from(part.2) + f64::from(part.3) - f64::from(part.4)).abs()) / 2.0;
+            let sink = head.sink.get(row).map_or(0.0, |&share| f64::from(share));
+            near(exact + statistics + sink, SHARE);
+            let full = sum(&|part| f64::from(part.4));
+            let sink_of_full = if head.sink.is_empty() { 0.0 } else { SHARE - full };
+            near(full + sink_of_full, SHARE);
+            let apart = sum(&|part| (f64::from(part.2) + f64::from(part.3) - f64::from(part.4)).abs());
+            let apart = (apart + (sink - sink_of_full).abs()) / 2.0;
             near(apart, f64::from(head.apart[row]));
             let keys = sum(&|part| f64::from(part.1));
             assert_eq!(keys as u32, head.near_keys[row] + head.chosen_keys[row], "token {t}");
@@ -96,7 +102,7 @@ fn assert_whole(map: &AttentionMap) {
 #[test]
 fn what_full_attention_gives_is_a_softmax_over_the_queries_and_keys_of_the_layer() {
     let tokens = text(TOKENS, 3);
-    for decoder in [gpt2_like(), llama_like(), gemma_like(), sandwich(), alibi()] {
+    for decoder in [gpt2_like(), llama_like(), gemma_like(), sandwich(), alibi(), sinks()] {
         let model = retrieving(decoder, index(), &devices()[0]);
         let map = map(&model, &tokens, 23);
         assert_eq!((map.tokens, map.part, map.rows.len()), (TOKENS, 8, 23));

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use crate::Format;
 
-/// The numbers of whole blocks, in f32. Those of the formats with one scale are exact; where an offset is added, the sum is
-/// rounded once, as ggml does.
+/// The numbers of whole blocks, in f32. Those of the formats with one scale are exact, but for [`Format::F8E4M3`], whose products are
+/// rounded once; where an offset is added, the sum is rounded once, as ggml does.
 ///
 /// # Panics
 ///
@@ -30,11 +30,42 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
         return;
     }
     for (data, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(block)) {
+        if let (Format::F8E4M3, Some((scale, codes))) = (format, data.split_first_chunk()) {
+            let scale = f32::from_le_bytes(*scale);
+            out.iter_mut().zip(codes).for_each(|(out, &code)| *out = e4m3(code) * scale);
+            continue;
+        }
         for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
             Group::of(format, data, group).decode(out);
         }
     }
 }
+
+/// The number of a float of 8 bits with 4 bits of exponent and 3 of mantissa, E4M3 without infinities: 448 at most, and NaN where all
+/// bits but the sign are set (Micikevicius et al. 2022).
+pub fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2.0_f32.powi(-9),
+        _ => (8.0 + mantissa) * 2.0_f32.powi(exponent - 10),
+    };
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+/// Half of the power of two that a byte stands for, `2^(byte - 128)`; NaN for the last.
+pub fn half_e8m0(byte: u8) -> f32 {
+    // Numbers below the least normal one have no exponent of their own.
+    f32::from_bits(match byte {
+        0 => 0x0020_0000,
+        1 => 0x0040_0000,
+        u8::MAX => 0x7fc0_0000,
+        _ => (u32::from(byte) - 1) << 23,
+    })
+}
+
+/// Twice the number of each float of 4 bits, E2M1.
+pub const TWICE_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Codes of a group.
 pub(crate) const GROUP: usize = 32;
@@ -55,9 +86,9 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// If the format is not quantised, the block has no such group or too few bytes.
+    /// If the format [has no groups](Format::has_groups), the block has no such group or too few bytes.
     pub fn of(format: Format, data: &[u8], group: usize) -> Self {
-        assert!(format.is_quantised() && group < format.block() / GROUP, "{format} has no group {group}");
+        assert!(format.has_groups() && group < format.block() / GROUP, "{format} has no group {group}");
         assert!(data.len() >= format.block_bytes(), "{} bytes of a block of {format}", data.len());
         match format {
             Format::Q4_0 => Self::new(nibbles(&data[2..18]), 8, f16_at(data, 0), 0.0),
@@ -84,6 +115,10 @@ impl Group {
                 let scale = |half: usize| f16_at(data, 208) * f32::from(data[192 + 2 * group + half] as i8);
                 let codes = std::array::from_fn(|n| low(n) | high(n) << 4);
                 Self { scales: [scale(0), scale(1)], ..Self::new(codes, 32, 0.0, 0.0) }
+            }
+            Format::Mxfp4 => {
+                let codes = nibbles(&data[1..17]).map(|code| TWICE_E2M1[usize::from(code)]);
+                Self { codes, scales: [half_e8m0(data[0]); 2], offset: 0.0 }
             }
             // The only one left.
             _ => Self::new(std::array::from_fn(|n| data[2 + n]), 0, f16_at(data, 0), 0.0),
@@ -125,4 +160,54 @@ fn group_scale(data: &[u8], group: usize) -> (f32, f32) {
         (rest & 15 | (data[group - 4] >> 6) << 4, rest >> 4 | (data[group] >> 6) << 4)
     };
     (f32::from(scale), f32::from(offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_float_of_8_bits_is_its_sign_exponent_and_mantissa() {
+        for code in 0..=u8::MAX {
+            let (sign, exponent, mantissa) = (code >> 7, i32::from(code >> 3 & 15), f64::from(code & 7) / 8.0);
+            let leading = if exponent == 0 { 0.0 } else { 1.0 };
+            let expected = (-1.0_f64).powi(sign.into()) * 2.0_f64.powi(exponent.max(1) - 7) * (leading + mantissa);
+            let found = e4m3(code);
+            assert_eq!(found.is_nan(), code & 0x7f == 0x7f, "{code:#x}");
+            assert!(found.is_nan() || f64::from(found) == expected, "{code:#x}: {found} is not {expected}");
+            assert_eq!(found.is_sign_negative(), sign == 1, "{code:#x}");
+            // Beside a scale the product is rounded once.
+            let scale = 0.001_2_f32;
+            let block = [&scale.to_le_bytes()[..], &[code; 128]].concat();
+            let mut numbers = [0.0; 128];
+            decode(Format::F8E4M3, &block, &mut numbers);
+            let product = (expected * f64::from(scale)) as f32;
+            assert!(found.is_nan() || numbers == [product; 128], "{code:#x}");
+        }
+        assert_eq!((e4m3(0x7e), e4m3(0x01)), (448.0, 2.0_f32.powi(-9)));
+    }
+
+    #[test]
+    fn every_float_of_4_bits_is_exact_beside_every_power_of_two() {
+        let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for byte in 0..=u8::MAX {
+            let power = 2.0_f64.powi(i32::from(byte) - 127);
+            // Number 0 has the code 0, number 16 the code 1 ...
+            let codes: [u8; 16] = std::array::from_fn(|n| (n as u8) | ((15 - n as u8) << 4));
+            let mut numbers = [0.0; 32];
+            decode(Format::Mxfp4, &[&[byte][..], &codes].concat(), &mut numbers);
+            for (n, found) in numbers.into_iter().enumerate() {
+                let code = if n < 16 { n } else { 31 - n };
+                let expected = sizes[code % 8] * power * if code < 8 { 1.0 } else { -1.0 };
+                if byte == u8::MAX {
+                    assert!(found.is_nan());
+                } else if expected.abs() > f64::from(f32::MAX) {
+                    assert!(found.is_infinite(), "{byte} {code}");
+                } else {
+                    assert_eq!(f64::from(found), expected, "{byte} {code}");
+                    assert_eq!(half::bf16::from_f32(found).to_f32(), found, "{byte} {code}: not exact in bf16");
+                }
+            }
+        }
+    }
 }

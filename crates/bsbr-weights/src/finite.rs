@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::Format;
+use crate::{Format, decode};
 
 /// Bytes that one thread looks at: enough that handing them out costs nothing.
 const PIECE: usize = 1 << 20;
@@ -11,26 +11,58 @@ const BLOCK: usize = 4096;
 
 /// The first of the numbers in `bytes` that is NaN or infinite, counted from their start; `None` where all are finite.
 ///
-/// Of codes it looks at the scales alone: with finite ones every number is finite, with any other no number of the block is. Large
-/// inputs are looked at by all threads; each byte that matters is read once.
+/// Of integer codes it looks at the scales alone: with finite ones every number is finite, with any other no number of the block is.
+/// (Codes that are floats can be no number by themselves, or too large beside a scale.) Large inputs are looked at by all threads; each
+/// byte that matters is read once.
 ///
 /// What is behind the last whole block of the format is not looked at.
 pub fn first_not_finite(format: Format, bytes: &[u8]) -> Option<usize> {
     let size = format.block_bytes();
     let piece = PIECE / size * size;
+    let blocks = |found: Option<usize>| found.map(|block| block * format.block());
     let found = |piece: &[u8]| match format {
+        Format::Mxfp4 => floats(format, piece, |block| block[0] >= LEAST_LARGE_POWER),
+        Format::F8E4M3 => floats(format, piece, |block| {
+            let large = u16::from_le_bytes([block[2], block[3]]) & 0x7f80 >= LEAST_LARGE_SCALE;
+            block[4..].iter().fold(large, |any, code| any | (code & 0x7f == 0x7f))
+        }),
+        _ => blocks(codes_or_numbers(format, piece)),
+    };
+    if bytes.len() <= piece {
+        return found(bytes);
+    }
+    let (at, place) = bytes.par_chunks(piece).map(found).enumerate().find_first(|(_, found)| found.is_some())?;
+    place.map(|place| at * (piece / size) * format.block() + place)
+}
+
+/// From this byte on numbers of [`Format::Mxfp4`] can be too large.
+const LEAST_LARGE_POWER: u8 = 253;
+/// From this exponent on, in its place, those of [`Format::F8E4M3`]: of scales from 2^119 on not all.
+const LEAST_LARGE_SCALE: u16 = (127 + 119) << 7;
+
+/// The first number that is not finite among those of the blocks that `suspect` tells.
+fn floats(format: Format, bytes: &[u8], suspect: impl Fn(&[u8]) -> bool) -> Option<usize> {
+    let mut numbers = vec![0.0; format.block()];
+    let mut suspects = bytes.chunks_exact(format.block_bytes()).enumerate().filter(|(_, block)| suspect(block));
+    suspects.find_map(|(at, block)| {
+        decode(format, block, &mut numbers);
+        numbers.iter().position(|number| !number.is_finite()).map(|place| at * format.block() + place)
+    })
+}
+
+/// The first block of codes, or number, that is not finite.
+fn codes_or_numbers(format: Format, piece: &[u8]) -> Option<usize> {
+    let size = format.block_bytes();
+    match format {
         Format::F32 => plain::<4>(piece, 0x7f80_0000),
         Format::F16 => plain::<2>(piece, 0x7c00),
         Format::Bf16 => plain::<2>(piece, 0x7f80),
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => scales::<1>(piece, size, [0]),
         Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => scales::<2>(piece, size, [0, 2]),
         Format::Q6K => scales::<1>(piece, size, [208]),
-    };
-    if bytes.len() <= piece {
-        return found(bytes).map(|block| block * format.block());
+        // What floats are has its own way.
+        Format::Mxfp4 | Format::F8E4M3 => None,
     }
-    let (at, block) = bytes.par_chunks(piece).map(found).enumerate().find_first(|(_, found)| found.is_some())?;
-    block.map(|block| (at * (piece / size) + block) * format.block())
 }
 
 /// Numbers of `SIZE` bytes whose bits `exponent` are all set are not finite.
@@ -53,7 +85,6 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::decode;
 
     #[test]
     fn nan_and_infinity_are_found_in_every_plain_format_and_the_largest_numbers_are_not() {
@@ -80,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_block_of_codes_is_not_finite_exactly_where_its_first_number_is_not() {
-        for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+        let floats = [Format::Mxfp4, Format::F8E4M3];
+        for format in Format::ALL.into_iter().filter(|format| format.is_quantised() && !floats.contains(format)) {
             let (size, block) = (format.block_bytes(), format.block());
             // Every byte in turn has the exponent of a half-precision NaN; the rest are ones.
             for place in 0..size {
@@ -96,6 +128,46 @@ mod tests {
                     let expected = (finite == 0).then_some((count - 2) * block);
                     assert_eq!(first_not_finite(format, &bytes), expected, "{format} {place}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn of_codes_that_are_floats_each_number_counts() {
+        for (format, good, bad) in [
+            // Powers of two up to the largest that every code can be multiplied by, and those beyond.
+            (
+                Format::Mxfp4,
+                vec![vec![252], vec![0]],
+                vec![(vec![253], 31, 0x70), (vec![254], 16, 0xe1), (vec![255], 0, 0)],
+            ),
+            (
+                Format::F8E4M3,
+                vec![2.0_f32.powi(119).to_le_bytes().to_vec(), 0.0_f32.to_le_bytes().to_vec()],
+                vec![
+                    (1.0_f32.to_le_bytes().to_vec(), 77, 0x7f),
+                    (1.0_f32.to_le_bytes().to_vec(), 127, 0xff),
+                    (2.0_f32.powi(120).to_le_bytes().to_vec(), 5, 0xfe),
+                    (f32::INFINITY.to_le_bytes().to_vec(), 0, 0),
+                    (f32::NAN.to_le_bytes().to_vec(), 0, 0x30),
+                ],
+            ),
+        ] {
+            let size = format.block_bytes();
+            let block = |scale: &[u8], code: u8| [scale, &vec![code; size - scale.len()]].concat();
+            let largest = if format == Format::Mxfp4 { 0x7f } else { 0xfe };
+            for scale in &good {
+                assert_eq!(first_not_finite(format, &block(scale, largest).repeat(PIECE / size + 2)), None, "{format}");
+            }
+            for (scale, place, code) in bad {
+                let mut blocks = block(&good[1], largest).repeat(PIECE / size + 3);
+                let at = PIECE / size + 1;
+                let mut own = block(&scale, 0);
+                let byte = scale.len() + if format == Format::Mxfp4 { place % 16 } else { place };
+                own[byte] = code;
+                blocks[at * size..(at + 1) * size].copy_from_slice(&own);
+                let expected = Some(at * format.block() + place);
+                assert_eq!(first_not_finite(format, &blocks), expected, "{format} {scale:?}");
             }
         }
     }

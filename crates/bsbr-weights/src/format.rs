@@ -5,7 +5,7 @@ use std::fmt;
 /// How a file stores the numbers of a weight.
 ///
 /// Numbers are little-endian. Those of a quantised format come in blocks along a row, each with scales of its own: see
-/// [`crate::decode`] for what they mean. The layouts are those of ggml.
+/// [`crate::decode`] for what they mean. The layouts are those of ggml, which has no [`Format::F8E4M3`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// IEEE 754 single precision.
@@ -30,11 +30,15 @@ pub enum Format {
     Q5K,
     /// 256 codes of 6 bits; each 16 have a scale of 8 bits.
     Q6K,
+    /// 32 floats of 4 bits (E2M1) and a power of two (E8M0): MX of the Open Compute Project.
+    Mxfp4,
+    /// 128 floats of 8 bits (E4M3, without infinities) and a scale in single precision, which stands before them.
+    F8E4M3,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -46,6 +50,8 @@ impl Format {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Mxfp4,
+        Self::F8E4M3,
     ];
 
     /// The name that ggml gives it, which is also that of safetensors where that has the format.
@@ -62,6 +68,8 @@ impl Format {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::Mxfp4 => "MXFP4",
+            Self::F8E4M3 => "F8_E4M3",
         }
     }
 
@@ -74,7 +82,8 @@ impl Format {
     pub const fn block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Mxfp4 => 32,
+            Self::F8E4M3 => 128,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -92,12 +101,19 @@ impl Format {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Mxfp4 => 17,
+            Self::F8E4M3 => 132,
         }
     }
 
     /// Whether its numbers are codes that share the scales of their block.
     pub const fn is_quantised(self) -> bool {
         self.block() > 1
+    }
+
+    /// Whether they are multiples of those scales by integers of 8 bits, as [`crate::Group`] has them.
+    pub const fn has_groups(self) -> bool {
+        self.is_quantised() && !matches!(self, Self::F8E4M3)
     }
 
     /// Bits that a number takes, its share of the scales included.

@@ -15,7 +15,7 @@ mod finite;
 mod format;
 mod matrix;
 
-pub use decode::{Group, decode};
+pub use decode::{Group, TWICE_E2M1, decode, e4m3, half_e8m0};
 pub use encode::{EncodeError, encode};
 pub use finite::first_not_finite;
 pub use format::{Arithmetic, Format};

@@ -1,5 +1,7 @@
 //! Making the statistics of a cache, with a calibrated basis or without.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 
 use super::{AttentionCache, CacheConfig};
@@ -39,6 +41,21 @@ impl AttentionCache {
         Ok(self)
     }
 
+    /// The empty cache with a [sink](crate::AttentionOptions::sink_logits) for each query head in its options.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Config`] if there are more or fewer than heads, or one that is not finite; [`AttentionError::Input`] if the
+    /// cache is not empty.
+    pub fn with_sink_logits(mut self, sinks: Arc<[f32]>) -> Result<Self, AttentionError> {
+        if !self.is_empty() {
+            return Err(AttentionError::Input("sinks must be given before the first token".into()));
+        }
+        self.config.options.sink_logits = Some(sinks);
+        self.config.validate()?;
+        Ok(self)
+    }
+
     /// The empty cache with a gate for each query head, `[heads]`.
     ///
     /// # Errors
@@ -66,7 +83,7 @@ pub(super) fn new_statistics(config: &CacheConfig, basis: Option<Tensor<3>>, dev
         .attention
         .as_ref()
         .filter(|attention| attention.retrieval != Retrieval::None && !attention.uses_index())?;
-    let CacheConfig { batch, heads, kv_heads, head_dim, options, .. } = *config;
+    let CacheConfig { batch, heads, kv_heads, head_dim, ref options, .. } = *config;
     let dtype = config.computed();
     let compression = Compression::new(attention.compression_factor);
     let kept = Kept {

@@ -115,6 +115,7 @@ fn causal_options(options: &AttentionOptions, heads: usize) -> CausalOptions {
         softcap: options.softcap.map(|cap| cap as f32),
         window: options.window,
         slopes: options.alibi.map(slopes),
+        sink_logits: options.sink_logits.as_ref().map(|sinks| sinks.to_vec()),
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn attend(
     if !here || !attention.is_none_or(super::covers) {
         return None;
     }
-    let problem = Problem { attention: attention.cloned(), options: *options };
+    let problem = Problem { attention: attention.cloned(), options: options.clone() };
     if !tracked {
         let memory = [Memory::new(query)?, Memory::new(keys)?, Memory::new(values)?];
         return Some(super::tensor(whole(&memory, &problem).0, query.dims()));
@@ -106,7 +106,8 @@ fn whole(memory: &[Memory; 3], problem: &Problem) -> (Vec<f32>, Vec<f32>) {
             let some = first..(first + step).min(kv_heads);
             let some_queries = some.start * group..some.end * group;
             let slopes = options.slopes.as_ref().map(|slopes| slopes[some_queries.clone()].to_vec());
-            let options = CausalOptions { slopes, ..options.clone() };
+            let sink_logits = options.sink_logits.as_ref().map(|sinks| sinks[some_queries.clone()].to_vec());
+            let options = CausalOptions { slopes, sink_logits, ..options.clone() };
             let (keys, values) = (keys.some_heads(row, some.clone()), values.some_heads(row, some));
             let query = query.some_heads(row, some_queries.clone());
             let index = index_of(query, keys, values, problem);

@@ -40,7 +40,10 @@ pub(crate) fn read_by_index(
     let choice = Choice { tile, view: &view, queries: &queries, candidates, attention, options };
 
     let (blocks, far) = (choice.blocks(), choice.far_sections());
-    let exact: Vec<Tensor<5>> = parts.iter().map(|part| part.logits.clone().inner().cast(DType::F32)).collect();
+    // What a token reads anyway: a sink takes its share of the whole as a key does.
+    let sinks = parts.first().and_then(|part| options.sink_column(&part.logits));
+    let exact = parts.iter().map(|part| part.logits.clone()).chain(sinks);
+    let exact: Vec<Tensor<5>> = exact.map(|logits| logits.inner().cast(DType::F32)).collect();
     let total = choice.total(exact, &blocks, far.as_ref());
     let open = far.as_ref().map(|far| choice.opened(far, &total));
     let passed = choice.passed(&blocks, open.as_ref(), &total);
@@ -58,7 +61,7 @@ pub(crate) fn read_by_index(
             parts.push(choice.closed_sections(far, open));
         }
     }
-    (combine(parts, None, (tile.start, watch)).0, chosen)
+    (combine(parts, None, options, (tile.start, watch)).0, chosen)
 }
 
 /// Everything a tile chooses by.

@@ -112,14 +112,21 @@ pub(crate) enum Values {
     PerChoice(Tensor<3>),
 }
 
-/// One softmax over the columns of all parts. Returns the output `[batch, kv_heads, group, tokens, head_dim]` and the
-/// weights of the part `weighed`, for whoever adds to its values. `start` is where the first token stands, for who watches.
+/// One softmax over the columns of all parts, and that of the sinks. Returns the output `[batch, kv_heads, group, tokens, head_dim]`
+/// and the weights of the part `weighed`, for whoever adds to its values. `start` is where the first token stands, for who watches.
 pub(crate) fn combine(
     parts: Vec<Part>,
     weighed: Option<usize>,
+    options: &AttentionOptions,
     (start, watch): (usize, Option<&mut Watch>),
 ) -> (Tensor<5>, Option<Tensor<5>>) {
     let (mut logits, mut read_of, mut columns) = (Vec::new(), Vec::new(), Vec::new());
+    // First, so that what is behind the last part is nothing.
+    if let Some(sinks) = parts.first().and_then(|part| options.sink_column(&part.logits)) {
+        logits.push(sinks);
+        columns.push(Columns::Sink);
+    }
+    let mut at = logits.len();
     for part in parts {
         read_of.push((part.logits.dims()[4], part.values));
         logits.push(part.logits);
@@ -136,7 +143,6 @@ pub(crate) fn combine(
     };
     let mut output: Option<Tensor<5>> = None;
     let mut weighed_weights = None;
-    let mut at = 0;
     for (index, (columns, values)) in read_of.into_iter().enumerate() {
         let weight = weights.clone().narrow(4, at, columns);
         at += columns;
@@ -153,7 +159,7 @@ pub(crate) fn combine(
     (output, weighed_weights)
 }
 
-/// Log of the sum of the exponentials of every column, `[batch, kv_heads, group, tokens, 1]`.
+/// Log of the sum of the exponentials of every column, `[batch, kv_heads, group, tokens, 1]`, that of the sinks left out.
 pub(crate) fn log_mass(logits: Vec<Tensor<5>>) -> Tensor<5> {
     let logits = Tensor::cat(logits, 4);
     let highest = logits.clone().max_dim(4);

@@ -3,7 +3,7 @@
 
 use super::{
     Case, Inputs,
-    naive::{Vector, centred, dot, mean, softmax},
+    naive::{Vector, centred, dot, mean, softmax, softmax_beside},
 };
 
 /// What one KV head remembers behind the local region.
@@ -37,7 +37,7 @@ impl Case {
                 let read: Vec<usize> = (0..=t).filter(exact).collect();
                 for h in kv * group..(kv + 1) * group {
                     let logits: Vec<f64> = read.iter().map(|&i| self.key_score(inputs, (b, h, t), i, None)).collect();
-                    for (&i, weight) in read.iter().zip(softmax(&logits)) {
+                    for (&i, weight) in read.iter().zip(softmax_beside(self.sink(h), &logits)) {
                         shares[i] += weight / watching as f64;
                     }
                 }
@@ -108,7 +108,7 @@ impl Case {
             states.push(centred(&keys, &block_values, &mean_key, &mean_value));
             values.push(mean_value);
         }
-        let weights = softmax(&logits);
+        let weights = softmax_beside(self.sink(h), &logits);
         let far: f64 = weights[exact.len()..].iter().sum();
         let mixture = softmax(&mixture);
         (0..self.head_dim)

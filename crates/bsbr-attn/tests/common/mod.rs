@@ -5,7 +5,7 @@ pub(crate) mod index;
 mod kept;
 pub(crate) mod naive;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bsbr_attn::{
     AttentionCache, AttentionOptions, BlockAttentionConfig, CacheConfig, Far, FarPositions, Kernel, Meta, Retrieval,
@@ -194,7 +194,7 @@ impl Case {
         let meta = attention.and_then(|_| self.meta(inputs, 0..self.tokens, runner));
         match runner.kernel {
             Kernel::Fastest if attention.is_none() || self.far.is_none() => {
-                bsbr_attn::attend(query, keys, values, meta, attention, self.options)
+                bsbr_attn::attend(query, keys, values, meta, attention, self.options.clone())
             }
             Kernel::Fastest | Kernel::Plain => {
                 let case = Self { batch: query.dims()[0], ..self.clone() };
@@ -210,7 +210,8 @@ impl Case {
     }
 
     pub(crate) fn cache_config(&self) -> CacheConfig {
-        let Self { batch, heads, kv_heads, head_dim, options, stored, .. } = *self;
+        let Self { batch, heads, kv_heads, head_dim, stored, .. } = *self;
+        let options = self.options.clone();
         let (attention, dtype, kernel) = (Some(self.config.clone()), DType::F32, Kernel::Fastest);
         CacheConfig { batch, heads, kv_heads, head_dim, options, attention, dtype, stored, kernel }
     }
@@ -263,12 +264,27 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
 fn model_options(window: usize) -> impl Strategy<Value = AttentionOptions> {
     let window = prop::option::weighted(0.3, 3usize..=window);
     let alibi = prop::option::weighted(0.3, select(vec![1.0, 0.3]));
-    (window, prop::option::weighted(0.3, 2.0..6.0f64), alibi).prop_map(|(window, softcap, alibi)| AttentionOptions {
-        softcap,
-        window,
-        alibi,
-        ..AttentionOptions::new(1)
+    let sinks = prop::option::weighted(0.4, select(vec![-3.0f32, 0.0, 1.5, 4.0]));
+    (window, prop::option::weighted(0.3, 2.0..6.0f64), alibi, sinks).prop_map(|(window, softcap, alibi, sink)| {
+        AttentionOptions {
+            softcap,
+            window,
+            alibi,
+            sink_logits: sink.map(|sink| sinks_from(sink, 1)),
+            ..AttentionOptions::new(1)
+        }
     })
+}
+
+/// Sinks of so many heads, all different.
+pub(crate) fn sinks_from(first: f32, heads: usize) -> Arc<[f32]> {
+    (0..heads).map(|h| first - 0.7 * h as f32).collect()
+}
+
+/// The options of a model of which only one head is known yet.
+fn for_heads(options: AttentionOptions, heads: usize, head_dim: usize) -> AttentionOptions {
+    let sink_logits = options.sink_logits.map(|sinks| sinks_from(sinks[0], heads));
+    AttentionOptions { scale: AttentionOptions::new(head_dim).scale, sink_logits, ..options }
 }
 
 fn select<T: Clone + std::fmt::Debug + 'static>(values: Vec<T>) -> impl Strategy<Value = T> {
@@ -333,7 +349,7 @@ pub(crate) fn index_cases() -> impl Strategy<Value = Case> {
             // Keys that are turned to other positions are no longer among the numbers of the type.
             let stored = if far.is_some() { DType::F32 } else { stored };
             let far = far_positions(far, &config, head_dim);
-            let options = AttentionOptions { scale: AttentionOptions::new(head_dim).scale, ..options };
+            let options = for_heads(options, heads, head_dim);
             Case { batch, heads, kv_heads, head_dim, tokens, config, options, seed, far, stored }
         },
     )
@@ -383,7 +399,7 @@ pub(crate) fn other_cases() -> impl Strategy<Value = Case> {
             let far = far_positions(far.filter(|_| rotary), &config, head_dim);
             // Keys that are turned to other positions are no longer among the numbers of the type.
             let stored = if far.is_some() { DType::F32 } else { stored };
-            let options = AttentionOptions { scale: AttentionOptions::new(head_dim).scale, ..options };
+            let options = for_heads(options, heads, head_dim);
             let tokens = length.min(12 * chunk_size);
             Case { batch, heads, kv_heads, head_dim, tokens, config, options, seed, far, stored }
         },

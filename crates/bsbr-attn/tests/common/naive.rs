@@ -25,6 +25,12 @@ pub(crate) fn softmax(logits: &[f64]) -> Vec<f64> {
     weights.iter().map(|w| w / sum).collect()
 }
 
+/// The same with one more column, which is left out.
+pub(crate) fn softmax_beside(sink: Option<f64>, logits: &[f64]) -> Vec<f64> {
+    let all: Vec<f64> = logits.iter().copied().chain(sink).collect();
+    softmax(&all)[..logits.len()].to_vec()
+}
+
 /// Pairs of dimensions turned by so many positions.
 fn turned(mut row: Vector, frequencies: &[f64], by: f64) -> Vector {
     for (i, frequency) in frequencies.iter().enumerate() {
@@ -117,6 +123,11 @@ impl Case {
         } else {
             0.5_f64.powf(4.0 / power as f64 * (2 * (h - power) + 1) as f64)
         }
+    }
+
+    /// The sink of a head.
+    pub(crate) fn sink(&self, h: usize) -> Option<f64> {
+        self.options.sink_logits.as_ref().map(|sinks| f64::from(sinks[h]))
     }
 
     /// Score of a key that stands at `position` for the token at `t`.
@@ -238,7 +249,7 @@ impl Case {
                     }
                 }
                 if config.far == Far::State {
-                    let weights = softmax(&logits);
+                    let weights = softmax_beside(self.sink(h), &logits);
                     for (column, j) in state_reads {
                         for x in 0..self.head_dim {
                             let read: f64 = (0..self.head_dim).map(|y| q[y] * blocks[j].state[y][x]).sum();
@@ -261,7 +272,7 @@ impl Case {
                 let factor = if additive {
                     config.additive_gate
                 } else {
-                    self.options.scale * softmax(&logits)[near..].iter().sum::<f64>()
+                    self.options.scale * softmax_beside(self.sink(h), &logits)[near..].iter().sum::<f64>()
                 };
                 for (block, p) in seen.iter().zip(&mixture) {
                     let matrix = if additive { &block.raw_state } else { &block.state };
@@ -272,7 +283,7 @@ impl Case {
                 }
             }
         }
-        let weights = softmax(&logits);
+        let weights = softmax_beside(self.sink(h), &logits);
         for (w, v) in weights.iter().zip(&values) {
             for x in 0..self.head_dim {
                 add[x] += w * v[x];

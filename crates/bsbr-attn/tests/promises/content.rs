@@ -115,7 +115,7 @@ fn share_of(marked: Range<usize>, score: f32) -> Vec<f64> {
     let options = AttentionOptions { scale: 1.0, alibi: Some(1.0), ..AttentionOptions::new(2) };
     let shares = devices().into_iter().map(|device| {
         let [query, keys, values] = [&query, &keys, &values].map(|rows| rows.tensor(&device));
-        let read = attend(query, keys, values, None, Some(&config), options).unwrap();
+        let read = attend(query, keys, values, None, Some(&config), options.clone()).unwrap();
         let data = read.narrow(2, TOKENS - 1, 1).try_into_vec_as::<f32>().unwrap();
         data.chunks_exact(2).map(|row| f64::from(row[0])).collect::<Vec<_>>()
     });

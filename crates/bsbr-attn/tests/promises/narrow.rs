@@ -28,7 +28,7 @@ fn tensors(inputs: &Inputs, dtype: DType) -> [Tensor<4>; 3] {
 
 fn read(case: &Case, inputs: &Inputs, dtype: DType, attention: Option<&BlockAttentionConfig>) -> Tensor<4> {
     let [query, keys, values] = tensors(inputs, dtype);
-    let output = attend(query, keys, values, None, attention, case.options).unwrap();
+    let output = attend(query, keys, values, None, attention, case.options.clone()).unwrap();
     assert_eq!(output.dtype(), dtype);
     output.cast(DType::F32)
 }

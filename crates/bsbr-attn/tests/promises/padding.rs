@@ -77,7 +77,7 @@ proptest! {
             for attention in [Some(&case.config), None] {
                 let of = |rows: &Rows| filled(rows, &mask, garbage).tensor(&device);
                 let (query, keys, values) = (of(&inputs.query), of(&inputs.keys), of(&inputs.values));
-                let output = attend_padded(query, keys, values, &padding, attention, case.options).unwrap();
+                let output = attend_padded(query, keys, values, &padding, attention, case.options.clone()).unwrap();
                 for (b, mask) in mask.iter().enumerate() {
                     assert_row(&case, &inputs, attention, mask, output.clone().narrow(0, b, 1), b, &device)?;
                 }
@@ -140,7 +140,7 @@ fn assert_row(
     let real: Vec<usize> = (0..mask.len()).filter(|&t| mask[t]).collect();
     let of = |rows: &Rows| packed(rows, b, &real, device);
     let (query, keys, values) = (of(&inputs.query), of(&inputs.keys), of(&inputs.values));
-    let expected = bsbr_attn::attend(query, keys, values, None, attention, case.options).unwrap();
+    let expected = bsbr_attn::attend(query, keys, values, None, attention, case.options.clone()).unwrap();
     for (at, &t) in real.iter().enumerate() {
         let error = difference(output.clone().narrow(2, t, 1), expected.clone().narrow(2, at, 1));
         prop_assert!(error <= 1e-5, "column {t} of row {b} differs from token {at} alone by {error}");

@@ -132,6 +132,7 @@ fn read_experts(
     let groups = ExpertGroups { count: number("n_group", 1)?, kept: number("topk_group", 1)? };
     let router = RouterConfig {
         kind: RouterKind::Sigmoid,
+        bias: false,
         correction: true,
         groups: Some(groups).filter(|groups| groups.count != 1),
         normalised: experts::read_normalised(config, normalised)?,

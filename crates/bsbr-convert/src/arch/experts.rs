@@ -36,7 +36,7 @@ const DOWN: &str = "layers.{i}.mlp.experts.{e}.down.weight";
 const ROUTER: &str = "layers.{i}.mlp.router.weight";
 pub(super) const CORRECTION: &str = "layers.{i}.mlp.router.correction";
 
-const UNSTACK: Op = Unstack { count: Experts };
+pub(super) const UNSTACK: Op = Unstack { count: Experts };
 /// `[experts, gate and up, hidden]`, the rows of the gate first.
 const GATE_UP: Op = Split { groups: N(1), parts: &[ExpertSize, ExpertSize] };
 
@@ -162,8 +162,14 @@ pub(super) struct ExpertKeys {
 }
 
 /// Softmax over all; the weights of those chosen are normalised.
-pub(super) const NORMALISED_SOFTMAX: RouterConfig =
-    RouterConfig { kind: RouterKind::Softmax, correction: false, groups: None, normalised: Some(LEAST), scale: None };
+pub(super) const NORMALISED_SOFTMAX: RouterConfig = RouterConfig {
+    kind: RouterKind::Softmax,
+    bias: false,
+    correction: false,
+    groups: None,
+    normalised: Some(LEAST),
+    scale: None,
+};
 
 /// Less than the sum of the weights of any choice that means something.
 pub(super) const LEAST: f64 = 1e-20;
@@ -180,8 +186,15 @@ pub(super) fn read(
         None => keys::usize_of(config, names),
     };
     let (count, chosen, intermediate_size) = (size(keys.count)?, size(keys.chosen)?, size(keys.size)?);
-    model.decoder.experts =
-        Some(ExpertsConfig { count, chosen, intermediate_size, router, shared: None, dense_layers: Vec::new() });
+    model.decoder.experts = Some(ExpertsConfig {
+        count,
+        chosen,
+        intermediate_size,
+        router,
+        bias: false,
+        shared: None,
+        dense_layers: Vec::new(),
+    });
     model.flags.insert(SHARED_EXPERT, false);
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Granite: Llama's rules and four multipliers; mixtures of experts; the dense Granite 4 with gate and up in one tensor.
 
-use bsbr_model::LayerRotary;
+use bsbr_model::{LayerRotary, Positions};
 
 use super::experts::{self, ExpertKeys, GRANITE_EXPERTS, GRANITE_SHARED, NORMALISED_SOFTMAX};
 use super::keys::{self, Defaults};
 use super::llama::{self, LLAMA};
 use super::names::{
-    GATE_UP, LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV,
-    copy, map, table,
+    GATE_UP, LLAMA_ATTENTION_BIASES, LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_MLP_BIASES,
+    LLAMA_NORMS, LLAMA_OUTPUT, LLAMA_QKV, SINKS, copy, map, table,
 };
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -95,8 +95,64 @@ fn read_granite4(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     Ok(model)
 }
 
+/// Granite Swash: windows in three of four layers, sinks, and a rotary base for each layer.
+pub(super) const GRANITE_SWA: Architecture = Architecture {
+    id: "granite_swa",
+    model_types: &["granite_swa"],
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        LLAMA_QKV,
+        LLAMA_OUTPUT,
+        LLAMA_ATTENTION_BIASES,
+        SINKS,
+        LLAMA_MLP,
+        LLAMA_MLP_BIASES,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_swa,
+    ..LLAMA
+};
+
+fn read_swa(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    const DEFAULTS: Defaults =
+        Defaults { eps: ("rms_norm_eps", 1e-5), kv_heads: Some(4), max_positions: 8192, tied: true, ..Defaults::LLAMA };
+    let mut model = read_multiplied(config, &DEFAULTS)?;
+    let decoder = &mut model.decoder;
+    decoder.sink_logits = true;
+    let window = keys::window(config, 128)?;
+    decoder.windows = keys::layer_windows(config, decoder.layers, window, |layer| !layer.is_multiple_of(4))?;
+    const BASES: &str = "layer_rope_theta";
+    let Some(bases) = config.get(BASES).is_some().then(|| config.f64_list(BASES)).transpose()? else {
+        return Ok(model);
+    };
+    keys::one_for_each_layer(config, BASES, bases.len(), decoder.layers)?;
+    if !bases.iter().all(|base| base.is_finite() && *base >= 0.0) {
+        return Err(config.error(BASES, "numbers above 0, or 0 for a layer that does not rotate"));
+    }
+    let Positions::Rotary { theta, scaling, .. } = &decoder.positions else { return Ok(model) };
+    let rotary = |&base: &f64| match base {
+        0.0 => LayerRotary::Off,
+        base if base == *theta => LayerRotary::Global,
+        theta => LayerRotary::Local { theta },
+    };
+    let rotary: Vec<LayerRotary> = bases.iter().map(rotary).collect();
+    if scaling.is_some() && rotary.iter().any(|it| matches!(it, LayerRotary::Local { .. })) {
+        let expected = "0 or `rope_theta` in every layer, as rotary positions are scaled: a base of its own is not";
+        return Err(config.error(BASES, expected));
+    }
+    decoder.layer_rotary = rotary;
+    Ok(model)
+}
+
 fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let mut model = llama::read(config, &Defaults::LLAMA)?;
+    read_multiplied(config, &Defaults::LLAMA)
+}
+
+/// Llama's keys and four multipliers.
+fn read_multiplied(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let mut model = llama::read(config, defaults)?;
     let factor = |key: &str| Ok::<_, ConvertError>(config.optional_f64(key)?.filter(|&factor| factor != 1.0));
     let decoder = &mut model.decoder;
     decoder.attention_scale = config.optional_f64("attention_multiplier")?.unwrap_or(1.0);

@@ -106,6 +106,7 @@ fn read_minimax_m2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     };
     let router = RouterConfig {
         kind: RouterKind::Sigmoid,
+        bias: false,
         correction: true,
         groups: None,
         normalised: Some(LEAST),

@@ -19,6 +19,7 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod helium;
@@ -115,6 +116,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     deepseek::DOTS1,
     hunyuan::HUNYUAN_MOE,
     mixtral::MINIMAX_M2,
+    gpt_oss::GPT_OSS,
+    granite::GRANITE_SWA,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -158,6 +158,9 @@ pub(super) const LLAMA_ATTENTION_BIASES: &[Rule] = &[
 ];
 const ATTENTION_BIAS: When = Flag("attention_bias");
 
+/// What stands beside the keys in every softmax.
+pub(super) const SINKS: &[Rule] = &[copy("{p}layers.{i}.self_attn.sinks", &["layers.{i}.attention.sink_logits"])];
+
 pub(super) const LLAMA_MLP: &[Rule] = &[
     copy("{p}layers.{i}.mlp.gate_proj.weight", &["layers.{i}.mlp.gate.weight"]),
     copy("{p}layers.{i}.mlp.up_proj.weight", &["layers.{i}.mlp.up.weight"]),

@@ -67,6 +67,7 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let jitter = config.optional_f64("router_jitter_noise")?.unwrap_or(0.01);
     let router = RouterConfig {
         kind: RouterKind::Sparsemixer { jitter },
+        bias: false,
         correction: false,
         groups: None,
         normalised: None,

@@ -11,7 +11,7 @@ use crate::tensors::numbers;
 /// A number format of GGUF, known by name and size. [`GgufKind::is_read`] says whether its numbers can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgufKind {
-    /// Its number in the file.
+    /// Its number in the file; `u32::MAX` for a format of other files alone.
     pub id: u32,
     /// Name as the tools print it.
     pub name: &'static str,
@@ -63,6 +63,9 @@ const KINDS: [GgufKind; 34] = [
     kind(41, "Q1_0", 128, 18),
 ];
 
+/// A format that no GGUF file has.
+const F8: GgufKind = kind(u32::MAX, "F8_E4M3", 128, 132);
+
 /// Largest block of a format that is read.
 const LARGEST_BLOCK: usize = 256;
 
@@ -74,7 +77,7 @@ impl GgufKind {
 
     /// The one that stands for a format of weights.
     pub(crate) fn of_format(format: Format) -> Option<Self> {
-        KINDS.into_iter().find(|kind| kind.name == format.name())
+        KINDS.into_iter().chain([F8]).find(|kind| kind.name == format.name())
     }
 
     /// What its numbers mean, where they can be read.

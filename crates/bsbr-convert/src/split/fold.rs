@@ -17,6 +17,7 @@ use crate::export::{assembled, check_names, exported_index};
 use crate::files::INDEX;
 use crate::json::ConfigFile;
 use crate::output::{Replaceable, Staging};
+use crate::scaled;
 use crate::tensors::{
     Recipe, SafetensorsFile, TensorDeclaration, TensorFile, TensorFileWriter, TensorRef, exported_header, header_text,
 };
@@ -51,6 +52,13 @@ pub fn fold(
     let (plan, headers) = recorded_plan(compressed)?;
     let record = model.record();
     check_names(record, &compressed.join(crate::checkpoint::RECORD))?;
+    let entries: Vec<_> = headers.iter().flat_map(|header| &header.tensors).collect();
+    let source = ConfigFile::open(&compressed.join(SOURCE_CONFIG))?;
+    if let Some(scaled) = scaled::of_checkpoint(compressed, &source, &entries)?.into_iter().next() {
+        let (dir, found) = (compressed.to_owned(), "factors, or numbers beside some that are".to_owned());
+        let weight = plan.reading(&scaled.codes).map_or_else(String::new, |(step, _)| step.targets[0].name.clone());
+        return Err(ConvertError::CodesGone { dir, tensor: scaled.codes, weight, found });
+    }
     let weights = record.files.iter().map(|file| file.exported().0.to_owned()).collect();
     let staging = Staging::begin(output, force, Replaceable::checkpoint(weights, false))?;
     // Weights that are joined with one made of factors go with it.

@@ -79,7 +79,9 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
             if shapes.len() != places.len() || shapes.iter().any(|shape| shape[0] != inputs) {
                 return fail(format!("`{}` becomes more than linear layers of one input", tensor.name));
             }
-            let path = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+            // Codes have the path of the numbers they stand for.
+            let ends = [".weight", "_blocks"].into_iter();
+            let path = ends.filter_map(|end| tensor.name.strip_suffix(end)).next().unwrap_or(&tensor.name);
             let path = if groups.len() > 1 { format!("{path}.{number}") } else { path.to_owned() };
             let targets: Vec<(LinearPlace, usize)> =
                 places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::coded::CodedFile;
 use super::file::SafetensorsFile;
+use super::formed::{FormedBytes, FormedFile};
 use super::header::{Header, TensorEntry};
 use super::map::{Mapping, SharedPart};
+use super::recipe::TensorRef;
 use super::torch::TorchFile;
 use crate::ConvertError;
 use crate::gguf::{GgufFile, GgufKind, Stored, StoredBytes};
@@ -56,6 +58,7 @@ pub(crate) enum TensorFile {
     Coded(CodedFile),
     Torch(TorchFile),
     Gguf(GgufFile),
+    Formed(FormedFile),
 }
 
 impl TensorFile {
@@ -64,6 +67,7 @@ impl TensorFile {
             Self::Safetensors(_) | Self::Coded(_) => FileFormat::Safetensors,
             Self::Torch(_) => FileFormat::Pytorch,
             Self::Gguf(_) => FileFormat::Gguf,
+            Self::Formed(file) => file.as_it_is().format(),
         }
     }
 
@@ -74,6 +78,7 @@ impl TensorFile {
             Self::Coded(file) => file.file().path(),
             Self::Torch(file) => file.path(),
             Self::Gguf(file) => file.path(),
+            Self::Formed(file) => file.as_it_is().path(),
         }
     }
 
@@ -89,6 +94,7 @@ impl TensorFile {
             Self::Coded(file) => file.file().len(),
             Self::Torch(file) => file.len(),
             Self::Gguf(file) => file.len(),
+            Self::Formed(file) => file.as_it_is().len(),
         }
     }
 
@@ -99,6 +105,7 @@ impl TensorFile {
             Self::Coded(file) => file.header(),
             Self::Torch(file) => file.header(),
             Self::Gguf(file) => file.header(),
+            Self::Formed(file) => file.header(),
         }
     }
 
@@ -112,6 +119,7 @@ impl TensorFile {
         match self {
             Self::Gguf(file) => file.stored(tensor),
             Self::Coded(file) => file.stored(tensor),
+            Self::Formed(file) => file.stored(tensor),
             Self::Safetensors(_) | Self::Torch(_) => None,
         }
     }
@@ -123,8 +131,43 @@ impl TensorFile {
             Self::Safetensors(file) => Some((file.whole()?, file.place(tensor))),
             Self::Coded(file) => Some((file.file().whole()?, file.file().place(tensor))),
             Self::Gguf(file) => file.shared(tensor)?,
+            Self::Formed(file) => file.shared(tensor)?,
             Self::Torch(_) => None,
         })
+    }
+
+    /// The file without what it presents in place of what stands there.
+    pub(crate) fn as_it_is(&self) -> &Self {
+        match self {
+            Self::Formed(file) => file.as_it_is(),
+            file => file,
+        }
+    }
+
+    /// What stands in the file under this name, where that is not among its tensors.
+    pub(crate) fn standing(&self, name: &str) -> Option<TensorRef<'_>> {
+        match self {
+            Self::Formed(file) => file.standing(name),
+            _ => None,
+        }
+    }
+
+    /// Whether a tensor is read as a copy of all its bytes.
+    pub(crate) fn is_copied(&self, tensor: &TensorEntry) -> bool {
+        match self {
+            Self::Torch(_) => true,
+            Self::Formed(file) => !file.is_formed(tensor) && file.as_it_is().is_copied(tensor),
+            _ => false,
+        }
+    }
+
+    /// Whether a tensor lies in the file as it is, to be mapped.
+    pub(crate) fn is_mapped(&self, tensor: &TensorEntry) -> bool {
+        match self {
+            Self::Torch(_) => false,
+            Self::Formed(file) => !file.is_formed(tensor) && file.as_it_is().is_mapped(tensor),
+            _ => true,
+        }
     }
 
     /// The bytes of a tensor of this file.
@@ -134,6 +177,7 @@ impl TensorFile {
             Self::Coded(file) => file.read(tensor),
             Self::Torch(file) => file.read(tensor).map(TensorBytes::Copied),
             Self::Gguf(file) => file.map(tensor),
+            Self::Formed(file) => file.read(tensor),
         }
     }
 }
@@ -147,6 +191,8 @@ pub(crate) enum TensorBytes {
     Copied(Vec<u8>),
     /// Numbers of another format or in another order, mapped likewise and decoded where they are read.
     Stored(StoredBytes),
+    /// What stands for other numbers, decoded where they are read.
+    Formed(FormedBytes),
 }
 
 impl Deref for TensorBytes {
@@ -157,6 +203,7 @@ impl Deref for TensorBytes {
             Self::Mapped(mapping) => mapping,
             Self::Copied(bytes) => bytes,
             Self::Stored(stored) => stored,
+            Self::Formed(formed) => formed.standing(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod coded;
 mod copy;
 mod file;
 mod float;
+mod formed;
 mod header;
 mod map;
 mod recipe;
@@ -25,6 +26,7 @@ pub(crate) use copy::{Block, Pattern};
 #[cfg(test)]
 pub(crate) use copy::{bands, fill};
 pub(crate) use float::{is_weight_dtype, numbers, plain_dtype, plain_format};
+pub(crate) use formed::{present, presented};
 pub(crate) use map::{Mapping, SharedPart, WholeFile};
 pub(crate) use recipe::{BAND, OpenRecipe, Recipe, TensorRef};
 pub(crate) use rows::row_runs;

@@ -234,7 +234,7 @@ impl OpenRecipe<'_> {
         let source: &[u8] = match self.sources[block.source].as_ref()? {
             TensorBytes::Mapped(bytes) => bytes,
             TensorBytes::Copied(bytes) => bytes,
-            TensorBytes::Stored(_) => return None,
+            TensorBytes::Stored(_) | TensorBytes::Formed(_) => return None,
         };
         source.get(from..from + range.len() * size)
     }
@@ -256,6 +256,7 @@ impl OpenRecipe<'_> {
                 // One that is closed has no numbers here.
                 match &self.sources[block.source] {
                     Some(TensorBytes::Stored(source)) => source.fill(&mut out, &range, block, size),
+                    Some(TensorBytes::Formed(source)) => source.fill(&mut out, &range, block),
                     Some(source) => fill_block(&mut out, range.clone(), block, source, size),
                     None => {}
                 }

@@ -2,7 +2,7 @@
 
 use bsbr_weights::{Format, StoredMatrix, first_not_finite};
 
-use super::any::{TensorBytes, TensorFile};
+use super::any::TensorBytes;
 use super::copy::{Block, Pattern};
 use super::float::plain_format;
 use super::map::SharedPart;
@@ -141,9 +141,19 @@ impl<'a> Recipe<'a> {
                 open = Some((run.source, source.file.read(source.entry)?));
             }
             let Some((_, bytes)) = &open else { continue };
+            let step = (BAND / row.max(1)).max(1);
+            if let TensorBytes::Formed(formed) = bytes {
+                let (mut rows, end) = (Vec::new(), run.row + run.count);
+                for first in (run.row..end).step_by(step) {
+                    rows.clear();
+                    formed.rows(first..end.min(first + step), &mut rows);
+                    each(&rows)?;
+                }
+                continue;
+            }
             let bytes = &bytes[run.row * row..(run.row + run.count) * row];
             // Whole rows, as checks count numbers.
-            bytes.chunks((BAND / row.max(1)).max(1) * row.max(1)).try_for_each(&mut *each)?;
+            bytes.chunks(step * row.max(1)).try_for_each(&mut *each)?;
         }
         Ok(())
     }
@@ -207,7 +217,7 @@ impl<'a> Recipe<'a> {
 
     /// Whether the matrix is in a mapped file as it is wanted.
     pub(crate) fn is_in_place(&self) -> bool {
-        let mapped = |run: &RowRun| !matches!(self.sources[run.source].file, TensorFile::Torch(_));
+        let mapped = |run: &RowRun| self.sources[run.source].file.is_mapped(self.sources[run.source].entry);
         self.rows().is_some_and(|(_, runs)| matches!(&runs[..], [run] if mapped(run)))
     }
 
@@ -215,7 +225,7 @@ impl<'a> Recipe<'a> {
     fn is_all_of(&self, run: RowRun) -> bool {
         let source = &self.sources[run.source];
         let all = self.shape.iter().product::<usize>() == source.entry.elements();
-        run.row == 0 && all && matches!(source.file, TensorFile::Torch(_))
+        run.row == 0 && all && source.file.is_copied(source.entry)
     }
 
     /// The mapped file and the bytes in it, where they lie there as they are wanted.

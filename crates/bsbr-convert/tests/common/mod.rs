@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 60] = [
+pub const BOTH_STYLES: [&str; 62] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -74,6 +74,8 @@ pub const BOTH_STYLES: [&str; 60] = [
     "hunyuan_v1_moe",
     "minimax_m2",
     "qwen3_vl_moe",
+    "gpt_oss",
+    "granite_swa",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
@@ -146,6 +148,9 @@ pub const NEWER_STYLE: [&str; 10] = [
     "qwen3_vl_moe_hub",
 ];
 
+/// Those with weights that are codes in one tensor and scales in another, in one style.
+pub const OF_CODES: [&str; 1] = ["gpt_oss_hub"];
+
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
 /// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.
 pub const PYTORCH: [&str; 2] = ["gpt2_bin_tied", "gpt2_legacy_bin"];
@@ -154,7 +159,7 @@ pub const PYTORCH: [&str; 2] = ["gpt2_bin_tied", "gpt2_legacy_bin"];
 pub fn all_fixtures() -> impl Iterator<Item = (&'static str, &'static str)> {
     let both =
         BOTH_STYLES.into_iter().chain(VARIANTS).flat_map(|name| [(name, "config.json"), (name, "config_v4.json")]);
-    both.chain(NEWER_STYLE.map(|name| (name, "config.json")))
+    both.chain(NEWER_STYLE.into_iter().chain(OF_CODES).map(|name| (name, "config.json")))
 }
 
 pub fn fixtures() -> PathBuf {

@@ -58,7 +58,7 @@ fn view(bytes: &[u8]) -> &'static str {
     if shown == 0 || shown > SMALL {
         return "not computed";
     }
-    let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None };
+    let options = CausalOptions { scale: 0.5, softcap: None, window: None, slopes: None, sink_logits: None };
     let (output, _) = causal_attention(heads, heads, heads, &options);
     assert_eq!(output.len() as u128, shown);
     // Each is a mean of numbers from 0 to 1.

@@ -3,7 +3,8 @@
 //!
 //! With `P` the weights, `o` the output and `g` its gradient: `dV = P^T g`, `dS = P (g V^T - g . o)`, `dQ = scale dS K`,
 //! `dK = scale dS^T Q`. Mean keys and mean values are columns like any other, as the index has them; their gradients are spread
-//! over their tokens at the end, as if nothing had been rounded. Which keys a token chose is taken as given.
+//! over their tokens at the end, as if nothing had been rounded. Which keys a token chose is taken as given. A sink counts in the
+//! denominator and so in `P`; its own value is 0, and it is no input: it has no gradient here.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -148,7 +149,8 @@ impl WithSimd for PairBackward<'_> {
             load_queries(&forward.gradient, batch, group_heads.clone(), from..to, 1.0, &mut gradient);
             load_queries(&forward.output, batch, group_heads.clone(), from..to, 1.0, &mut outputs);
             let slopes = options.slopes.as_ref().map(|slopes| &slopes[group_heads.clone()]);
-            let tile = QueryTile { rows: &queries, group, tokens: to - from, start: from, slopes };
+            let sink_logits = options.sink_logits.as_ref().map(|sinks| &sinks[group_heads.clone()]);
+            let tile = QueryTile { rows: &queries, group, tokens: to - from, start: from, slopes, sink_logits };
             let pairs = gradient.chunks_exact(width).zip(outputs.chunks_exact(width));
             let delta: Vec<f32> = pairs.map(|(g, o)| g.iter().zip(o).map(|(g, o)| g * o).sum()).collect();
             let log_mass: Vec<f32> = (group_heads.clone())

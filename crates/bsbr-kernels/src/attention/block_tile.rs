@@ -124,13 +124,10 @@ pub(super) fn read_tile<'a, S: Simd>(
     let Scratch { highest, sum, output, exact, widened, retrieval: retrieval_scratch, .. } = scratch;
     output.clear();
     output.resize(rows * width, 0.0);
-    highest.clear();
     match log_mass {
-        Some(log_mass) => highest.extend_from_slice(log_mass),
-        None => highest.resize(rows, f32::NEG_INFINITY),
+        Some(log_mass) => tile.begin_again(log_mass, highest, sum),
+        None => tile.begin(highest, sum),
     }
-    sum.clear();
-    sum.resize(rows, 0.0);
     let mut sums = Sums { highest, sum, output, final_mass: log_mass.is_some() };
     read_exactly(simd, tile, head, options, &runs, (exact, widened), &mut sums);
     let mut retrieved = Retrieved::default();

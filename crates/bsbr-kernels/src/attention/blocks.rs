@@ -214,7 +214,8 @@ pub fn block_attention_into(
             group,
             tokens: task.tokens.len(),
             start: begin + task.tokens.start,
-            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads]),
+            slopes: options.slopes.as_ref().map(|slopes| &slopes[group_heads.clone()]),
+            sink_logits: options.sink_logits.as_ref().map(|sinks| &sinks[group_heads]),
         };
         let head = Head {
             keys: input.keys.head(batch, kv_head),

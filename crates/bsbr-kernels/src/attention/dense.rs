@@ -64,12 +64,14 @@ pub fn causal_attention<'a>(
         let (first, end) = (call.start + task.tokens.start, call.start + task.tokens.end);
         call.read(task.pair, task.tokens.clone(), options.first_visible(first)..end, scratch);
         let count = task.tokens.len();
-        let rows = scratch.sums.chunks_exact(count).zip(scratch.output.chunks_exact(count * width));
-        for ((output, log_mass), (sums, read)) in task.outputs.iter_mut().zip(rows) {
-            let rows = output.chunks_exact_mut(width.max(1)).zip(read.chunks_exact(width.max(1)));
-            for (((output, read), log_mass), sum) in rows.zip(log_mass.iter_mut()).zip(sums) {
-                output.iter_mut().zip(read).for_each(|(output, read)| *output = read / sum.weights);
-                *log_mass = sum.weights.ln() + sum.highest;
+        let Sums { output: read, highest, sum } = &scratch.sums;
+        for (g, (output, log_mass)) in task.outputs.iter_mut().enumerate() {
+            let rows = g * count..(g + 1) * count;
+            let read = &read[rows.start * width..rows.end * width];
+            let outputs = output.chunks_exact_mut(width).zip(read.chunks_exact(width)).zip(log_mass.iter_mut());
+            for (((output, read), log_mass), row) in outputs.zip(rows) {
+                output.iter_mut().zip(read).for_each(|(output, read)| *output = read / sum[row]);
+                *log_mass = sum[row].ln() + highest[row];
             }
         }
     });
@@ -94,6 +96,7 @@ impl Call<'_> {
         let [_, kv_heads, ..] = self.keys.dims();
         let (batch, kv_head) = (pair / kv_heads, pair % kv_heads);
         let heads = kv_head * self.group..(kv_head + 1) * self.group;
+        let begins = positions.start == self.options.first_visible(self.start + tokens.start);
         let mut queries = mem::take(&mut scratch.query);
         load_queries(&self.query, batch, heads.clone(), tokens.clone(), self.options.scale, &mut queries);
         let tile = QueryTile {
@@ -101,7 +104,9 @@ impl Call<'_> {
             group: self.group,
             tokens: tokens.len(),
             start: self.start + tokens.start,
-            slopes: self.options.slopes.as_ref().map(|slopes| &slopes[heads]),
+            slopes: self.options.slopes.as_ref().map(|slopes| &slopes[heads.clone()]),
+            // Counted once, whatever the keys are cut into.
+            sink_logits: self.options.sink_logits.as_ref().filter(|_| begins).map(|sinks| &sinks[heads]),
         };
         let (keys, values) = (self.keys.head(batch, kv_head), self.values.head(batch, kv_head));
         level::arch().dispatch(DenseTile { tile: &tile, positions, keys, values, options: self.options, scratch });
@@ -122,34 +127,36 @@ impl Call<'_> {
         let jobs: Vec<(usize, Range<usize>)> = jobs.collect();
         let read = jobs.into_par_iter().with_max_len(1).map_init(Scratch::default, |scratch, (pair, positions)| {
             self.read(pair, 0..tokens, positions, scratch);
-            (mem::take(&mut scratch.output), mem::take(&mut scratch.sums))
+            mem::take(&mut scratch.sums)
         });
-        let read: Vec<(Vec<f32>, Vec<Sum>)> = read.collect();
+        let read: Vec<Sums> = read.collect();
         let rows = self.group * tokens;
         let pairs = output.chunks_exact_mut((rows * width).max(1)).zip(log_mass.chunks_exact_mut(rows.max(1)));
         for ((output, log_mass), parts) in pairs.zip(read.chunks_exact(parts.len().max(1))) {
             for (row, (output, log_mass)) in output.chunks_exact_mut(width).zip(log_mass).enumerate() {
-                let highest = parts.iter().map(|(_, sums)| sums[row].highest).fold(f32::NEG_INFINITY, f32::max);
-                let mut weights = 0.0;
-                for (read, sums) in parts {
-                    let fade = (sums[row].highest - highest).exp();
-                    weights += fade * sums[row].weights;
-                    let read = &read[row * width..(row + 1) * width];
+                let highest = parts.iter().map(|part| part.highest[row]).fold(f32::NEG_INFINITY, f32::max);
+                let mut sum = 0.0;
+                for part in parts {
+                    let fade = (part.highest[row] - highest).exp();
+                    sum += fade * part.sum[row];
+                    let read = &part.output[row * width..(row + 1) * width];
                     output.iter_mut().zip(read).for_each(|(output, read)| *output += fade * read);
                 }
-                output.iter_mut().for_each(|output| *output /= weights);
-                *log_mass = weights.ln() + highest;
+                output.iter_mut().for_each(|output| *output /= sum);
+                *log_mass = sum.ln() + highest;
             }
         }
     }
 }
 
-/// The softmax of a row so far.
-#[derive(Clone, Copy)]
-struct Sum {
-    highest: f32,
-    /// Relative to the highest score.
-    weights: f32,
+/// The softmax of each row so far.
+#[derive(Default)]
+struct Sums {
+    /// Weighted sums of values, `[rows, width]`.
+    output: Vec<f32>,
+    highest: Vec<f32>,
+    /// Of weights relative to the highest score.
+    sum: Vec<f32>,
 }
 
 #[derive(Default)]
@@ -158,9 +165,7 @@ struct Scratch {
     scores: Vec<f32>,
     /// Keys or values of a step that were stored in fewer bytes.
     widened: Vec<f32>,
-    /// Weighted sums of values.
-    output: Vec<f32>,
-    sums: Vec<Sum>,
+    sums: Sums,
 }
 
 struct DenseTile<'a> {
@@ -180,11 +185,10 @@ impl WithSimd for DenseTile<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { tile, positions, keys, values, options, scratch } = self;
         let (rows, width) = (tile.count(), keys.width());
-        let Scratch { scores, widened, output, sums, .. } = scratch;
+        let Scratch { scores, widened, sums: Sums { output, highest, sum }, .. } = scratch;
         output.clear();
         output.resize(rows * width, 0.0);
-        sums.clear();
-        sums.resize(rows, Sum { highest: f32::NEG_INFINITY, weights: 0.0 });
+        tile.begin(highest, sum);
         let mut from = positions.start;
         while from < positions.end {
             let to = (from + KEYS).min(positions.end);
@@ -195,20 +199,20 @@ impl WithSimd for DenseTile<'_> {
             if cut {
                 mask_positions(tile, options, from..to, scores, columns, 0);
             }
-            for (row, sum) in sums.iter_mut().enumerate() {
+            for row in 0..rows {
                 let scores = &mut scores[row * columns..(row + 1) * columns];
-                let shift = sum.highest.max(vector::max(simd, scores));
+                let shift = highest[row].max(vector::max(simd, scores));
                 if shift <= LOWEST_SCORE {
                     // Nothing visible yet.
                     scores.fill(0.0);
                     continue;
                 }
-                let fade = (sum.highest - shift).exp();
-                if fade != 1.0 && sum.highest != f32::NEG_INFINITY {
+                let fade = (highest[row] - shift).exp();
+                if fade != 1.0 && highest[row] != f32::NEG_INFINITY {
                     vector::scale(simd, &mut output[row * width..(row + 1) * width], fade);
                 }
-                sum.weights = sum.weights * fade + vector::exp_sum(simd, scores, shift);
-                sum.highest = shift;
+                sum[row] = sum[row] * fade + vector::exp_sum(simd, scores, shift);
+                highest[row] = shift;
             }
             read(simd, scores, columns, 0, rows, (values.range(from..to), &mut *widened), output);
             from = to;

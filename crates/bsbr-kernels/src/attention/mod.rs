@@ -33,6 +33,9 @@ pub struct CausalOptions {
     pub window: Option<usize>,
     /// ALiBi: `slope (i - t)` is added to the score of position `i` for the token at `t`; one slope for each query head.
     pub slopes: Option<Vec<f32>>,
+    /// A score of each query head that stands beside those of the keys in every softmax, with a value of 0: it is not scaled,
+    /// capped or masked. Each is finite.
+    pub sink_logits: Option<Vec<f32>>,
 }
 
 impl CausalOptions {

@@ -46,6 +46,8 @@ pub(crate) struct QueryTile<'a> {
     pub(crate) start: usize,
     /// ALiBi slope of each head of the group.
     pub(crate) slopes: Option<&'a [f32]>,
+    /// Score of each head of the group that stands beside those of the keys.
+    pub(crate) sink_logits: Option<&'a [f32]>,
 }
 
 impl QueryTile<'_> {
@@ -57,6 +59,37 @@ impl QueryTile<'_> {
     #[inline(always)]
     pub(crate) fn position(&self, row: usize) -> usize {
         self.start + row % self.tokens
+    }
+
+    /// The beginning of the softmax of each row: its highest score and the sum of the weights relative to that. A sink is the first
+    /// column, of which nothing is read.
+    pub(crate) fn begin(&self, highest: &mut Vec<f32>, sum: &mut Vec<f32>) {
+        highest.clear();
+        sum.clear();
+        match self.sink_logits {
+            Some(sinks) => {
+                sinks.iter().for_each(|&sink| highest.resize(highest.len() + self.tokens, sink));
+                sum.resize(self.count(), 1.0);
+            }
+            None => {
+                highest.resize(self.count(), f32::NEG_INFINITY);
+                sum.resize(self.count(), 0.0);
+            }
+        }
+    }
+
+    /// The same where the logarithm of the whole denominator of each row is known: weights are shares of it.
+    pub(crate) fn begin_again(&self, log_mass: &[f32], highest: &mut Vec<f32>, sum: &mut Vec<f32>) {
+        highest.clear();
+        highest.extend_from_slice(log_mass);
+        sum.clear();
+        match self.sink_logits {
+            Some(sinks) => {
+                let rows = log_mass.iter().enumerate();
+                sum.extend(rows.map(|(row, mass)| (sinks[row / self.tokens] - mass).exp()));
+            }
+            None => sum.resize(self.count(), 0.0),
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! makes is again [`Panels`], which the next can read: an MLP never leaves them.
 
 mod activation;
+mod clamped_gate;
 mod divergence;
 mod heads;
 mod level;
@@ -27,6 +28,7 @@ mod transpose;
 mod weights;
 
 pub use activation::{Activation, activate, activate_gated};
+pub use clamped_gate::clamp_gated;
 pub use divergence::{log_sum_exp, mean_gap};
 pub use heads::{HeadOrder, Rotation, write_heads};
 pub use level::in_pool;

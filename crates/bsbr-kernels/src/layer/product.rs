@@ -66,7 +66,7 @@ impl<'a> Linear<'a> {
 
     /// Whether few tokens are multiplied as codes.
     fn takes_codes(&self) -> bool {
-        self.arithmetic == Arithmetic::Int8 && self.weight.format().is_quantised()
+        self.arithmetic == Arithmetic::Int8 && self.weight.format().has_groups()
     }
 
     fn check(&self, inputs: usize) {

@@ -44,7 +44,7 @@ impl<'a> Heads<'a> {
         let set = rotary_set(&config.decoder, layer);
         Ok(Self {
             attention,
-            options: text.layers[layer].config().options,
+            options: text.layers[layer].config().options.clone(),
             heads: config.decoder.heads,
             kv_heads: config.decoder.kv_heads,
             head_dim: config.decoder.head_dim,
@@ -130,7 +130,10 @@ impl<'a> Heads<'a> {
             *score = logit;
             highest = highest.max(logit);
         }
-        let mut sum = 0.0;
+        // A sink takes its share and gives it to no position.
+        let sink = self.options.sink_logits.as_ref().map(|sinks| f64::from(sinks[head]));
+        highest = sink.map_or(highest, |sink| highest.max(sink));
+        let mut sum = sink.map_or(0.0, |sink| (sink - highest).exp());
         for score in &mut out[first..] {
             *score = (*score - highest).exp();
             sum += *score;

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm, Positions,
-    QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm,
+    Positions, QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 
@@ -44,6 +44,9 @@ pub struct DecoderConfig {
     pub activation: Activation,
     /// `down(act(gate x) * up x)` instead of `down(act(up x))`.
     pub gated_mlp: bool,
+    /// What is done to gate and up besides, where the activation is `silu` and there is a gate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clamped_gate: Option<ClampedGate>,
     /// Factor on `q . k`.
     pub attention_scale: f64,
     /// Divide `attention_scale` by `layer index + 1` as well.
@@ -52,6 +55,9 @@ pub struct DecoderConfig {
     pub attention_softcap: Option<f64>,
     /// Sliding window of each layer in tokens, the current one included; empty when no layer has one.
     pub windows: Vec<Option<usize>>,
+    /// Every softmax of attention has one more column, with a learned logit of each head and a value of 0.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sink_logits: bool,
     /// Query, key and value projections have biases.
     pub qkv_bias: bool,
     /// The attention output projection has a bias.
@@ -153,6 +159,16 @@ impl DecoderConfig {
             experts.validate(self.layers)?;
             if self.activation == Activation::Xielu {
                 return fail("experts", "are set, but the activation xielu is of one MLP".into());
+            }
+        }
+        if let Some(ClampedGate { limit, alpha }) = self.clamped_gate {
+            if self.activation != Activation::Silu || !self.gated_mlp {
+                return fail("clamped_gate", "is set, expected an MLP with a gate and the activation silu".into());
+            }
+            for (setting, value) in [("clamped_gate.limit", limit), ("clamped_gate.alpha", alpha)] {
+                if !(value.is_finite() && value > 0.0) {
+                    return fail(setting, format!("is {value}, expected a positive number"));
+                }
             }
         }
         if self.activation == Activation::Xielu && self.gated_mlp {

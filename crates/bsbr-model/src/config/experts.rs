@@ -10,7 +10,7 @@ const LARGEST_SIZE: usize = 1 << 30;
 
 /// Several MLPs in the place of one, of which each token goes through a few: their outputs are added, each times a weight.
 ///
-/// Experts have no biases; [`crate::DecoderConfig::mlp_bias`] is of dense layers and of the shared expert.
+/// [`crate::DecoderConfig::mlp_bias`] is of dense layers and of the shared expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsConfig {
@@ -22,6 +22,9 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// Which they are, and their weights.
     pub router: RouterConfig,
+    /// Their projections have biases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
     /// One more that every token goes through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<SharedExpert>,
@@ -30,12 +33,15 @@ pub struct ExpertsConfig {
     pub dense_layers: Vec<usize>,
 }
 
-/// From the scores `z = W x` of the experts to those a token goes through, and their weights.
+/// From the scores `z = W x + b` of the experts to those a token goes through, and their weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {
     /// What becomes of `z`, and how the choice is made.
     pub kind: RouterKind,
+    /// The scores have a bias.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
     /// A number for each expert is added to its score for the choice, not for its weight.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub correction: bool,

@@ -11,7 +11,7 @@ use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, RouterConfig, RouterKind, SharedExpert};
-pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
+pub use parts::{Activation, BlockConfig, BlockForm, ClampedGate, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
 use serde::{Deserialize, Serialize};
 

@@ -63,6 +63,17 @@ pub enum Activation {
     Xielu,
 }
 
+/// A gated MLP of which neither factor grows without end: with `g = min(gate x, limit)` and `u` = `up x` held between `-limit` and
+/// `limit`, it is `down((u + 1) g sigmoid(alpha g))`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClampedGate {
+    /// The bound.
+    pub limit: f64,
+    /// Factor within the sigmoid.
+    pub alpha: f64,
+}
+
 /// How attention and MLP are joined to the residual stream `x`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::{Packing, show};
 use crate::{
-    Activation, AdapterTarget, Projection,
+    Activation, AdapterTarget, ClampedGate, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
     rotary::Places,
     stored::Weight,
@@ -423,6 +423,12 @@ impl<'a> WholeMlp<'a> {
             Some(gate) => Some(Layer::of(gate)?),
             None => None,
         };
+        if let Some(ClampedGate { limit, alpha }) = mlp.clamped_gate {
+            let mut made = project(x, &[&up, gate.as_ref()?]).into_iter();
+            let (mut inner, gate) = (made.next()?, made.next()?);
+            layer::clamp_gated(limit as f32, alpha as f32, &mut inner, &gate);
+            return Some(Self { inner, mlp, down });
+        }
         let activation = match (mlp.activation, mlp.xielu) {
             (Activation::GeluTanh, _) => layer::Activation::GeluTanh,
             (Activation::GeluErf, _) => layer::Activation::GeluErf,

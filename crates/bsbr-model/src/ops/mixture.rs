@@ -2,7 +2,10 @@
 
 mod choice;
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn::{
+    module::Param,
+    tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation},
+};
 
 use self::choice::{Choice, choose};
 use super::{Packing, linear};
@@ -29,7 +32,8 @@ pub(super) fn forward(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Ten
 /// What the chosen experts give.
 fn routed(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
     let router = &mixture.config.router;
-    let scores = linear(x.clone(), Weight::Tensor(mixture.router.weight.val()), None, packing);
+    let bias = mixture.router.bias.as_ref().map(Param::val);
+    let scores = linear(x.clone(), Weight::Tensor(mixture.router.weight.val()), bias, packing);
     let [tokens, count] = scores.dims();
     // Which experts they are has no gradient, how much they weigh has.
     let Ok(numbers) = scores.clone().try_into_vec_as::<f64>() else {

@@ -35,11 +35,12 @@ fn an_mlp(inner: usize, device: &Device) -> Mlp {
         down: map(inner, HIDDEN, device).into(),
         activation: Activation::Silu,
         xielu: None,
+        clamped_gate: None,
     }
 }
 
 fn router(kind: RouterKind) -> RouterConfig {
-    RouterConfig { kind, correction: false, groups: None, normalised: None, scale: None }
+    RouterConfig { kind, bias: false, correction: false, groups: None, normalised: None, scale: None }
 }
 
 fn a_mixture(count: usize, chosen: usize, router: RouterConfig, device: &Device) -> Mixture {
@@ -56,6 +57,7 @@ fn a_mixture(count: usize, chosen: usize, router: RouterConfig, device: &Device)
             chosen,
             intermediate_size: INNER,
             router,
+            bias: false,
             shared: Some(SharedExpert { intermediate_size: 17, gate: true }),
             dense_layers: vec![],
         },

@@ -7,7 +7,7 @@ use burn::{
 
 use super::show;
 use crate::{
-    Activation, AdapterTarget, Projection,
+    Activation, AdapterTarget, ClampedGate, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections, Xielu},
     rotary::{Places, Rotation},
 };
@@ -118,7 +118,7 @@ pub(super) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: O
     let mut reduced = Vec::new();
     let up = mlp.up.forward_with(input.clone(), &mut reduced);
     let inner = match &mlp.gate {
-        Some(gate) => activate(gate.forward_with(input, &mut reduced), mlp) * up,
+        Some(gate) => gated(gate.forward_with(input, &mut reduced), up, mlp),
         None => activate(up, mlp),
     };
     show([Some(&mlp.down)], || inner.clone());
@@ -136,6 +136,13 @@ pub(super) fn add(x: Tensor<2>, branch: Tensor<2>, factor: f64) -> Tensor<2> {
 
 fn scaled(x: Tensor<2>, factor: f64) -> Tensor<2> {
     if factor == 1.0 { x } else { x * factor }
+}
+
+fn gated(gate: Tensor<2>, up: Tensor<2>, mlp: &Mlp) -> Tensor<2> {
+    let Some(ClampedGate { limit, alpha }) = mlp.clamped_gate else { return activate(gate, mlp) * up };
+    let gate = gate.clamp_max(limit);
+    let open = activation::sigmoid(gate.clone() * alpha);
+    (up.clamp(-limit, limit) + 1.0) * (gate * open)
 }
 
 fn activate(x: Tensor<2>, mlp: &Mlp) -> Tensor<2> {

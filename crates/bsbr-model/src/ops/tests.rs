@@ -10,7 +10,7 @@ use bsbr_weights::{Arithmetic, StoredMatrix};
 
 use super::*;
 use crate::{
-    Activation,
+    Activation, ClampedGate,
     modules::{EachHeadNorm, HeadNormalisation, LayerNormalisation, Xielu},
     rotary::Rotation,
 };
@@ -85,6 +85,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         query_norm: norm.clone(),
         key_norm: norm,
         norm_after_rotary: false,
+        sink_logits: None,
         meta_query: None,
         meta_key: None,
         state_basis: None,
@@ -100,6 +101,7 @@ fn an_mlp(activation: Activation, gate: bool, bias: bool, device: &Device) -> Ml
         down: map(50, HIDDEN, bias, device).into(),
         activation,
         xielu: Some(Xielu::of_stored([0.8, 0.3, 0.5, -1e-6])),
+        clamped_gate: None,
     }
 }
 
@@ -245,7 +247,10 @@ mod fused_and_plain {
         ] {
             for (at, tokens) in TOKENS.into_iter().enumerate() {
                 let gate = at % 2 == 0 && activation != Activation::Xielu;
-                let block = an_mlp(activation, gate, at % 3 == 0, &device);
+                let mut block = an_mlp(activation, gate, at % 3 == 0, &device);
+                // Bounds that some numbers reach and some do not.
+                let bounded = gate && activation == Activation::Silu && at > 0;
+                block.clamped_gate = bounded.then_some(ClampedGate { limit: 0.8, alpha: 1.702 });
                 let norm = &norms(HIDDEN, &device)[at % 5];
                 for (norm, factor) in [(None, None), (Some(norm), Some(1.0)), (Some(norm), Some(0.3))] {
                     let x = random([tokens, HIDDEN], &device);

@@ -34,6 +34,7 @@ impl<'a> Student<'a> {
         let device = decoder.device().autodiff();
         let tracked =
             DecoderCache::with_kernel(&decoder.config, &[tokens.len()], (decoder.kernel, DType::F32), &device)?;
+        let tracked = tracked.with_sinks(|layer| decoder.blocks[layer].attention.sink_logits.clone())?;
         let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
         let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
         let (x, rotations, temperature) = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber);
@@ -41,7 +42,7 @@ impl<'a> Student<'a> {
     }
 
     fn options(&self, layer: usize) -> AttentionOptions {
-        self.cache.texts[0].layers[layer].config().options
+        self.cache.texts[0].layers[layer].config().options.clone()
     }
 
     /// What the heads read in layer `layer` from inputs `x` `[tokens, hidden_size]` before `norm`,
@@ -89,7 +90,7 @@ impl<'a> Student<'a> {
             }
             cache.prefill(query, keys, values, meta.clone())?
         } else {
-            attend(query, keys, values, meta.clone(), made.attention.as_ref(), made.options)?
+            attend(query, keys, values, meta.clone(), made.attention.as_ref(), made.options.clone())?
         };
         Ok((read, meta))
     }

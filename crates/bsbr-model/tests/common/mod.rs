@@ -5,9 +5,9 @@ pub(crate) mod naive;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
-    Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups, ExpertsConfig,
-    HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind, SharedExpert,
-    WeightSource, WeightSpec,
+    Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups,
+    ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind,
+    SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -72,6 +72,7 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
     let mut numbers = Numbers::new(seed);
     let (centre, spread) = match spec.name.as_str() {
         name if name.ends_with("bias") => (0.0, 0.2),
+        name if name.ends_with("sink_logits") => (0.5, 1.0),
         name if name.contains("norm") => (1.0, 0.1),
         // The exponential is taken of numbers below 0.
         name if name.ends_with("xielu.eps") => (-0.1, 0.02),
@@ -99,10 +100,12 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         positions: Positions::Learned,
         activation: Activation::GeluTanh,
         gated_mlp: false,
+        clamped_gate: None,
         attention_scale: 8f64.sqrt().recip(),
         scale_by_layer: false,
         attention_softcap: None,
         windows: vec![],
+        sink_logits: false,
         qkv_bias: true,
         attention_output_bias: true,
         mlp_bias: true,
@@ -199,8 +202,10 @@ pub(crate) fn mixture() -> DecoderConfig {
             count: 6,
             chosen: 2,
             intermediate_size: 12,
+            bias: false,
             router: RouterConfig {
                 kind: RouterKind::Sigmoid,
+                bias: false,
                 correction: true,
                 groups: Some(ExpertGroups { count: 3, kept: 2 }),
                 normalised: Some(1e-20),
@@ -217,14 +222,38 @@ pub(crate) fn mixture() -> DecoderConfig {
 pub(crate) fn softmax_mixture() -> DecoderConfig {
     let router = RouterConfig {
         kind: RouterKind::Softmax,
+        bias: false,
         correction: false,
         groups: None,
         normalised: Some(1e-20),
         scale: None,
     };
-    let experts =
-        ExpertsConfig { count: 5, chosen: 2, intermediate_size: 12, router, shared: None, dense_layers: vec![] };
+    let experts = ExpertsConfig {
+        count: 5,
+        chosen: 2,
+        intermediate_size: 12,
+        router,
+        bias: false,
+        shared: None,
+        dense_layers: vec![],
+    };
     DecoderConfig { experts: Some(experts), ..llama_like() }
+}
+
+/// As gpt-oss: sinks, a window in every other layer, biases everywhere, experts of which neither factor grows without end.
+pub(crate) fn sinks() -> DecoderConfig {
+    let mut decoder = softmax_mixture();
+    if let Some(experts) = &mut decoder.experts {
+        (experts.bias, experts.router.bias) = (true, true);
+    }
+    DecoderConfig {
+        sink_logits: true,
+        windows: vec![Some(11), None],
+        qkv_bias: true,
+        attention_output_bias: true,
+        clamped_gate: Some(ClampedGate { limit: 0.7, alpha: 1.702 }),
+        ..decoder
+    }
 }
 
 /// One decoder of each family.
@@ -241,6 +270,7 @@ pub(crate) fn families() -> Vec<DecoderConfig> {
         without_positions(),
         mixture(),
         softmax_mixture(),
+        sinks(),
     ]
 }
 

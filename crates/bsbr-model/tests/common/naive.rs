@@ -3,8 +3,8 @@
 use std::{collections::HashMap, f64::consts::PI};
 
 use bsbr_model::{
-    Activation, BlockForm, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions,
-    RouterKind, weight_specs,
+    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
+    Positions, RouterKind, weight_specs,
 };
 
 use super::weight;
@@ -146,7 +146,14 @@ impl Naive {
         let mut inner = self.linear(&at("up"), x);
         if self.config.decoder.gated_mlp {
             let gate = self.linear(&at("gate"), x);
-            inner.iter_mut().zip(gate).for_each(|(up, gate)| *up *= self.activate(layer, gate));
+            let clamped = self.config.decoder.clamped_gate;
+            inner.iter_mut().zip(gate).for_each(|(up, gate)| match clamped {
+                None => *up *= self.activate(layer, gate),
+                Some(ClampedGate { limit, alpha }) => {
+                    let gate = gate.min(limit);
+                    *up = (up.clamp(-limit, limit) + 1.0) * gate / (1.0 + (-alpha * gate).exp());
+                }
+            });
         } else {
             inner.iter_mut().for_each(|x| *x = self.activate(layer, *x));
         }
@@ -202,7 +209,9 @@ impl Naive {
                         (key, (capped + self.bias(head, token - key)).exp())
                     })
                     .collect();
-                let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+                let sink = self.weights.get(&format!("layers.{layer}.attention.sink_logits"));
+                let sink = sink.map(|sinks| sinks[head].exp());
+                let total: f64 = weights.iter().map(|(_, weight)| *weight).chain(sink).sum();
                 for (key, weight) in weights {
                     for i in 0..width {
                         read[head * width + i] += weight / total * values[key][kv + i];

@@ -82,7 +82,7 @@ impl Hopfield {
         let options = AttentionOptions::new(query.dims()[3]);
         self.retrieve(query, |query, last| {
             let values = if last { &values } else { &keys };
-            Ok(attend(query, keys.clone(), values.clone(), None, None, options)?)
+            Ok(attend(query, keys.clone(), values.clone(), None, None, options.clone())?)
         })
     }
 

@@ -112,7 +112,7 @@
     const own = head(), r = at.row, layer = map.layers[at.layer];
     byId("sums").textContent = "Layer " + layer.layer + ", head " + at.head + ", token " + map.rows[r] + " (" + shown(report.row_pieces[r]) + "): " +
       own.near_keys[r] + " keys read anyway hold " + percent(own.near[r]) + ", " + own.chosen_keys[r] + " chosen " + percent(own.chosen[r]) + ", " +
-      own.runs[r] + " statistics " + percent(own.statistics[r]) + ". Full attention gives " + percent(own.covered[r]) +
+      own.runs[r] + " statistics " + percent(own.statistics[r]) + (own.sink ? ", the sink " + percent(own.sink[r]) : "") + ". Full attention gives " + percent(own.covered[r]) +
       " to the keys that are read exactly; by part the two lie " + percent(own.apart[r]) + " apart.";
   }
 

@@ -14,13 +14,20 @@ use crate::{markup::escaped, output::grouped};
 type Measure = (&'static str, &'static str, fn(&HeadMap) -> &[u16]);
 
 /// In the order they are offered.
-const MEASURES: [Measure; 5] = [
+const MEASURES: [Measure; 6] = [
     ("covered", "of full attention, held by the keys that are read exactly", |head| &head.covered),
     ("chosen", "held by keys that were chosen", |head| &head.chosen),
     ("statistics", "held by what counts through statistics", |head| &head.statistics),
     ("near", "held by what is read whatever the text says", |head| &head.near),
+    ("sink", "held by the sink, a number of the head that stands beside the keys", |head| &head.sink),
     ("apart", "by which parts differ from full attention", |head| &head.apart),
 ];
+
+/// Those that the heads of a map have.
+fn measures(map: &AttentionMap) -> impl Iterator<Item = &'static Measure> + Clone {
+    let sinks = map.layers.iter().flat_map(|layer| &layer.heads).any(|head| !head.sink.is_empty());
+    MEASURES.iter().filter(move |(name, _, _)| sinks || *name != "sink")
+}
 
 /// The page of a map; `data` is the JSON of the report, with the text.
 pub(crate) fn page(model: &str, map: &AttentionMap, data: &Value) -> String {
@@ -67,8 +74,8 @@ pub(crate) fn mean(shares: &[u16]) -> f64 {
 fn overview(map: &AttentionMap) -> String {
     let heads = map.layers.iter().map(|layer| layer.heads.len()).max().unwrap_or_default();
     let columns: Vec<String> = (0..heads).map(|head| head.to_string()).collect();
-    let options = MEASURES.iter().map(|(name, what, _)| format!("<option value=\"{name}\">{}</option>", escaped(what)));
-    let maps = MEASURES.iter().enumerate().map(|(at, (name, what, of))| {
+    let options = measures(map).map(|(name, what, _)| format!("<option value=\"{name}\">{}</option>", escaped(what)));
+    let maps = measures(map).enumerate().map(|(at, (name, what, of))| {
         let row = |layer: &LayerMap| {
             let cell = |(head, map): (usize, &HeadMap)| {
                 let share = mean(of(map));
@@ -153,7 +160,7 @@ pub(crate) fn layers(map: &AttentionMap) -> (Vec<&'static str>, Vec<Vec<String>>
             over(&|head| of(head).iter().map(|&x| f64::from(x)).sum::<f64>() / of(head).len().max(1) as f64)
         };
         let mut cells = vec![layer.layer.to_string(), kind(layer)];
-        cells.extend(MEASURES.iter().map(|(_, _, of)| percent(over(&|head| mean(of(head))))));
+        cells.extend(measures(map).map(|(_, _, of)| percent(over(&|head| mean(of(head))))));
         cells.extend(
             [count(|head| &head.near_keys), count(|head| &head.chosen_keys), count(|head| &head.runs)]
                 .map(|x| format!("{x:.1}")),
@@ -161,7 +168,7 @@ pub(crate) fn layers(map: &AttentionMap) -> (Vec<&'static str>, Vec<Vec<String>>
         cells
     };
     let rows: Vec<Vec<String>> = map.layers.iter().map(row).collect();
-    let header = ["layer", "attention"].into_iter().chain(MEASURES.iter().map(|(name, _, _)| *name)).chain([
+    let header = ["layer", "attention"].into_iter().chain(measures(map).map(|(name, _, _)| *name)).chain([
         "keys read anyway",
         "keys chosen",
         "statistics read",

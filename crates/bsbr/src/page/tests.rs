@@ -47,6 +47,7 @@ fn map() -> AttentionMap {
         near: vec![10_000, 9_000],
         chosen: vec![0, 600],
         statistics: vec![0, 400],
+        sink: vec![],
         covered: vec![10_000, 9_700],
         apart: vec![0, 120],
         near_keys: vec![1, 3],

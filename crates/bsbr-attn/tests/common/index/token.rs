@@ -10,7 +10,7 @@ use bsbr_attn::{
 use super::{Index, Quantised, Query, Read};
 use crate::common::{
     Case, Inputs,
-    naive::{self, Vector, dot, softmax},
+    naive::{self, Vector, dot, softmax, softmax_beside},
 };
 
 /// One token, as it reads the keys of one KV head.
@@ -141,7 +141,8 @@ impl Token<'_> {
                 let section = &self.index.sections[s];
                 section.count as f64 * of_section(query, s, query.base(&section.mean)).exp()
             });
-            near.chain(direct).chain(far).sum::<f64>().ln()
+            let sink = case.sink(query.head).map(f64::exp);
+            near.chain(direct).chain(far).chain(sink).sum::<f64>().ln()
         };
         let totals: Vec<f64> = queries.iter().map(total).collect();
         let best = |score: &dyn Fn(&Query) -> f64| {
@@ -176,7 +177,7 @@ impl Token<'_> {
     /// What a head reads of a choice; `base` are the scores of runs of so many tokens by their means.
     pub(super) fn weigh(&self, own: &Query, choice: &Choice, base: &dyn Fn(usize, usize) -> f64) -> Vector {
         let (logits, values, _) = self.columns(own, choice, base);
-        weighted(&logits, &values)
+        weighted(&softmax_beside(self.case.sink(own.head), &logits), &values)
     }
 
     /// The same as scores, values and what each of them stands for: a key, or the tokens of a run.
@@ -242,15 +243,20 @@ impl Token<'_> {
     /// What head `h` reads, each with its probability.
     pub(super) fn weights(&self, h: usize) -> (Vec<(Source, f64)>, f64) {
         let choice = self.choose();
+        // The sink is one more column, and the last.
+        let sink = self.case.sink(h);
+        let of = |sources: Vec<Source>, scores: Vec<f64>| {
+            let scores: Vec<f64> = scores.into_iter().chain(sink).collect();
+            sources.into_iter().chain([Source::Sink]).zip(softmax(&scores)).collect()
+        };
         if choice.margin == f64::INFINITY && choice.blocks.is_empty() && choice.passed.is_empty() {
             // The index may not be founded yet, and nothing asks it.
             let scores: Vec<f64> = choice.exact.iter().map(|&i| self.own_score(h, i)).collect();
-            let weights = softmax(&scores);
-            return (choice.exact.iter().map(|&i| Source::Near(i)).zip(weights).collect(), f64::INFINITY);
+            return (of(choice.exact.iter().map(|&i| Source::Near(i)).collect(), scores), f64::INFINITY);
         }
         let own = self.query(h);
         let (logits, _, sources) = self.columns(&own, &choice, &|run, size| own.base(self.mean(run, size)));
-        (sources.into_iter().zip(softmax(&logits)).collect(), choice.margin)
+        (of(sources, logits), choice.margin)
     }
 
     fn own_score(&self, head: usize, i: usize) -> f64 {
@@ -272,6 +278,8 @@ pub(crate) enum Source {
     Chosen(usize),
     /// Statistics of these tokens.
     Run(Range<usize>),
+    /// The sink of the head.
+    Sink,
 }
 
 /// What a token reads.
@@ -291,7 +299,6 @@ fn blocks_of(section: usize) -> Range<usize> {
     section * SECTION / BLOCK..(section + 1) * SECTION / BLOCK
 }
 
-fn weighted(logits: &[f64], values: &[Vector]) -> Vector {
-    let weights = softmax(logits);
+fn weighted(weights: &[f64], values: &[Vector]) -> Vector {
     (0..values[0].len()).map(|x| weights.iter().zip(values).map(|(weight, value)| weight * value[x]).sum()).collect()
 }

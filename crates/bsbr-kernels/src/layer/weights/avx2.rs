@@ -7,7 +7,10 @@ use std::arch::x86_64::*;
 
 use bsbr_weights::{Format, Matrix};
 
-use super::group_scale;
+use super::{
+    floats::{F8E4M3, Mxfp4},
+    group_scale,
+};
 
 /// Numbers made at once.
 const GROUP: usize = 32;
@@ -16,7 +19,7 @@ const GROUP: usize = 32;
 type Numbers = [__m256; 4];
 
 /// A format whose numbers are made in registers.
-trait Codes {
+pub(super) trait Codes {
     /// Numbers of a block: a multiple of [`GROUP`].
     const BLOCK: usize;
     /// Bytes of a block.
@@ -187,7 +190,7 @@ fn less(codes: __m256i, offset: i8) -> __m256i {
 /// The four-bit codes of 32 numbers in 16 bytes: the low halves first, then the high ones.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn nibbles(data: *const u8) -> __m256i {
+pub(super) unsafe fn nibbles(data: *const u8) -> __m256i {
     // SAFETY: the caller vouches for 16 bytes.
     let bytes = unsafe { _mm_loadu_si128(data.cast()) };
     let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bytes), _mm_srli_epi16::<4>(bytes));
@@ -253,6 +256,8 @@ macro_rules! with_codes {
             Format::Q4K => $call::<Q4K>($($argument),*),
             Format::Q5K => $call::<Q5K>($($argument),*),
             Format::Q6K => $call::<Q6K>($($argument),*),
+            Format::Mxfp4 => $call::<Mxfp4>($($argument),*),
+            Format::F8E4M3 => $call::<F8E4M3>($($argument),*),
         } }
     };
 }

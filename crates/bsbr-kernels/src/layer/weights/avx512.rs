@@ -8,13 +8,16 @@ use std::arch::x86_64::*;
 
 use bsbr_weights::{Format, Matrix};
 
-use super::group_scale;
+use super::{
+    floats::{F8E4M3, Mxfp4},
+    group_scale,
+};
 
 /// Numbers made at once.
 const GROUP: usize = 32;
 
 /// A format whose numbers are made in registers.
-trait Codes {
+pub(super) trait Codes {
     /// Numbers of a block: a multiple of [`GROUP`].
     const BLOCK: usize;
     /// Bytes of a block.
@@ -155,7 +158,7 @@ fn affine(x: __m512, factor: __m512, summand: __m512) -> __m512 {
 /// 16 bytes, each as an integer of 32 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn bytes16(data: *const u8) -> __m512i {
+pub(super) unsafe fn bytes16(data: *const u8) -> __m512i {
     // SAFETY: the caller vouches for 16 bytes.
     unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(data.cast())) }
 }
@@ -233,6 +236,8 @@ macro_rules! with_codes {
             Format::Q4K => $call::<Q4K>($($argument),*),
             Format::Q5K => $call::<Q5K>($($argument),*),
             Format::Q6K => $call::<Q6K>($($argument),*),
+            Format::Mxfp4 => $call::<Mxfp4>($($argument),*),
+            Format::F8E4M3 => $call::<F8E4M3>($($argument),*),
         } }
     };
 }

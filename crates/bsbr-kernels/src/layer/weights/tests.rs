@@ -19,6 +19,16 @@ pub(super) fn bytes(numbers: &mut Numbers, format: Format, outputs: usize, input
         let mut block: Vec<u8> =
             numbers.normal(format.block_bytes(), 0.0, 1e4).into_iter().map(|x| x as i32 as u8).collect();
         let scales: &[usize] = match format {
+            // Of floats: a power of two near 1, and a scale; no code that is no number.
+            Format::Mxfp4 => {
+                block[0] = 120 + block[0] % 8;
+                &[]
+            }
+            Format::F8E4M3 => {
+                block[4..].iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code &= 0xfe);
+                block[..4].copy_from_slice(&numbers.normal(1, 0.0, 0.01)[0].to_le_bytes());
+                &[]
+            }
             Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => &[0],
             Format::Q6K => &[208],
             _ => &[0, 2],

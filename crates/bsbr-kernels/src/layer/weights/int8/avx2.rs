@@ -6,7 +6,10 @@ use std::arch::x86_64::*;
 use bsbr_weights::{Format, Matrix};
 
 use super::{
-    super::avx2::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantised},
+    super::{
+        avx2::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantised},
+        floats::Mxfp4,
+    },
     GROUP, QUAD, TokenCodes,
 };
 
@@ -23,7 +26,8 @@ pub(super) fn dots(_: pulp::x86::V3, weights: Matrix<'_>, x: &TokenCodes, sums: 
             Format::Q4K => dots_codes::<Q4K>(weights, x, sums),
             Format::Q5K => dots_codes::<Q5K>(weights, x, sums),
             Format::Q6K => dots_codes::<Q6K>(weights, x, sums),
-            Format::F32 | Format::F16 | Format::Bf16 => unreachable!("asked before"),
+            Format::Mxfp4 => dots_codes::<Mxfp4>(weights, x, sums),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::F8E4M3 => unreachable!("asked before"),
         }
     }
 }

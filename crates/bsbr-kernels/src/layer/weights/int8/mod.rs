@@ -100,15 +100,16 @@ fn encode(numbers: &[f32; GROUP], codes: &mut [i8]) -> f32 {
     if factor == 0.0 { 0.0 } else { scale }
 }
 
-/// `sums[t][o] = weights_o . x_t`, `[tokens, outputs]`, for weights of a quantised format.
+/// `sums[t][o] = weights_o . x_t`, `[tokens, outputs]`, for weights of a format whose codes are
+/// integers.
 ///
 /// What a token gets does not depend, bit for bit, on the others.
 ///
 /// # Panics
 ///
-/// If the sizes do not fit each other or the format is not quantised.
+/// If the sizes do not fit each other or the format has no such codes.
 pub(in crate::layer) fn dots(arch: Arch, weights: Matrix<'_>, x: &TokenCodes, sums: &mut [f32]) {
-    assert!(weights.format().is_quantised(), "{} has no codes", weights.format());
+    assert!(weights.format().has_groups(), "{} has no integer codes", weights.format());
     assert_eq!(x.inputs, weights.inputs(), "{weights:?} with tokens of {} numbers", x.inputs);
     assert_eq!(sums.len(), x.tokens * weights.outputs(), "{weights:?} with {} tokens", x.tokens);
     match arch {

@@ -6,7 +6,7 @@ use crate::layer::{level::levels, testing::Numbers};
 #[test]
 fn products_are_those_of_the_codes_in_f64_and_of_a_token_alone_at_every_level() {
     let mut numbers = Numbers::new(21);
-    for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+    for format in Format::ALL.into_iter().filter(|format| format.has_groups()) {
         for (outputs, blocks) in [(1, 1), (5, 2), (9, 3), (6, 5)] {
             let inputs = blocks * format.block();
             let bytes = super::super::tests::bytes(&mut numbers, format, outputs, inputs);

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use bsbr_weights::{Format, Matrix};
+use bsbr_weights::{Format, Matrix, TWICE_E2M1, half_e8m0};
 
 use super::{
     super::avx512::{AHEAD, half_at},
@@ -140,6 +140,14 @@ codes! {
             _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(4)), scales),
         ]
     }, _mm_setzero_ps();
+    /// A power of two, then codes of floats: of each twice its number, larger by 16.
+    Mxfp4, Blocks, 17, Some(4), |data, part, pair| {
+        let table = _mm_add_epi8(_mm_loadu_si128(TWICE_E2M1.as_ptr().cast()), _mm_set1_epi8(16));
+        _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles(data.add(34 * pair + 1), 17))
+    }, {
+        let at = |block: usize| half_e8m0(*data.add(17 * block));
+        of_groups(_mm_setr_ps(at(0), at(1), at(2), at(3)))
+    }, _mm_setzero_ps();
 }
 
 /// The numbers in half precision at the start of four blocks.
@@ -249,7 +257,8 @@ pub(super) fn dots(_: pulp::x86::V4, weights: Matrix<'_>, x: &TokenCodes, sums: 
             Format::Q4K => dots_codes::<Q4K>(weights, x, sums),
             Format::Q5K => dots_codes::<Q5K>(weights, x, sums),
             Format::Q6K => dots_codes::<Q6K>(weights, x, sums),
-            Format::F32 | Format::F16 | Format::Bf16 => unreachable!("asked before"),
+            Format::Mxfp4 => dots_codes::<Mxfp4>(weights, x, sums),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::F8E4M3 => unreachable!("asked before"),
         }
     }
 }
