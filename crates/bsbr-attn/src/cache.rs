@@ -8,6 +8,7 @@ mod kept;
 #[cfg(feature = "flex")]
 mod prefill;
 mod rebase;
+mod shared;
 mod states;
 mod walk;
 
@@ -376,7 +377,7 @@ impl AttentionCache {
 
     /// Whether one call of the fused kernel reads what settings with an index say.
     #[cfg(feature = "flex")]
-    fn reads_fused(&self, query: &Tensor<4>, attention: &BlockAttentionConfig) -> bool {
+    pub(super) fn reads_fused(&self, query: &Tensor<4>, attention: &BlockAttentionConfig) -> bool {
         let index = self.index.as_ref().is_none_or(|index| index.fused().is_some());
         attention.uses_index()
             && self.config.kernel == Kernel::Fastest

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use bsbr_convert::{ExpectedLogits, ModelSource};
 use bsbr_model::{
-    Activation, BlockForm, Decoder, DecoderConfig, ExpertsConfig, LayerRotary, Norm, Positions, RotaryScaling,
-    RouterKind, WeightSource, WeightSpec, compare_logits,
+    Activation, BlockForm, Decoder, DecoderConfig, ExpertsConfig, LayerKeys, LayerRotary, Norm, Positions,
+    RotaryScaling, RouterKind, WeightSource, WeightSpec, compare_logits,
 };
 use burn::tensor::Device;
 use common::{Tensor, checkout, edit_config, fixtures, read_dir_tensors};
@@ -461,6 +461,88 @@ fn experts_in_another_order_and_their_matrices_exchanged_show() {
         });
         assert_shows(&format!("{fixture} with its rows in turn"), interleaved, 0.1);
     }
+}
+
+/// The part of all heads that rotates.
+fn rotating(decoder: &mut DecoderConfig, dimensions: usize) {
+    if let Positions::Rotary { scaling: Some(RotaryScaling::Proportional { rotating, .. }), .. } =
+        &mut decoder.positions
+    {
+        *rotating = dimensions;
+    }
+}
+
+#[test]
+fn what_layers_of_gemma_4_have_of_their_own_shows() {
+    for name in ["gemma4", "gemma4_text", "gemma4_text_hub", "gemma4_moe"] {
+        let shows = |what: &str, change: &dyn Fn(&mut DecoderConfig)| {
+            assert_shows(&format!("{name} {what}"), changed(name, change), 0.1);
+        };
+        shows("without the factors of its layers", &|d| d.block.scalar = false);
+        shows("without normed values", &|d| d.block.value_norm = false);
+        shows("without capped logits", &|d| d.head.softcap = None);
+        shows("with scaled scores", &|d| d.attention_scale = 8f64.powf(-0.5));
+        shows("with whole heads rotating", &|d| rotating(d, 16));
+        shows("with the base of the other layers", &|d| {
+            d.layer_rotary.iter_mut().filter(|it| **it != LayerRotary::Global).for_each(|it| {
+                *it = LayerRotary::Whole { theta: 1e6 };
+            });
+        });
+        shows("without windows", &|d| d.windows.clear());
+        shows("without its scale of embeddings", &|d| d.embedding.scale = None);
+    }
+    for name in ["gemma4", "gemma4_text", "gemma4_text_hub"] {
+        assert_shows(&format!("{name} without inputs"), changed(name, |d| d.embedding.per_layer = None), 0.1);
+        // The inputs of the layers in another order.
+        let swapped = misruled(name, |checkpoint, spec| {
+            let prefix = if name == "gemma4" { "model.language_model." } else { "model." };
+            let tensor = checkpoint.get(&format!("{prefix}embed_tokens_per_layer.weight"))?;
+            let (rows, width) = (tensor.values(), tensor.shape[1]);
+            let turned = |row: &[f32]| row.chunks_exact(6).rev().flatten().copied().collect::<Vec<_>>();
+            (spec.name == "per_layer.embed.weight").then(|| rows.chunks_exact(width).flat_map(turned).collect())
+        });
+        assert_shows(&format!("{name} with the inputs of its layers in reverse"), swapped, 0.1);
+    }
+    // The first layer with a window in place of the last before the shared ones.
+    let first = |d: &mut DecoderConfig| d.layer_shapes[3].keys = LayerKeys::Of { layer: 0 };
+    for name in ["gemma4_text", "gemma4_text_hub"] {
+        assert_shows(&format!("{name} with keys of another layer"), changed(name, first), 0.1);
+    }
+    let keys_of_its_own = misread("gemma4_text_hub", |config| config["num_kv_shared_layers"] = json!(1));
+    assert_shows("gemma4 with the keys that its file holds besides", keys_of_its_own, 0.1);
+}
+
+#[test]
+fn what_the_mixture_of_gemma_4_does_besides_shows() {
+    let unscaled = changed_experts("gemma4_moe", |it| it.router.expert_scale = false);
+    assert_shows("gemma4_moe without the scales of its experts", unscaled, 0.1);
+    let loose = changed_experts("gemma4_moe", |it| it.router.normalised = None);
+    assert_shows("gemma4_moe without normalised weights", loose, 0.1);
+    let other_norm = changed_experts("gemma4_moe", |it| it.router.own_norm = false);
+    assert_shows("gemma4_moe with a router that reads what experts read", other_norm, 0.1);
+    let exchanged = misruled("gemma4_moe", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".mlp.")?;
+        let other = match part {
+            "dense_post_norm.weight" => "post_feedforward_layernorm_2",
+            "experts_post_norm.weight" => "post_feedforward_layernorm_1",
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.layers.{layer}.{other}.weight")].values())
+    });
+    assert_shows("gemma4_moe with the norms behind its two branches exchanged", exchanged, 0.1);
+    let before = misruled("gemma4_moe", |checkpoint, spec| {
+        let layer = spec.name.strip_prefix("layers.")?.strip_suffix(".mlp.experts_norm.weight")?;
+        Some(checkpoint[&format!("model.layers.{layer}.pre_feedforward_layernorm.weight")].values())
+    });
+    assert_shows("gemma4_moe with one norm before both branches", before, 0.1);
+    let interleaved = misruled("gemma4_moe", |checkpoint, spec| {
+        let (layer, expert, part) = expert_weight(spec)?;
+        let at = ["gate", "up"].iter().position(|&known| known == part)?;
+        let tensor = &checkpoint[&format!("model.layers.{layer}.experts.gate_up_proj")];
+        let starts = (0..spec.shape[0]).map(|row| expert * tensor.shape[1] + 2 * row + at);
+        Some(rows(tensor, spec, starts, 1))
+    });
+    assert_shows("gemma4_moe with its rows in turn", interleaved, 0.1);
 }
 
 #[test]

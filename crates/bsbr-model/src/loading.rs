@@ -14,11 +14,12 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole,
-    MlpPart, ModelConfig, ModelError, Norm, Projection, StoredLinear, StoredTable, Table, WeightSpec,
+    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LayerKeys, LinearPlace,
+    LinearRole, MlpPart, ModelConfig, ModelError, Norm, PerLayerInputs, Projection, StoredLinear, StoredTable, Table,
+    WeightSpec,
     modules::{
-        Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
-        Normalisation, Projections, Xielu,
+        Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerInputs,
+        LayerNormalisation, Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
     },
     ops,
     split::rest,
@@ -220,22 +221,22 @@ impl Loader<'_> {
     fn head_norm(
         &mut self,
         name: &str,
-        heads: usize,
+        (heads, head_dim): (usize, usize),
         decoder: &DecoderConfig,
     ) -> Result<Option<HeadNormalisation>, ModelError> {
         let Some(over) = decoder.block.head_norm else { return Ok(None) };
         let kind = decoder.norm.without_bias();
         Ok(Some(match over {
-            HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, decoder.head_dim)?),
+            HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, head_dim)?),
             HeadNorm::AllHeads => {
-                let width = heads * decoder.head_dim;
+                let width = heads * head_dim;
                 HeadNormalisation::AllHeads(self.norm(name, kind, decoder.norm_eps, width)?)
             }
             HeadNorm::EachHead => {
                 let weight = Param::from_tensor(self.tensor::<2>(&format!("{name}.weight"))?);
                 let plain = if kind.is_layer() { Norm::LayerPlain } else { Norm::Rms };
                 // A name without weights, so that nothing is read.
-                let plain = self.norm("", plain, decoder.norm_eps, decoder.head_dim)?;
+                let plain = self.norm("", plain, decoder.norm_eps, head_dim)?;
                 HeadNormalisation::EachHead(EachHeadNorm { plain, weight, plus_one: kind == Norm::RmsPlusOne })
             }
         }))
@@ -245,7 +246,8 @@ impl Loader<'_> {
     fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) -> Result<Adapters, ModelError> {
         Adapters::new(|target: AdapterTarget| {
             let name = format!("{EXTRA_PREFIX}{}", target.place(layer));
-            if !adapters.targets.contains(&target) {
+            let down = format!("{name}.adapter_down");
+            if !adapters.targets.contains(&target) || !self.specs.contains_key(&down) {
                 return Ok(None);
             }
             let mut factor = |part: &str| {
@@ -263,16 +265,27 @@ impl Loader<'_> {
         let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
         let projection = |loader: &mut Self, role| loader.layer_projection(layer, role, decoder);
         let form = decoder.block.form;
+        let shape = decoder.shape(layer);
+        let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
+        let width = shape.head_dim;
+        let value_norm = decoder.block.value_norm && own_keys;
         let (before_attention, before_mlp) = form.norms_before();
         Ok(Block {
             attention_norm: self.stream_norm(&at("attention_norm"), before_attention, decoder)?,
             attention: Projections {
                 query: projection(self, LinearRole::Query)?,
-                key: projection(self, LinearRole::Key)?,
-                value: projection(self, LinearRole::Value)?,
+                key: own_keys.then(|| projection(self, LinearRole::Key)).transpose()?,
+                value: (shape.keys == LayerKeys::Own).then(|| projection(self, LinearRole::Value)).transpose()?,
                 output: projection(self, LinearRole::Output)?,
-                query_norm: self.head_norm(&at("attention.query_norm"), decoder.heads, decoder)?,
-                key_norm: self.head_norm(&at("attention.key_norm"), decoder.kv_heads, decoder)?,
+                query_norm: self.head_norm(&at("attention.query_norm"), (decoder.heads, width), decoder)?,
+                key_norm: match own_keys {
+                    true => self.head_norm(&at("attention.key_norm"), (shape.kv_heads, width), decoder)?,
+                    false => None,
+                },
+                // A name without weights, so that nothing is read.
+                value_norm: value_norm
+                    .then(|| self.norm("", Norm::RmsPlain, decoder.norm_eps, width).map(HeadNormalisation::Head))
+                    .transpose()?,
                 norm_after_rotary: decoder.block.head_norm_after_rotary,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
                 meta_key: self.optional_linear(&extra("meta_key"))?,
@@ -284,6 +297,8 @@ impl Loader<'_> {
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
             mlp: self.block_mlp(layer, decoder)?,
             mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
+            per_layer: decoder.embedding.per_layer.map(|_| self.per_layer(layer, decoder)).transpose()?,
+            scalar: self.optional(&at("scalar"))?,
             config: decoder.block,
         })
     }
@@ -315,13 +330,24 @@ impl Loader<'_> {
         })
     }
 
+    /// What joins the inputs of a layer.
+    fn per_layer(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<PerLayerInput, ModelError> {
+        let norm = format!("layers.{layer}.per_layer.norm");
+        Ok(PerLayerInput {
+            gate: self.layer_projection(layer, LinearRole::PerLayerGate, decoder)?,
+            down: self.layer_projection(layer, LinearRole::PerLayerDown, decoder)?,
+            norm: self.norm(&norm, decoder.norm, decoder.norm_eps, decoder.hidden_size)?,
+            activation: decoder.activation,
+        })
+    }
+
     fn block_mlp(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<BlockMlp, ModelError> {
+        let role = |part| match part {
+            MlpPart::Gate => LinearRole::Gate,
+            MlpPart::Up => LinearRole::Up,
+            MlpPart::Down => LinearRole::Down,
+        };
         let Some(config) = decoder.layer_experts(layer) else {
-            let role = |part| match part {
-                MlpPart::Gate => LinearRole::Gate,
-                MlpPart::Up => LinearRole::Up,
-                MlpPart::Down => LinearRole::Down,
-            };
             return Ok(BlockMlp::Dense(self.mlp(layer, role, decoder)?));
         };
         let at = |part: &str| format!("layers.{layer}.mlp.{part}");
@@ -332,7 +358,32 @@ impl Loader<'_> {
         let shared = config.shared.map(|_| self.mlp(layer, LinearRole::Shared, decoder)).transpose()?;
         let shared_gate = self.optional_linear(&at("shared_gate"))?;
         let correction = correction.map(|(numbers, _)| numbers);
-        Ok(BlockMlp::Mixture(Mixture { router, correction, experts, shared, shared_gate, config: config.clone() }))
+        let beside = if config.beside_mlp {
+            let mlp = self.mlp(layer, role, decoder)?;
+            let mut norm = |part: &str| self.norm(&at(part), decoder.norm, decoder.norm_eps, decoder.hidden_size);
+            let (post_norm, experts_norm) = (norm("dense_post_norm")?, norm("experts_norm")?);
+            Some(BesideMlp { mlp, post_norm, experts_norm, experts_post_norm: norm("experts_post_norm")? })
+        } else {
+            None
+        };
+        let own_norm = config.router.own_norm;
+        let router_norm =
+            own_norm.then(|| self.norm(&at("router.norm"), Norm::Rms, decoder.norm_eps, decoder.hidden_size));
+        let router_norm = router_norm.transpose()?;
+        let expert_scale = config.router.expert_scale.then(|| self.numbers(&at("router.expert_scale"))).transpose()?;
+        let expert_scale = expert_scale.map(|(numbers, _)| numbers);
+        let config = config.clone();
+        Ok(BlockMlp::Mixture(Mixture {
+            router,
+            correction,
+            experts,
+            shared,
+            shared_gate,
+            beside,
+            router_norm,
+            expert_scale,
+            config,
+        }))
     }
 
     fn xielu(&mut self, layer: usize) -> Result<Xielu, ModelError> {
@@ -342,6 +393,15 @@ impl Loader<'_> {
             *number = self.numbers(&format!("layers.{layer}.mlp.xielu.{part}"))?.0[0];
         }
         Ok(Xielu::of_stored(stored))
+    }
+
+    /// What makes the inputs of the layers.
+    fn per_layer_inputs(&mut self, inputs: PerLayerInputs, decoder: &DecoderConfig) -> Result<LayerInputs, ModelError> {
+        Ok(LayerInputs {
+            embed: self.table("per_layer.embed.weight")?,
+            project: self.whole("per_layer.project")?,
+            norm: self.norm("per_layer.norm", decoder.norm, decoder.norm_eps, inputs.width)?,
+        })
     }
 
     fn table(&mut self, name: &str) -> Result<Table, ModelError> {
@@ -369,6 +429,8 @@ impl Decoder {
         let position = loader.optional("position.weight")?;
         let embed_norm = loader.stream_norm("embed_norm", decoder.embedding.norm, decoder)?;
         let project_in = loader.optional_linear("project_in")?;
+        let per_layer_inputs = decoder.embedding.per_layer.map(|inputs| loader.per_layer_inputs(inputs, decoder));
+        let per_layer_inputs = per_layer_inputs.transpose()?;
         let mut blocks = Vec::with_capacity(decoder.layers);
         for layer in 0..decoder.layers {
             blocks.push(loader.block(layer, &config)?);
@@ -383,6 +445,7 @@ impl Decoder {
             position,
             embed_norm,
             project_in,
+            per_layer_inputs,
             blocks,
             final_norm,
             project_out,

@@ -136,6 +136,8 @@ fn read_experts(
         groups: Some(groups).filter(|groups| groups.count != 1),
         normalised: experts::read_normalised(config, normalised)?,
         scale: config.optional_f64("routed_scaling_factor")?.filter(|&scale| scale != 1.0),
+        expert_scale: false,
+        own_norm: false,
     };
     experts::read(config, model, keys, router)?;
     // As many as one that is as many times as wide.

@@ -75,6 +75,7 @@ pub(super) fn decoder(
         head: HeadConfig::default(),
         layer_rotary: Vec::new(),
         query_temperature: None,
+        layer_shapes: Vec::new(),
         experts: None,
     };
     Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared, next_token_layers: 0 })

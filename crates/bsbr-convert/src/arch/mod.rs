@@ -14,6 +14,7 @@ mod exaone;
 mod experts;
 mod falcon;
 mod gemma;
+mod gemma4;
 mod glm;
 mod gpt2;
 mod gpt_bigcode;
@@ -115,6 +116,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     deepseek::DOTS1,
     hunyuan::HUNYUAN_MOE,
     mixtral::MINIMAX_M2,
+    gemma4::GEMMA4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 60] = [
+pub const BOTH_STYLES: [&str; 63] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -74,6 +74,9 @@ pub const BOTH_STYLES: [&str; 60] = [
     "hunyuan_v1_moe",
     "minimax_m2",
     "qwen3_vl_moe",
+    "gemma4",
+    "gemma4_moe",
+    "gemma4_text",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
@@ -133,7 +136,7 @@ pub const VARIANTS: [&str; 50] = [
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 10] = [
+pub const NEWER_STYLE: [&str; 11] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -144,6 +147,7 @@ pub const NEWER_STYLE: [&str; 10] = [
     "qwen3_moe_fused",
     "glm4_moe_hub",
     "qwen3_vl_moe_hub",
+    "gemma4_text_hub",
 ];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the

@@ -25,6 +25,10 @@ pub struct ExpertsConfig {
     /// One more that every token goes through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<SharedExpert>,
+    /// The layer has its MLP beside them: the sum of both is what it adds to the stream, each normalised behind, and the experts
+    /// read the stream through a norm of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside_mlp: bool,
     /// Layers that have one MLP, of [`crate::DecoderConfig::intermediate_size`], in ascending order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dense_layers: Vec<usize>,
@@ -48,6 +52,13 @@ pub struct RouterConfig {
     /// Factor on the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// A factor of its own on the weight of each expert, behind everything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expert_scale: bool,
+    /// The router does not read what the experts read, but the stream divided by its root mean square and by
+    /// `sqrt(hidden_size)`, each number times a weight.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_norm: bool,
 }
 
 /// What becomes of the scores of the experts.
@@ -124,6 +135,9 @@ impl ExpertsConfig {
             {
                 return fail(setting, format!("is {value}, expected a positive number"));
             }
+        }
+        if self.beside_mlp && self.shared.is_some() {
+            return fail("experts.shared", "is set beside experts.beside_mlp, expected one of them".into());
         }
         if self.jitter().is_some() && (self.chosen != 2 || self.router.correction || self.router.groups.is_some()) {
             let problem = "is sparsemixer, expected 2 experts a token, no correction and no groups";

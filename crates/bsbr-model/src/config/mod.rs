@@ -3,6 +3,7 @@
 mod adapters;
 mod decoder;
 mod experts;
+mod layers;
 mod parts;
 mod positions;
 
@@ -11,7 +12,8 @@ use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, RouterConfig, RouterKind, SharedExpert};
-pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
+pub use layers::{LayerKeys, LayerShape};
+pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm, PerLayerInputs};
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +169,20 @@ impl ModelConfig {
     pub(crate) fn trained_length(&self, layer: usize) -> Option<usize> {
         let groups = self.position_policy == PositionPolicy::Grouped && self.rotates(layer);
         (groups && self.layer_attention(layer).is_some()).then_some(self.decoder.max_positions)
+    }
+
+    /// The layer whose cache layer `layer` reads, having none of its own: where it shares keys and values that both read whole
+    /// or by an index of them. Statistics that hang on queries, and keys that are moved, are of each layer by itself.
+    pub fn cache_owner(&self, layer: usize) -> Option<usize> {
+        let owner = self.decoder.key_owner(layer)?;
+        let indexed = |layer: usize| self.layer_attention(layer).map(BlockAttentionConfig::uses_index);
+        let kept = match (indexed(layer), indexed(owner)) {
+            (None, None | Some(true)) | (Some(true), Some(true)) => true,
+            _ => false,
+        };
+        let alike = self.decoder.window(layer) == self.decoder.window(owner);
+        let moved = self.trained_length(layer).is_some() || self.trained_length(owner).is_some();
+        (kept && alike && !moved).then_some(owner)
     }
 
     fn rotates(&self, layer: usize) -> bool {

@@ -6,8 +6,8 @@ pub(crate) mod naive;
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups, ExpertsConfig,
-    HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind, SharedExpert,
-    WeightSource, WeightSpec,
+    HeadConfig, HeadNorm, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm, PerLayerInputs, Positions,
+    RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -73,6 +73,8 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
     let (centre, spread) = match spec.name.as_str() {
         name if name.ends_with("bias") => (0.0, 0.2),
         name if name.contains("norm") => (1.0, 0.1),
+        name if name.ends_with(".scalar") => (0.8, 0.1),
+        name if name.ends_with("expert_scale") => (1.0, 0.3),
         // The exponential is taken of numbers below 0.
         name if name.ends_with("xielu.eps") => (-0.1, 0.02),
         name if name.contains("xielu") => (0.5, 0.3),
@@ -112,6 +114,7 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         head: HeadConfig::default(),
         layer_rotary: vec![],
         query_temperature: None,
+        layer_shapes: vec![],
         experts: None,
     }
 }
@@ -205,8 +208,11 @@ pub(crate) fn mixture() -> DecoderConfig {
                 groups: Some(ExpertGroups { count: 3, kept: 2 }),
                 normalised: Some(1e-20),
                 scale: Some(1.7),
+                expert_scale: false,
+                own_norm: false,
             },
             shared: Some(SharedExpert { intermediate_size: 20, gate: true }),
+            beside_mlp: false,
             dense_layers: vec![0],
         }),
         ..llama_like()
@@ -221,10 +227,84 @@ pub(crate) fn softmax_mixture() -> DecoderConfig {
         groups: None,
         normalised: Some(1e-20),
         scale: None,
+        expert_scale: false,
+        own_norm: false,
     };
-    let experts =
-        ExpertsConfig { count: 5, chosen: 2, intermediate_size: 12, router, shared: None, dense_layers: vec![] };
+    let experts = ExpertsConfig {
+        count: 5,
+        chosen: 2,
+        intermediate_size: 12,
+        router,
+        shared: None,
+        beside_mlp: false,
+        dense_layers: vec![],
+    };
     DecoderConfig { experts: Some(experts), ..llama_like() }
+}
+
+/// As the small forms of Gemma 4: wider heads in layers without a window, the last layers read the keys of earlier ones, inputs for
+/// each layer, values normed, a factor of each layer.
+pub(crate) fn sharing() -> DecoderConfig {
+    let shape = |head_dim, intermediate_size, keys| LayerShape { kv_heads: 2, head_dim, intermediate_size, keys };
+    let (window, full) = (Some(11), None);
+    DecoderConfig {
+        layers: 5,
+        norm: Norm::Rms,
+        activation: Activation::GeluTanh,
+        attention_scale: 0.5,
+        positions: Positions::Rotary {
+            theta: 10000.0,
+            rotary_dim: 16,
+            scaling: Some(RotaryScaling::Proportional { rotating: 6, factor: 1.5 }),
+        },
+        block: BlockConfig {
+            form: BlockForm::Sandwich,
+            head_norm: Some(HeadNorm::Head),
+            value_norm: true,
+            scalar: true,
+            ..Default::default()
+        },
+        embedding: EmbeddingConfig {
+            scale: Some(1.5),
+            per_layer: Some(PerLayerInputs { width: 6, vocab_size: VOCABULARY + 3 }),
+            ..Default::default()
+        },
+        windows: vec![window, full, window, window, full],
+        layer_rotary: [window, full, window, window, full]
+            .map(|window| if window.is_some() { LayerRotary::Whole { theta: 50.0 } } else { LayerRotary::Global })
+            .to_vec(),
+        layer_shapes: vec![
+            shape(8, 40, LayerKeys::Own),
+            shape(16, 40, LayerKeys::Own),
+            shape(8, 40, LayerKeys::Own),
+            shape(8, 56, LayerKeys::Of { layer: 2 }),
+            shape(16, 56, LayerKeys::Of { layer: 1 }),
+        ],
+        attention_softcap: None,
+        ..llama_like()
+    }
+}
+
+/// As the mixture of Gemma 4: one projection for keys and values, and fewer KV heads, in layers without a window; experts beside the
+/// MLP.
+pub(crate) fn beside_experts() -> DecoderConfig {
+    let experts = softmax_mixture().experts.map(|experts| {
+        let router = RouterConfig { expert_scale: true, own_norm: true, ..experts.router };
+        ExpertsConfig { router, beside_mlp: true, ..experts }
+    });
+    let DecoderConfig { intermediate_size, .. } = llama_like();
+    DecoderConfig {
+        layers: 2,
+        experts,
+        windows: vec![Some(11), None],
+        layer_rotary: vec![LayerRotary::Whole { theta: 50.0 }, LayerRotary::Global],
+        layer_shapes: vec![
+            LayerShape { kv_heads: 2, head_dim: 8, intermediate_size, keys: LayerKeys::Own },
+            LayerShape { kv_heads: 1, head_dim: 16, intermediate_size, keys: LayerKeys::AlsoValues },
+        ],
+        embedding: EmbeddingConfig { scale: Some(1.5), ..Default::default() },
+        ..sharing()
+    }
 }
 
 /// One decoder of each family.
@@ -241,6 +321,8 @@ pub(crate) fn families() -> Vec<DecoderConfig> {
         without_positions(),
         mixture(),
         softmax_mixture(),
+        sharing(),
+        beside_experts(),
     ]
 }
 
