@@ -122,7 +122,8 @@ fn what_the_owner_does_not_hold_is_refused() {
         let [query, keys, values] =
             [(HEADS, 1), (KV_HEADS, 2), (KV_HEADS, 3)].map(|(heads, seed)| rows(&runner, heads, seed));
         let state = BlockAttentionConfig { retrieval: Retrieval::State, ..Default::default() };
-        let none = BlockAttentionConfig { retrieval: Retrieval::None, chunk_size: 8, ..Default::default() };
+        let none =
+            BlockAttentionConfig { retrieval: Retrieval::None, chunk_size: 8, block_size: 4, ..Default::default() };
         let held = |attention: Option<BlockAttentionConfig>| {
             let mut owner = cache(&runner, attention, options);
             owner.prefill(query.clone(), keys.clone(), values.clone(), None).unwrap();

@@ -51,6 +51,7 @@ fn main() -> Result<(), ModelError> {
         layer_rotary: vec![],
         query_temperature: None,
         layer_shapes: vec![],
+        latent: None,
         experts: None,
     };
     let model = Decoder::load(ModelConfig::original(decoder), &mut Weights(1), &Device::flex())?;

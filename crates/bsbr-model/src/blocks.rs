@@ -28,6 +28,8 @@ impl LinearPlace {
             BlockInput::Expert(expert) => format!("layers.{layer}.mlp.experts.{expert}.input"),
             BlockInput::ExpertDown(expert) => format!("layers.{layer}.mlp.experts.{expert}.inner"),
             BlockInput::SharedDown => format!("layers.{layer}.mlp.shared.inner"),
+            BlockInput::QueryLatent => format!("layers.{layer}.attention.query_latent.inner"),
+            BlockInput::Latent => format!("layers.{layer}.attention.latent.inner"),
             BlockInput::PerLayer => format!("layers.{layer}.per_layer.input"),
             BlockInput::PerLayerDown => format!("layers.{layer}.per_layer.inner"),
         }

@@ -151,6 +151,9 @@ impl Decoder {
         if let Some(head) = &mut self.head {
             head.set_arithmetic(arithmetic);
         }
+        if let Some(inputs) = &mut self.per_layer_inputs {
+            inputs.project.set_arithmetic(arithmetic);
+        }
         if let Table::Stored(table) = &mut self.embed {
             table.arithmetic = arithmetic;
         }

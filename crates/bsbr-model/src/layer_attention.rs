@@ -40,17 +40,19 @@ pub struct LayerTrace {
 pub(crate) struct SharedRows {
     owners: BTreeSet<usize>,
     rows: BTreeMap<usize, [Tensor<4>; 2]>,
+    /// Queries of the same layers.
+    queries: BTreeMap<usize, Tensor<4>>,
 }
 
 impl SharedRows {
     pub(crate) fn of(decoder: &DecoderConfig) -> Self {
         let owners = (0..decoder.layer_shapes.len()).filter_map(|layer| decoder.key_owner(layer)).collect();
-        Self { owners, rows: BTreeMap::new() }
+        Self { owners, ..Self::default() }
     }
 
     /// The rows of one layer.
     pub(crate) fn holding(owner: usize, rows: [Tensor<4>; 2]) -> Self {
-        Self { owners: BTreeSet::new(), rows: BTreeMap::from([(owner, rows)]) }
+        Self { rows: BTreeMap::from([(owner, rows)]), ..Self::default() }
     }
 
     /// The layers whose rows are read by others.
@@ -87,8 +89,11 @@ impl SharedRows {
                 ModelError::Input(format!("layer {layer} reads keys of another layer, which has not run"))
             })?,
         };
-        let [keys, values] = rows;
-        Ok([heads.query.unsqueeze::<4>(), keys, values])
+        let ([keys, values], query) = (rows, heads.query.unsqueeze::<4>());
+        if self.owners.contains(&layer) {
+            self.queries.insert(layer, query.clone());
+        }
+        Ok([query, keys, values])
     }
 }
 
@@ -128,14 +133,20 @@ impl Pass<'_> {
                 self.cache.make_room(*text, layer, range.len());
             }
         }
+        let founder = self.config.index_founder(layer).filter(|_| !self.alone);
+        let founding = founder.and_then(|founder| self.shared.queries.get(&founder));
         let caches = caches_of(pieces, layer, owner, self.cache);
         let read = |(cache, owner, range): (&mut AttentionCache, Option<&AttentionCache>, &Range<usize>)| {
-            let [query, key, value] = heads.each_ref().map(|heads| match pieces {
+            let of_text = |heads: &Tensor<4>| match pieces {
                 [_] => heads.clone(),
                 _ => heads.clone().narrow(2, range.start, range.len()),
-            });
+            };
+            let [query, key, value] = heads.each_ref().map(of_text);
             if let Some(owner) = owner {
                 return cache.read_shared(owner, query);
+            }
+            if let Some(founding) = founding {
+                cache.found_with(&of_text(founding))?;
             }
             let meta = normed.as_ref().map(|normed| meta_inputs(projections, normed, places.rotation, range, cache));
             cache.prefill(query, key, value, meta)

@@ -36,7 +36,7 @@
 //!     vocab_size: 10, hidden_size: 8, layers: 2, heads: 2, kv_heads: 1, head_dim: 4, intermediate_size: 16,
 //!     max_positions: 64, norm: Norm::Rms, norm_eps: 1e-5,
 //!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
-//!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, layer_shapes: vec![], experts: None,
+//!     activation: Activation::Silu, gated_mlp: true, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, layer_shapes: vec![], latent: None, experts: None,
 //!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
 //!     tied_head: true, embedding: Default::default(), block: Default::default(), head: Default::default(),
 //!     layer_rotary: vec![],
@@ -93,8 +93,8 @@ pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, cali
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
     Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, DecoderConfig, EmbeddingConfig, ExpertGroups,
-    ExpertsConfig, HeadConfig, HeadNorm, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm, PerLayerInputs,
-    PositionPolicy, Positions, QueryTemperature, RotaryScaling, RouterConfig, RouterKind, SharedExpert,
+    ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm,
+    PerLayerInputs, PositionPolicy, Positions, QueryTemperature, RotaryScaling, RouterConfig, RouterKind, SharedExpert,
 };
 pub use decoder::Decoder;
 pub use error::ModelError;
@@ -112,10 +112,10 @@ pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, ge
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
-    Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerInputs, LayerNormalisation,
-    Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
+    Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LatentProjections, LayerInputs,
+    LayerNormalisation, Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
 };
-pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
+pub use projection::{BlockInput, LatentPart, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};

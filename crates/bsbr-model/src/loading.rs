@@ -14,11 +14,11 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LayerKeys, LinearPlace,
-    LinearRole, MlpPart, ModelConfig, ModelError, Norm, PerLayerInputs, Projection, StoredLinear, StoredTable, Table,
-    WeightSpec,
+    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LatentAttention,
+    LatentPart, LayerKeys, LinearPlace, LinearRole, MlpPart, ModelConfig, ModelError, Norm, PerLayerInputs, Projection,
+    StoredLinear, StoredTable, Table, WeightSpec,
     modules::{
-        Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerInputs,
+        Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LatentProjections, LayerInputs,
         LayerNormalisation, Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
     },
     ops,
@@ -269,13 +269,21 @@ impl Loader<'_> {
         let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
         let width = shape.head_dim;
         let value_norm = decoder.block.value_norm && own_keys;
+        let [query, key, value] = match decoder.latent {
+            None => [LinearRole::Query, LinearRole::Key, LinearRole::Value],
+            Some(latent) => {
+                let from = [LatentPart::Query, LatentPart::Key, LatentPart::Value].map(LinearRole::FromLatent);
+                if latent.query_rank.is_some() { from } else { [LinearRole::Query, from[1], from[2]] }
+            }
+        };
         let (before_attention, before_mlp) = form.norms_before();
         Ok(Block {
             attention_norm: self.stream_norm(&at("attention_norm"), before_attention, decoder)?,
             attention: Projections {
-                query: projection(self, LinearRole::Query)?,
-                key: own_keys.then(|| projection(self, LinearRole::Key)).transpose()?,
-                value: (shape.keys == LayerKeys::Own).then(|| projection(self, LinearRole::Value)).transpose()?,
+                query: projection(self, query)?,
+                key: own_keys.then(|| projection(self, key)).transpose()?,
+                value: (shape.keys == LayerKeys::Own).then(|| projection(self, value)).transpose()?,
+                latent: decoder.latent.map(|latent| self.latent(layer, latent, decoder)).transpose()?,
                 output: projection(self, LinearRole::Output)?,
                 query_norm: self.head_norm(&at("attention.query_norm"), (decoder.heads, width), decoder)?,
                 key_norm: match own_keys {
@@ -327,6 +335,34 @@ impl Loader<'_> {
             down: part(MlpPart::Down)?,
             activation: decoder.activation,
             xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
+        })
+    }
+
+    /// What latent attention has besides.
+    fn latent(
+        &mut self,
+        layer: usize,
+        latent: LatentAttention,
+        decoder: &DecoderConfig,
+    ) -> Result<LatentProjections, ModelError> {
+        let narrow = latent.query_rank.is_some();
+        let rotary = if narrow { LinearRole::FromLatent(LatentPart::QueryRotary) } else { LinearRole::QueryRotary };
+        let mut projection = |role| self.layer_projection(layer, role, decoder);
+        let query_latent = narrow.then(|| projection(LinearRole::QueryLatent)).transpose()?;
+        let query_rotary = projection(rotary)?;
+        let (key_rotary, vector) = (projection(LinearRole::KeyRotary)?, projection(LinearRole::Latent)?);
+        let mut norm = |part: &str, width: usize| {
+            self.norm(&format!("layers.{layer}.attention.{part}"), Norm::Rms, latent.norm_eps, width)
+        };
+        Ok(LatentProjections {
+            query_latent,
+            query_latent_norm: latent.query_rank.map(|rank| norm("query_latent_norm", rank)).transpose()?,
+            query_rotary,
+            latent: vector,
+            latent_norm: norm("latent_norm", latent.rank)?,
+            key_rotary,
+            rotary_dim: decoder.latent_parts().map_or(0, |(rotary, _)| rotary),
+            value_dim: latent.value_dim,
         })
     }
 

@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::{BlockMlp, Decoder, DecoderConfig, LayerKeys, ModelError, StoredLinear, stored::Weight};
+use crate::{BlockMlp, Decoder, DecoderConfig, LatentAttention, LayerKeys, ModelError, StoredLinear, stored::Weight};
 
 /// A linear layer of a block.
 #[derive(Module, Debug)]
@@ -143,10 +143,47 @@ pub enum LinearRole {
     Expert(usize, MlpPart),
     /// A part of the expert that every token goes through.
     Shared(MlpPart),
+    /// What rotates of queries, in latent attention.
+    QueryRotary,
+    /// The vector that queries are made of.
+    QueryLatent,
+    /// What rotates of keys, for all heads.
+    KeyRotary,
+    /// The vector that keys and values are made of.
+    Latent,
+    /// What is made of these two vectors.
+    FromLatent(LatentPart),
     /// From the stream to the inputs of the layer, which it gates.
     PerLayerGate,
     /// Back from the gated inputs of the layer to the stream.
     PerLayerDown,
+}
+
+/// What is made of the vectors of latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LatentPart {
+    /// What does not rotate of queries.
+    Query,
+    /// What rotates of queries.
+    QueryRotary,
+    /// What does not rotate of keys.
+    Key,
+    /// Values.
+    Value,
+}
+
+impl LatentPart {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Query, Self::QueryRotary, Self::Key, Self::Value];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::QueryRotary => "query_rotary",
+            Self::Key => "key",
+            Self::Value => "value",
+        }
+    }
 }
 
 /// Which linear layer of an expert.
@@ -182,6 +219,8 @@ impl LinearRole {
     pub const ATTENTION: [Self; 4] = [Self::Query, Self::Key, Self::Value, Self::Output];
     /// The three of a block with one MLP.
     pub const MLP: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+    /// Those of latent attention besides, made of the stream.
+    const LATENT: [Self; 4] = [Self::QueryRotary, Self::QueryLatent, Self::KeyRotary, Self::Latent];
     /// The two of a block with inputs of its own.
     pub const PER_LAYER: [Self; 2] = [Self::PerLayerGate, Self::PerLayerDown];
 
@@ -192,13 +231,24 @@ impl LinearRole {
         if let Some(part) = name.strip_prefix("mlp.shared.") {
             return Some(Self::Shared(MlpPart::of_name(part)?));
         }
-        Self::ATTENTION.into_iter().chain(Self::MLP).chain(Self::PER_LAYER).find(|known| known.to_string() == name)
+        let known = Self::ATTENTION.into_iter().chain(Self::MLP).chain(Self::PER_LAYER).chain(Self::LATENT);
+        known.chain(LatentPart::ALL.map(Self::FromLatent)).find(|known| known.to_string() == name)
     }
 
     /// Which part of an MLP it is, if it is one.
     pub fn mlp_part(self) -> Option<MlpPart> {
         match self {
-            Self::Query | Self::Key | Self::Value | Self::Output | Self::PerLayerGate | Self::PerLayerDown => None,
+            Self::Query
+            | Self::Key
+            | Self::Value
+            | Self::Output
+            | Self::QueryRotary
+            | Self::QueryLatent
+            | Self::KeyRotary
+            | Self::Latent
+            | Self::FromLatent(_)
+            | Self::PerLayerGate
+            | Self::PerLayerDown => None,
             Self::Gate => Some(MlpPart::Gate),
             Self::Up => Some(MlpPart::Up),
             Self::Down => Some(MlpPart::Down),
@@ -210,6 +260,9 @@ impl LinearRole {
     pub fn input(self) -> BlockInput {
         match self {
             Self::Query | Self::Key | Self::Value => BlockInput::Attention,
+            Self::QueryRotary | Self::QueryLatent | Self::KeyRotary | Self::Latent => BlockInput::Attention,
+            Self::FromLatent(LatentPart::Query | LatentPart::QueryRotary) => BlockInput::QueryLatent,
+            Self::FromLatent(LatentPart::Key | LatentPart::Value) => BlockInput::Latent,
             Self::Output => BlockInput::Output,
             Self::Gate | Self::Up | Self::Shared(MlpPart::Gate | MlpPart::Up) => BlockInput::Mlp,
             Self::Down => BlockInput::Down,
@@ -234,6 +287,11 @@ impl fmt::Display for LinearRole {
             Self::Down => f.write_str("mlp.down"),
             Self::Expert(expert, part) => write!(f, "mlp.experts.{expert}.{}", part.name()),
             Self::Shared(part) => write!(f, "mlp.shared.{}", part.name()),
+            Self::QueryRotary => f.write_str("attention.query_rotary"),
+            Self::QueryLatent => f.write_str("attention.query_latent"),
+            Self::KeyRotary => f.write_str("attention.key_rotary"),
+            Self::Latent => f.write_str("attention.latent"),
+            Self::FromLatent(part) => write!(f, "attention.from_latent.{}", part.name()),
             Self::PerLayerGate => f.write_str("per_layer.gate"),
             Self::PerLayerDown => f.write_str("per_layer.down"),
         }
@@ -257,6 +315,10 @@ pub enum BlockInput {
     ExpertDown(usize),
     /// Of the down projection of the expert that every token goes through.
     SharedDown,
+    /// The vector that queries are made of, normed.
+    QueryLatent,
+    /// The vector that keys and values are made of, normed.
+    Latent,
     /// Of the gate of the inputs of the layer: the stream behind the MLP.
     PerLayer,
     /// The inputs of the layer times their gate.
@@ -300,7 +362,10 @@ impl DecoderConfig {
 
     /// The linear layers of block `layer`, in the order of their inputs.
     pub fn linear_roles(&self, layer: usize) -> Vec<LinearRole> {
-        let mut roles = LinearRole::ATTENTION.to_vec();
+        let mut roles = match self.latent {
+            Some(_) => self.latent_roles().into_iter().chain([LinearRole::Output]).collect(),
+            None => LinearRole::ATTENTION.to_vec(),
+        };
         let keys = self.shape(layer).keys;
         roles.retain(|role| match role {
             LinearRole::Key => !matches!(keys, LayerKeys::Of { .. }),
@@ -324,10 +389,49 @@ impl DecoderConfig {
         roles
     }
 
+    /// The linear layers of latent attention before its output, in the order of their inputs; none where it is not latent.
+    pub(crate) fn latent_roles(&self) -> Vec<LinearRole> {
+        let Some(latent) = self.latent else { return Vec::new() };
+        let queries = match latent.query_rank {
+            Some(_) => vec![
+                LinearRole::QueryLatent,
+                LinearRole::FromLatent(LatentPart::Query),
+                LinearRole::FromLatent(LatentPart::QueryRotary),
+            ],
+            None => vec![LinearRole::Query, LinearRole::QueryRotary],
+        };
+        let keys = [LatentPart::Key, LatentPart::Value].map(LinearRole::FromLatent);
+        queries.into_iter().chain([LinearRole::Latent, LinearRole::KeyRotary]).chain(keys).collect()
+    }
+
+    /// [`DecoderConfig::linear_shape`] of a layer of latent attention.
+    fn latent_shape(&self, latent: LatentAttention, role: LinearRole) -> Option<[usize; 2]> {
+        let (rotary, still) = self.latent_parts()?;
+        let (hidden, heads, whole) = (self.hidden_size, self.heads, latent.query_rank.is_none());
+        match role {
+            LinearRole::Query if whole => Some([hidden, heads * still]),
+            LinearRole::QueryRotary if whole => Some([hidden, heads * rotary]),
+            LinearRole::QueryLatent => Some([hidden, latent.query_rank?]),
+            LinearRole::FromLatent(LatentPart::Query) => Some([latent.query_rank?, heads * still]),
+            LinearRole::FromLatent(LatentPart::QueryRotary) => Some([latent.query_rank?, heads * rotary]),
+            LinearRole::Latent => Some([hidden, latent.rank]),
+            LinearRole::KeyRotary => Some([hidden, rotary]),
+            LinearRole::FromLatent(LatentPart::Key) => Some([latent.rank, heads * still]),
+            LinearRole::FromLatent(LatentPart::Value) => Some([latent.rank, heads * latent.value_dim]),
+            LinearRole::Output => Some([heads * latent.value_dim, hidden]),
+            _ => None,
+        }
+    }
+
     /// Inputs and outputs of a linear layer; `None` where the decoder has none.
     pub fn linear_shape(&self, place: LinearPlace) -> Option<[usize; 2]> {
         if place.layer >= self.layers {
             return None;
+        }
+        let of_mlp = place.role.mlp_part().is_some();
+        let of_inputs = matches!(place.role, LinearRole::PerLayerGate | LinearRole::PerLayerDown);
+        if let Some(latent) = self.latent.filter(|_| !of_mlp && !of_inputs) {
+            return self.latent_shape(latent, place.role);
         }
         let shape = self.shape(place.layer);
         let (queries, keys) = (self.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
@@ -362,6 +466,10 @@ impl DecoderConfig {
         match role {
             LinearRole::Query | LinearRole::Key | LinearRole::Value => self.qkv_bias,
             LinearRole::Output => self.attention_output_bias,
+            LinearRole::QueryLatent | LinearRole::KeyRotary | LinearRole::Latent => {
+                self.latent.is_some_and(|latent| latent.bias)
+            }
+            LinearRole::QueryRotary | LinearRole::FromLatent(_) => false,
             LinearRole::Gate | LinearRole::Up | LinearRole::Down | LinearRole::Shared(_) => self.mlp_bias,
             LinearRole::Expert(..) | LinearRole::PerLayerGate | LinearRole::PerLayerDown => false,
         }
@@ -373,9 +481,14 @@ impl Decoder {
     pub fn projection(&self, place: LinearPlace) -> Option<&Projection> {
         let block = self.blocks.get(place.layer)?;
         match place.role {
-            LinearRole::Query => Some(&block.attention.query),
-            LinearRole::Key => block.attention.key.as_ref(),
-            LinearRole::Value => block.attention.value.as_ref(),
+            LinearRole::Query => Some(&block.attention.query).filter(|_| block.attention.query_of_stream()),
+            LinearRole::Key => block.attention.key.as_ref().filter(|_| block.attention.latent.is_none()),
+            LinearRole::Value => block.attention.value.as_ref().filter(|_| block.attention.latent.is_none()),
+            LinearRole::QueryRotary
+            | LinearRole::QueryLatent
+            | LinearRole::KeyRotary
+            | LinearRole::Latent
+            | LinearRole::FromLatent(_) => block.attention.latent_projection(place.role),
             LinearRole::Output => Some(&block.attention.output),
             LinearRole::PerLayerGate => block.per_layer.as_ref().map(|own| &own.gate),
             LinearRole::PerLayerDown => block.per_layer.as_ref().map(|own| &own.down),
@@ -408,9 +521,15 @@ impl crate::Block {
     /// One of the linear layers of the block; `None` where it has none.
     pub fn projection_mut(&mut self, role: LinearRole) -> Option<&mut Projection> {
         match role {
-            LinearRole::Query => Some(&mut self.attention.query),
-            LinearRole::Key => self.attention.key.as_mut(),
-            LinearRole::Value => self.attention.value.as_mut(),
+            LinearRole::Query if self.attention.query_of_stream() => Some(&mut self.attention.query),
+            LinearRole::Key if self.attention.latent.is_none() => self.attention.key.as_mut(),
+            LinearRole::Value if self.attention.latent.is_none() => self.attention.value.as_mut(),
+            LinearRole::Query | LinearRole::Key | LinearRole::Value => None,
+            LinearRole::QueryRotary
+            | LinearRole::QueryLatent
+            | LinearRole::KeyRotary
+            | LinearRole::Latent
+            | LinearRole::FromLatent(_) => self.attention.latent_projection_mut(role),
             LinearRole::Output => Some(&mut self.attention.output),
             LinearRole::PerLayerGate => self.per_layer.as_mut().map(|own| &mut own.gate),
             LinearRole::PerLayerDown => self.per_layer.as_mut().map(|own| &mut own.down),

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, LayerKeys, ModelConfig, Positions};
+use crate::{
+    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, LatentAttention, LayerKeys, LinearPlace,
+    ModelConfig, Positions,
+};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
+/// of latent attention `layers.{i}.attention.{query_latent,query_rotary,latent,key_rotary}.{weight,bias}`,
+/// `layers.{i}.attention.from_latent.{query,query_rotary,key,value}.weight` and `layers.{i}.attention.{query_latent_norm,latent_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,correction}`,
 /// `layers.{i}.mlp.experts.{e}.{gate,up,down}.weight`, `layers.{i}.mlp.shared.{gate,up,down}.{weight,bias}` and
 /// `layers.{i}.mlp.shared_gate.weight`, beside an MLP also `layers.{i}.mlp.{dense_post_norm,experts_norm,experts_post_norm}.weight`,
@@ -148,15 +153,19 @@ impl List<'_> {
                 self.norm(at(norm));
             }
         }
-        self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
+        if let Some(latent) = d.latent {
+            self.latent(layer, latent);
+        } else {
+            self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
+        }
         let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
-        if own_keys {
+        if own_keys && d.latent.is_none() {
             self.linear(at("attention.key"), key_width, d.hidden_size, d.qkv_bias);
         }
-        if shape.keys == LayerKeys::Own {
+        if shape.keys == LayerKeys::Own && d.latent.is_none() {
             self.linear(at("attention.value"), key_width, d.hidden_size, d.qkv_bias);
         }
-        self.linear(at("attention.output"), d.hidden_size, query_width, d.attention_output_bias);
+        self.linear(at("attention.output"), d.hidden_size, d.heads * d.value_dim(layer), d.attention_output_bias);
         if let Some(over) = d.block.head_norm {
             let norms = [
                 ("attention.query_norm.weight", d.heads, true),
@@ -203,6 +212,19 @@ impl List<'_> {
                 self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);
             }
         }
+    }
+
+    fn latent(&mut self, layer: usize, latent: LatentAttention) {
+        for role in self.decoder.latent_roles() {
+            let place = LinearPlace { layer, role };
+            let Some([inputs, outputs]) = self.decoder.linear_shape(place) else { continue };
+            self.linear(place.to_string(), outputs, inputs, self.decoder.linear_bias(role));
+        }
+        let at = |part: &str| format!("layers.{layer}.attention.{part}.weight");
+        if let Some(rank) = latent.query_rank {
+            self.add(at("query_latent_norm"), &[rank]);
+        }
+        self.add(at("latent_norm"), &[latent.rank]);
     }
 
     fn mlp(&mut self, name: &str, inner: usize, bias: bool) {

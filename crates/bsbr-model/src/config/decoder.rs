@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, LayerShape, Norm,
-    Positions, QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerRotary,
+    LayerShape, Norm, Positions, QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 
@@ -78,6 +78,9 @@ pub struct DecoderConfig {
     /// Sizes of each layer, and where its keys and values come from; empty when all layers are alike.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer_shapes: Vec<LayerShape>,
+    /// Keys and values are made of one narrow vector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentAttention>,
     /// Experts in place of the MLP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsConfig>,
@@ -101,7 +104,7 @@ impl DecoderConfig {
             ("intermediate_size", self.intermediate_size, LARGEST_SIZE),
             ("max_positions", self.max_positions, MOST_POSITIONS),
             ("embedding.width", self.embedding.width.unwrap_or(1), LARGEST_SIZE),
-            ("embedding.per_layer.width", self.embedding.per_layer.map_or(1, |it| it.width), LARGEST_SIZE),
+            ("embedding.per_layer.width", self.embedding.per_layer.map_or(1, |it| it.width), MOST_HEADS),
             ("embedding.per_layer.vocab_size", self.embedding.per_layer.map_or(1, |it| it.vocab_size), LARGEST_SIZE),
             ("embedding.position_offset", self.embedding.position_offset.max(1), MOST_POSITIONS),
         ] {
@@ -116,6 +119,7 @@ impl DecoderConfig {
             return fail("kv_heads", format!("is {}, expected a divisor of heads = {}", self.kv_heads, self.heads));
         }
         self.validate_shapes(MOST_HEADS, LARGEST_SIZE)?;
+        self.validate_latent()?;
         if let Some(inputs) = self.embedding.per_layer {
             if inputs.vocab_size < self.vocab_size {
                 let problem = format!("is {}, expected at least vocab_size = {}", inputs.vocab_size, self.vocab_size);

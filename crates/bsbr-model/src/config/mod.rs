@@ -3,6 +3,7 @@
 mod adapters;
 mod decoder;
 mod experts;
+mod latent;
 mod layers;
 mod parts;
 mod positions;
@@ -12,6 +13,7 @@ use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, RouterConfig, RouterKind, SharedExpert};
+pub use latent::LatentAttention;
 pub use layers::{LayerKeys, LayerShape};
 pub use parts::{Activation, BlockConfig, BlockForm, EmbeddingConfig, HeadConfig, HeadNorm, Norm, PerLayerInputs};
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
@@ -108,6 +110,11 @@ impl ModelConfig {
         for layer in 0..self.decoder.layers {
             if let Some(attention) = self.calibrated_attention(layer) {
                 attention.validate()?;
+                if attention.needs_meta() && self.decoder.latent.is_some() {
+                    let problem = "is meta, which begins with queries and keys that are made of the stream: latent attention \
+                                   has none";
+                    return Err(ModelError::Config { setting: "selector", problem: problem.into() });
+                }
             }
         }
         if let Some(split) = &self.split {
@@ -172,8 +179,22 @@ impl ModelConfig {
     }
 
     /// The layer whose cache layer `layer` reads, having none of its own: where it shares keys and values that both read whole
-    /// or by an index of them. Statistics that hang on queries, and keys that are moved, are of each layer by itself.
+    /// or by an index of them. Statistics that hang on queries, and keys that are
+    /// moved, are of each layer by itself.
     pub fn cache_owner(&self, layer: usize) -> Option<usize> {
+        self.shared_with(layer).filter(|&owner| {
+            // Keys that are moved have moved on by the time another layer reads them.
+            self.trained_length(layer).is_none() && self.trained_length(owner).is_none()
+        })
+    }
+
+    /// The layer whose queries found the index of layer `layer`, which is an index of that layer's keys.
+    pub(crate) fn index_founder(&self, layer: usize) -> Option<usize> {
+        self.shared_with(layer)
+    }
+
+    /// The layer whose keys layer `layer` reads whole, or by the same index.
+    fn shared_with(&self, layer: usize) -> Option<usize> {
         let owner = self.decoder.key_owner(layer)?;
         let indexed = |layer: usize| self.layer_attention(layer).map(BlockAttentionConfig::uses_index);
         let kept = match (indexed(layer), indexed(owner)) {
@@ -181,8 +202,7 @@ impl ModelConfig {
             _ => false,
         };
         let alike = self.decoder.window(layer) == self.decoder.window(owner);
-        let moved = self.trained_length(layer).is_some() || self.trained_length(owner).is_some();
-        (kept && alike && !moved).then_some(owner)
+        (kept && alike).then_some(owner)
     }
 
     fn rotates(&self, layer: usize) -> bool {

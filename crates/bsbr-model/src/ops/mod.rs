@@ -5,6 +5,7 @@
 
 #[cfg(feature = "flex")]
 mod fused;
+mod latent;
 mod mixture;
 #[cfg(all(test, feature = "flex"))]
 mod mixture_tests;
@@ -118,6 +119,9 @@ pub(crate) fn heads(
     width: usize,
 ) -> Heads {
     let Projections { query, key, value, .. } = projections;
+    if let Some(latent) = &projections.latent {
+        return latent::heads(x, norm, projections, latent, places, width);
+    }
     show([Some(query), key.as_ref(), value.as_ref()], || normalised(norm, x));
     #[cfg(feature = "flex")]
     if let Some(heads) = fused::heads(x, norm, projections, places, width) {
@@ -186,16 +190,20 @@ pub(crate) fn mlp(
 /// `[tokens, width]`.
 pub(crate) fn per_layer(x: &Tensor<2>, inputs: Tensor<2>, own: &PerLayerInput, packing: Packing) -> Tensor<2> {
     show([Some(&own.gate)], || x.clone());
-    let of = |x: Tensor<2>, projection: &Projection| match projection {
+    let gated = plain::activate(projected(x.clone(), &own.gate, packing), own.activation, None) * inputs;
+    show([Some(&own.down)], || gated.clone());
+    projected(gated, &own.down, packing)
+}
+
+/// What a projection makes of `[tokens, inputs]`, without showing it to anyone.
+fn projected(x: Tensor<2>, projection: &Projection, packing: Packing) -> Tensor<2> {
+    match projection {
         Projection::Split(split) if !split.is_original() => projection.forward_with(x, &mut Vec::new()),
         _ => {
             let (weight, bias) = projection.as_weight();
             linear(x, weight, bias, packing)
         }
-    };
-    let gated = plain::activate(of(x.clone(), &own.gate), own.activation, None) * inputs;
-    show([Some(&own.down)], || gated.clone());
-    of(gated, &own.down)
+    }
 }
 
 /// Shows an input to whoever looks at the layers that read it.

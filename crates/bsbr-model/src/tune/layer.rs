@@ -132,8 +132,11 @@ impl LayerObjective {
         };
         let (read, meta) = student.read(layer, (&projections, None), &trace.normed, &mut shared)?;
         let adapter = projections.adapter(AdapterTarget::Output);
-        let found = ops::join_heads(read, (&projections.output, adapter), None, Packing::ByNumber);
-        let through = |read: Tensor<4>| ops::join_heads(read, (&projections.output, None), None, Packing::ByNumber);
+        let found =
+            ops::join_heads(projections.values_read(read), (&projections.output, adapter), None, Packing::ByNumber);
+        let through = |read: Tensor<4>| {
+            ops::join_heads(projections.values_read(read), (&projections.output, None), None, Packing::ByNumber)
+        };
         let wanted = through(trace.read.clone());
         let error = match self.loss {
             LayerLoss::All => {

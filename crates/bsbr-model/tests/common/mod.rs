@@ -115,6 +115,7 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         layer_rotary: vec![],
         query_temperature: None,
         layer_shapes: vec![],
+        latent: None,
         experts: None,
     }
 }
@@ -251,7 +252,7 @@ pub(crate) fn sharing() -> DecoderConfig {
         layers: 5,
         norm: Norm::Rms,
         activation: Activation::GeluTanh,
-        attention_scale: 0.5,
+        attention_scale: 0.25,
         positions: Positions::Rotary {
             theta: 10000.0,
             rotary_dim: 16,
