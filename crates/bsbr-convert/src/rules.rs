@@ -321,6 +321,12 @@ pub enum Dim {
     HeadDim,
     /// Rotating dimensions of a head; 0 without rotary positions.
     Rotary,
+    /// Dimensions of a head that do not rotate, of latent attention.
+    Still,
+    /// Width of a value of latent attention.
+    ValueDim,
+    /// Width of the vector that its keys and values are made of.
+    LatentRank,
     /// Inner width of the MLP.
     Intermediate,
     /// Experts.
@@ -351,6 +357,9 @@ impl Dim {
                 Positions::Rotary { rotary_dim, .. } => rotary_dim,
                 _ => 0,
             },
+            Self::Still => decoder.latent_parts()?.1,
+            Self::ValueDim => decoder.latent?.value_dim,
+            Self::LatentRank => decoder.latent?.rank,
             Self::Intermediate => decoder.intermediate_size,
             Self::Experts => decoder.experts.as_ref()?.count,
             Self::ExpertSize => decoder.experts.as_ref()?.intermediate_size,
@@ -374,6 +383,9 @@ impl fmt::Display for Dim {
             Self::KvHeads => f.write_str("kv_heads"),
             Self::HeadDim => f.write_str("head_dim"),
             Self::Rotary => f.write_str("rotary"),
+            Self::Still => f.write_str("still"),
+            Self::ValueDim => f.write_str("value_dim"),
+            Self::LatentRank => f.write_str("latent_rank"),
             Self::Intermediate => f.write_str("intermediate"),
             Self::Experts => f.write_str("experts"),
             Self::ExpertSize => f.write_str("expert_size"),

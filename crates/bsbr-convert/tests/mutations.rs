@@ -463,6 +463,57 @@ fn experts_in_another_order_and_their_matrices_exchanged_show() {
     }
 }
 
+#[test]
+fn what_latent_attention_does_besides_shows() {
+    for name in ["deepseek_v2", "deepseek_v3", "deepseek_v3_hub", "glm4_moe_lite", "mistral4", "mistral4_new"] {
+        let other_eps = changed(name, |d| d.latent.iter_mut().for_each(|latent| latent.norm_eps = 0.1));
+        assert_shows(&format!("{name} with another epsilon"), other_eps, 0.01);
+        let uncut = changed(name, |d| d.attention_scale = (d.head_dim as f64).powf(-0.5) * 1.2);
+        assert_shows(&format!("{name} with another scale"), uncut, 0.01);
+        let loose = changed_experts(name, |it| {
+            it.router.normalised = if it.router.normalised.is_none() { Some(1e-20) } else { None };
+        });
+        assert_shows(&format!("{name} with weights normalised otherwise"), loose, 0.1);
+        let unscaled = changed_experts(name, |it| it.router.scale = None);
+        assert_shows(&format!("{name} without its scale"), unscaled, 0.1);
+        // Rotary positions that pair halves: the rows as the file has them.
+        let prefix = match name {
+            "mistral4" => "language_model.model.",
+            "mistral4_new" => "model.language_model.",
+            _ => "model.",
+        };
+        let halves = misruled(name, |checkpoint, spec| {
+            let layer = spec.name.strip_prefix("layers.")?.strip_suffix(".attention.key_rotary.weight")?;
+            let tensor = &checkpoint[&format!("{prefix}layers.{layer}.self_attn.kv_a_proj_with_mqa.weight")];
+            Some(rows(tensor, spec, [12].into_iter(), 4))
+        });
+        assert_shows(&format!("{name} with keys whose halves are paired"), halves, 0.01);
+        // Keys of all heads, then values of all.
+        let blocks = misruled(name, |checkpoint, spec| {
+            let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".attention.from_latent.")?;
+            let tensor = &checkpoint[&format!("{prefix}layers.{layer}.self_attn.kv_b_proj.weight")];
+            match part {
+                "key.weight" => Some(rows(tensor, spec, [0].into_iter(), spec.shape[0])),
+                "value.weight" => {
+                    Some(rows(tensor, spec, [tensor.shape[0] - spec.shape[0]].into_iter(), spec.shape[0]))
+                }
+                _ => None,
+            }
+        });
+        assert_shows(&format!("{name} with keys before values"), blocks, 0.1);
+    }
+    let ungrouped = changed_experts("deepseek_v3", |it| it.router.groups = None);
+    assert_shows("deepseek_v3 without groups", ungrouped, 0.1);
+    let uncorrected = changed_experts("deepseek_v3", |it| it.router.correction = false);
+    assert_shows("deepseek_v3 without its correction", uncorrected, 0.1);
+    let cold = changed("mistral4", |d| d.query_temperature = None);
+    assert_shows("mistral4 without its temperature", cold, 0.01);
+    for name in ["deepseek_v2", "deepseek_v3", "mistral4"] {
+        let plain = changed(name, |d| d.attention_scale = (d.head_dim as f64).powf(-0.5));
+        assert_shows(&format!("{name} without the temperature of its scores"), plain, 0.01);
+    }
+}
+
 /// The part of all heads that rotates.
 fn rotating(decoder: &mut DecoderConfig, dimensions: usize) {
     if let Positions::Rotary { scaling: Some(RotaryScaling::Proportional { rotating, .. }), .. } =

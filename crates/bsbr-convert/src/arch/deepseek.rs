@@ -67,7 +67,7 @@ pub(super) const DOTS1: Architecture = Architecture {
     ..GLM4_MOE
 };
 
-const GATE_CORRECTION: &[Rule] =
+pub(super) const GATE_CORRECTION: &[Rule] =
     &[copy_if("{p}layers.{i}.mlp.gate.e_score_correction_bias", &[CORRECTION], When::Experts)];
 
 const HEAD_NORMS: &[Rule] = &[
@@ -75,7 +75,7 @@ const HEAD_NORMS: &[Rule] = &[
     copy_if("{p}layers.{i}.self_attn.k_norm.weight", &["layers.{i}.attention.key_norm.weight"], Flag("use_qk_norm")),
 ];
 
-const NEXT_TOKENS: &[Rule] =
+pub(super) const NEXT_TOKENS: &[Rule] =
     &[IgnorePart { start: "{p}layers.{i}.", why: "a layer that predicts the token after next" }];
 
 const DEFAULTS: Defaults = Defaults {
@@ -129,7 +129,7 @@ fn read_experts(
     (shared, dense, normalised): (Option<usize>, usize, bool),
 ) -> Result<(), ConvertError> {
     let number = |key: &str, default: usize| Ok::<_, ConvertError>(config.optional_usize(key)?.unwrap_or(default));
-    let groups = ExpertGroups { count: number("n_group", 1)?, kept: number("topk_group", 1)? };
+    let groups = ExpertGroups { count: number("n_group", 1)?, kept: number("topk_group", 1)?, by_highest: false };
     let router = RouterConfig {
         kind: RouterKind::Sigmoid,
         correction: true,

@@ -25,6 +25,7 @@ mod granite;
 mod helium;
 mod hunyuan;
 mod keys;
+mod latent;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -117,6 +118,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
     hunyuan::HUNYUAN_MOE,
     mixtral::MINIMAX_M2,
     gemma4::GEMMA4,
+    latent::DEEPSEEK_V2,
+    latent::DEEPSEEK_V3,
+    latent::GLM4_MOE_LITE,
+    latent::MISTRAL4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

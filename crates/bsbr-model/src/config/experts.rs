@@ -87,6 +87,9 @@ pub struct ExpertGroups {
     pub count: usize,
     /// How many are kept.
     pub kept: usize,
+    /// They are ranked by their highest score in place of the sum of two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_highest: bool,
 }
 
 /// An expert that every token goes through.
@@ -114,7 +117,7 @@ impl ExpertsConfig {
             }
         }
         if let Some(groups) = self.router.groups {
-            let ExpertGroups { count, kept } = groups;
+            let ExpertGroups { count, kept, .. } = groups;
             if count == 0 || !self.count.is_multiple_of(count) {
                 let problem = format!("is {count}, expected a divisor of experts.count = {}", self.count);
                 return fail("experts.router.groups.count", problem);

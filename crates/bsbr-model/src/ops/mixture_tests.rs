@@ -174,7 +174,7 @@ fn apart(found: &Tensor<2>, expected: &[f64]) -> f64 {
 
 fn routers() -> Vec<(usize, usize, RouterConfig)> {
     let grouped = |count, kept| RouterConfig {
-        groups: Some(ExpertGroups { count, kept }),
+        groups: Some(ExpertGroups { count, kept, by_highest: false }),
         correction: true,
         normalised: Some(1e-20),
         scale: Some(2.5),

@@ -6,8 +6,8 @@ pub(crate) mod naive;
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups, ExpertsConfig,
-    HeadConfig, HeadNorm, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm, PerLayerInputs, Positions,
-    RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
+    HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm, PerLayerInputs,
+    Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -206,7 +206,7 @@ pub(crate) fn mixture() -> DecoderConfig {
             router: RouterConfig {
                 kind: RouterKind::Sigmoid,
                 correction: true,
-                groups: Some(ExpertGroups { count: 3, kept: 2 }),
+                groups: Some(ExpertGroups { count: 3, kept: 2, by_highest: false }),
                 normalised: Some(1e-20),
                 scale: Some(1.7),
                 expert_scale: false,
@@ -306,6 +306,12 @@ pub(crate) fn beside_experts() -> DecoderConfig {
         embedding: EmbeddingConfig { scale: Some(1.5), ..Default::default() },
         ..sharing()
     }
+}
+
+/// As DeepSeek-V3: keys and values, and queries, of narrow vectors; values narrower than keys.
+pub(crate) fn latent() -> DecoderConfig {
+    let latent = LatentAttention { rank: 10, query_rank: Some(14), value_dim: 6, bias: false, norm_eps: 1e-6 };
+    DecoderConfig { latent: Some(latent), kv_heads: 4, head_dim: 12, positions: rotary(4), ..llama_like() }
 }
 
 /// One decoder of each family.

@@ -222,9 +222,11 @@ impl Naive {
         let project = |part: &str| -> Rows {
             normed.iter().map(|x| self.linear(&format!("layers.{layer}.attention.{part}"), x)).collect()
         };
-        let mut queries = project("query");
+        let latent = decoder.latent.map(|_| self.latent_rows(layer, normed));
+        let mut queries = latent.as_ref().map_or_else(|| project("query"), |[queries, ..]| queries.clone());
         let owner = decoder.key_owner(layer);
         let [mut keys, mut values] = match (owner, shape.keys) {
+            _ if latent.is_some() => latent.map(|[_, keys, values]| [keys, values]).unwrap(),
             (Some(owner), _) => shared[&owner].clone(),
             (None, LayerKeys::AlsoValues) => [project("key"), project("key")],
             (None, _) => [project("key"), project("value")],
@@ -283,7 +285,50 @@ impl Naive {
                 }
             }
         }
+        if let Some(latent) = decoder.latent {
+            let whole =
+                |row: &Vec<f64>| row.chunks_exact(width).flat_map(|head| head[..latent.value_dim].to_vec()).collect();
+            read = read.iter().map(whole).collect();
+        }
         read
+    }
+
+    /// Queries, keys and values of latent attention, values filled up with zeros.
+    fn latent_rows(&self, layer: usize, normed: &Rows) -> [Rows; 3] {
+        let decoder = &self.config.decoder;
+        let latent = decoder.latent.unwrap();
+        let (rotary, still) = decoder.latent_parts().unwrap();
+        let at = |part: &str| format!("layers.{layer}.attention.{part}");
+        let narrow = |name: &str, x: &[f64]| -> Vec<f64> {
+            let y = self.linear(&at(name), x);
+            let size = (y.iter().map(|x| x * x).sum::<f64>() / y.len() as f64 + latent.norm_eps).sqrt();
+            let weight = &self.weights[&format!("{}_norm.weight", at(name))];
+            y.iter().zip(weight).map(|(x, weight)| x / size * weight).collect()
+        };
+        // Of each head some numbers of the first, then some of the second.
+        let joined = |first: &[f64], a: usize, second: &[f64], b: usize| -> Vec<f64> {
+            (0..decoder.heads).flat_map(|head| [&first[head * a..][..a], &second[head * b..][..b]].concat()).collect()
+        };
+        let rows = normed.iter().map(|x| {
+            let (source, from) = match latent.query_rank {
+                Some(_) => (narrow("query_latent", x), "from_latent."),
+                None => (x.clone(), ""),
+            };
+            let [turning, query] =
+                ["query_rotary", "query"].map(|part| self.linear(&at(&format!("{from}{part}")), &source));
+            let vector = narrow("latent", x);
+            let key_turning = self.linear(&at("key_rotary"), x).repeat(decoder.heads);
+            let [key, value] = ["from_latent.key", "from_latent.value"].map(|part| self.linear(&at(part), &vector));
+            let missing = decoder.head_dim - latent.value_dim;
+            let zeros = vec![0.0; decoder.heads * missing];
+            [
+                joined(&turning, rotary, &query, still),
+                joined(&key_turning, rotary, &key, still),
+                joined(&value, latent.value_dim, &zeros, missing),
+            ]
+        });
+        let rows: Vec<[Vec<f64>; 3]> = rows.collect();
+        [0, 1, 2].map(|at| rows.iter().map(|row| row[at].clone()).collect())
     }
 
     /// ALiBi; the tests have powers of two and one more than that.
@@ -460,7 +505,7 @@ pub(crate) fn expert_weights(scores: &[f64], correction: Option<&Vec<f64>>, expe
             .map(|group| {
                 let mut group = group.to_vec();
                 group.sort_by(|a, b| b.total_cmp(a));
-                group.iter().take(2).sum()
+                group.iter().take(if groups.by_highest { 1 } else { 2 }).sum()
             })
             .collect();
         for (it, rank) in ranks.iter_mut().enumerate() {
