@@ -63,6 +63,7 @@ mod embedding;
 mod error;
 mod evaluate;
 mod generate;
+mod latent;
 mod layer_attention;
 mod loading;
 mod modules;
@@ -109,13 +110,14 @@ pub use evaluate::{
     evaluate_long, recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, generate_behind, next_piece, prefill};
+pub use latent::{LatentPart, LatentProjections};
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
-    Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LatentProjections, LayerInputs,
-    LayerNormalisation, Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
+    Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerInputs, LayerNormalisation,
+    Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
 };
-pub use projection::{BlockInput, LatentPart, LinearPlace, LinearRole, MlpPart, Projection};
+pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};

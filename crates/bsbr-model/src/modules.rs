@@ -7,7 +7,8 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, LatentPart, LinearRole, Projection, Table,
+    Activation, AdapterTarget, BlockConfig, BlockForm, ExpertsConfig, Projection, Table,
+    latent::LatentProjections,
     ops::{self, Packing},
 };
 
@@ -119,77 +120,7 @@ pub struct Projections {
     pub adapters: Option<Adapters>,
 }
 
-/// What latent attention has besides; see [`crate::LatentAttention`].
-#[derive(Module, Debug)]
-pub struct LatentProjections {
-    /// `[hidden_size]` to the vector that queries are made of, if not of the stream.
-    pub query_latent: Option<Projection>,
-    /// Of that vector.
-    pub query_latent_norm: Option<Normalisation>,
-    /// To what rotates of queries, `[heads * rotary_dim]`.
-    pub query_rotary: Projection,
-    /// `[hidden_size]` to the vector that keys and values are made of.
-    pub latent: Projection,
-    /// Of that vector.
-    pub latent_norm: Normalisation,
-    /// `[hidden_size]` to what rotates of keys, `[rotary_dim]`.
-    pub key_rotary: Projection,
-    /// Dimensions of a head that rotate.
-    #[module(skip)]
-    pub rotary_dim: usize,
-    /// Width of a value.
-    #[module(skip)]
-    pub value_dim: usize,
-}
-
 impl Projections {
-    /// Whether queries are made of the stream.
-    pub(crate) fn query_of_stream(&self) -> bool {
-        self.latent.as_ref().is_none_or(|latent| latent.query_latent.is_none())
-    }
-
-    /// A linear layer that latent attention has besides the usual ones.
-    pub(crate) fn latent_projection(&self, role: LinearRole) -> Option<&Projection> {
-        let latent = self.latent.as_ref()?;
-        let of_stream = latent.query_latent.is_none();
-        match role {
-            LinearRole::QueryRotary if of_stream => Some(&latent.query_rotary),
-            LinearRole::QueryLatent => latent.query_latent.as_ref(),
-            LinearRole::KeyRotary => Some(&latent.key_rotary),
-            LinearRole::Latent => Some(&latent.latent),
-            LinearRole::FromLatent(LatentPart::Query) if !of_stream => Some(&self.query),
-            LinearRole::FromLatent(LatentPart::QueryRotary) if !of_stream => Some(&latent.query_rotary),
-            LinearRole::FromLatent(LatentPart::Key) => self.key.as_ref(),
-            LinearRole::FromLatent(LatentPart::Value) => self.value.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// The same, to be replaced.
-    pub(crate) fn latent_projection_mut(&mut self, role: LinearRole) -> Option<&mut Projection> {
-        let latent = self.latent.as_mut()?;
-        let of_stream = latent.query_latent.is_none();
-        match role {
-            LinearRole::QueryRotary if of_stream => Some(&mut latent.query_rotary),
-            LinearRole::QueryLatent => latent.query_latent.as_mut(),
-            LinearRole::KeyRotary => Some(&mut latent.key_rotary),
-            LinearRole::Latent => Some(&mut latent.latent),
-            LinearRole::FromLatent(LatentPart::Query) if !of_stream => Some(&mut self.query),
-            LinearRole::FromLatent(LatentPart::QueryRotary) if !of_stream => Some(&mut latent.query_rotary),
-            LinearRole::FromLatent(LatentPart::Key) => self.key.as_mut(),
-            LinearRole::FromLatent(LatentPart::Value) => self.value.as_mut(),
-            _ => None,
-        }
-    }
-
-    /// What the heads read without the zeros that fill it up to the width of a head, `[1, heads, tokens, width]`.
-    pub(crate) fn values_read(&self, read: Tensor<4>) -> Tensor<4> {
-        match &self.latent {
-            Some(latent) if latent.value_dim < read.dims()[3] => read.narrow(3, 0, latent.value_dim),
-            _ => read,
-        }
-    }
-
     /// The adapter of a projection, where there is one and it is used.
     pub(crate) fn adapter(&self, target: AdapterTarget) -> Option<&Adapter> {
         let adapters = self.adapters.as_ref().filter(|adapters| adapters.used)?;

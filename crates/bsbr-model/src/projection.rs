@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::{BlockMlp, Decoder, DecoderConfig, LatentAttention, LayerKeys, ModelError, StoredLinear, stored::Weight};
+use crate::{BlockMlp, Decoder, DecoderConfig, LatentPart, LayerKeys, ModelError, StoredLinear, stored::Weight};
 
 /// A linear layer of a block.
 #[derive(Module, Debug)]
@@ -157,33 +157,6 @@ pub enum LinearRole {
     PerLayerGate,
     /// Back from the gated inputs of the layer to the stream.
     PerLayerDown,
-}
-
-/// What is made of the vectors of latent attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LatentPart {
-    /// What does not rotate of queries.
-    Query,
-    /// What rotates of queries.
-    QueryRotary,
-    /// What does not rotate of keys.
-    Key,
-    /// Values.
-    Value,
-}
-
-impl LatentPart {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Query, Self::QueryRotary, Self::Key, Self::Value];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Query => "query",
-            Self::QueryRotary => "query_rotary",
-            Self::Key => "key",
-            Self::Value => "value",
-        }
-    }
 }
 
 /// Which linear layer of an expert.
@@ -387,40 +360,6 @@ impl DecoderConfig {
         roles.retain(|role| self.gated_mlp || role.mlp_part() != Some(MlpPart::Gate));
         roles.extend(self.embedding.per_layer.into_iter().flat_map(|_| LinearRole::PER_LAYER));
         roles
-    }
-
-    /// The linear layers of latent attention before its output, in the order of their inputs; none where it is not latent.
-    pub(crate) fn latent_roles(&self) -> Vec<LinearRole> {
-        let Some(latent) = self.latent else { return Vec::new() };
-        let queries = match latent.query_rank {
-            Some(_) => vec![
-                LinearRole::QueryLatent,
-                LinearRole::FromLatent(LatentPart::Query),
-                LinearRole::FromLatent(LatentPart::QueryRotary),
-            ],
-            None => vec![LinearRole::Query, LinearRole::QueryRotary],
-        };
-        let keys = [LatentPart::Key, LatentPart::Value].map(LinearRole::FromLatent);
-        queries.into_iter().chain([LinearRole::Latent, LinearRole::KeyRotary]).chain(keys).collect()
-    }
-
-    /// [`DecoderConfig::linear_shape`] of a layer of latent attention.
-    fn latent_shape(&self, latent: LatentAttention, role: LinearRole) -> Option<[usize; 2]> {
-        let (rotary, still) = self.latent_parts()?;
-        let (hidden, heads, whole) = (self.hidden_size, self.heads, latent.query_rank.is_none());
-        match role {
-            LinearRole::Query if whole => Some([hidden, heads * still]),
-            LinearRole::QueryRotary if whole => Some([hidden, heads * rotary]),
-            LinearRole::QueryLatent => Some([hidden, latent.query_rank?]),
-            LinearRole::FromLatent(LatentPart::Query) => Some([latent.query_rank?, heads * still]),
-            LinearRole::FromLatent(LatentPart::QueryRotary) => Some([latent.query_rank?, heads * rotary]),
-            LinearRole::Latent => Some([hidden, latent.rank]),
-            LinearRole::KeyRotary => Some([hidden, rotary]),
-            LinearRole::FromLatent(LatentPart::Key) => Some([latent.rank, heads * still]),
-            LinearRole::FromLatent(LatentPart::Value) => Some([latent.rank, heads * latent.value_dim]),
-            LinearRole::Output => Some([heads * latent.value_dim, hidden]),
-            _ => None,
-        }
     }
 
     /// Inputs and outputs of a linear layer; `None` where the decoder has none.

@@ -167,11 +167,8 @@ impl List<'_> {
         }
         self.linear(at("attention.output"), d.hidden_size, d.heads * d.value_dim(layer), d.attention_output_bias);
         if let Some(over) = d.block.head_norm {
-            let norms = [
-                ("attention.query_norm.weight", d.heads, true),
-                ("attention.key_norm.weight", shape.kv_heads, own_keys),
-            ];
-            for (part, heads, _) in norms.into_iter().filter(|(.., there)| *there) {
+            let of_keys = own_keys.then_some(("attention.key_norm.weight", shape.kv_heads));
+            for (part, heads) in [("attention.query_norm.weight", d.heads)].into_iter().chain(of_keys) {
                 match over {
                     HeadNorm::Head | HeadNorm::AllHeads if !d.norm.has_weight() => {}
                     HeadNorm::Head => self.add(at(part), &[shape.head_dim]),

@@ -5,8 +5,8 @@ mod common;
 
 use bsbr_attn::{BlockAttentionConfig, Kernel, Retrieval, Selector, index::SECTION};
 use bsbr_model::{
-    AdapterConfig, AdapterTarget, Decoder, DecoderConfig, LayerKeys, LinearPlace, LinearRole, ModelConfig,
-    PositionPolicy, TuneConfig, tune,
+    AdapterConfig, AdapterTarget, Decoder, DecoderConfig, LayerKeys, LayerShape, LinearPlace, LinearRole, ModelConfig,
+    PositionPolicy, Positions, RotaryScaling, TuneConfig, tune,
 };
 use burn::tensor::{Device, Tensor};
 use common::{beside_experts, difference, families, load, logits, original, rows, same, sharing, text};
@@ -231,4 +231,30 @@ fn tuning_trains_layers_with_and_without_keys_of_their_own() {
             assert!(difference(&logits(&merged, &tokens), &logits(&tuned.decoder, &tokens)) <= 1e-3);
         }
     }
+}
+
+#[test]
+fn heads_as_wide_as_real_ones_are_read_as_narrow_ones_are() {
+    let narrow = sharing();
+    let wide = |shape: &LayerShape| LayerShape { head_dim: 32 * shape.head_dim, ..*shape };
+    let decoder = DecoderConfig {
+        layer_shapes: narrow.layer_shapes.iter().map(wide).collect(),
+        head_dim: 256,
+        attention_scale: 0.02,
+        positions: Positions::Rotary {
+            theta: 1e6,
+            rotary_dim: 512,
+            scaling: Some(RotaryScaling::Proportional { rotating: 128, factor: 1.0 }),
+        },
+        ..narrow
+    };
+    assert_eq!((decoder.shape(0).head_dim, decoder.widest_head()), (256, 512));
+    let tokens = text(260, 4);
+    let model = converted(decoder.clone(), index());
+    let fused = logits(&model, &tokens);
+    let how = same(&fused, &logits(&model.clone().with_kernel(Kernel::Plain), &tokens), Some(&index()));
+    assert!(how.is_ok(), "{how:?}");
+    let whole = logits(&original(decoder), &tokens);
+    assert!(difference(&fused[..2 * SECTION], &whole[..2 * SECTION]) <= 1e-4);
+    assert!(difference(&fused, &whole) > 1e-4);
 }

@@ -63,7 +63,7 @@ impl DecoderConfig {
             let problem = format!("is {}, expected heads = {}, as latent is set", self.kv_heads, self.heads);
             return fail("kv_heads", problem);
         }
-        if !self.latent_parts().is_some_and(|(_, still)| still > 0) {
+        if self.latent_parts().is_none_or(|(_, still)| still == 0) {
             return fail("positions", "are not rotary in a part of a head alone, as latent needs it".into());
         }
         let plain = self.layer_shapes.is_empty()

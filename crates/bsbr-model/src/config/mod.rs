@@ -197,10 +197,8 @@ impl ModelConfig {
     fn shared_with(&self, layer: usize) -> Option<usize> {
         let owner = self.decoder.key_owner(layer)?;
         let indexed = |layer: usize| self.layer_attention(layer).map(BlockAttentionConfig::uses_index);
-        let kept = match (indexed(layer), indexed(owner)) {
-            (None, None | Some(true)) | (Some(true), Some(true)) => true,
-            _ => false,
-        };
+        let pair = (indexed(layer), indexed(owner));
+        let kept = matches!(pair, (None, None | Some(true)) | (Some(true), Some(true)));
         let alike = self.decoder.window(layer) == self.decoder.window(owner);
         (kept && alike).then_some(owner)
     }

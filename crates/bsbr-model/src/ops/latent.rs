@@ -5,7 +5,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::{Heads, normalised, projected, show};
 use crate::{
     AdapterTarget, Projection,
-    modules::{LatentProjections, Normalisation, Projections},
+    latent::LatentProjections,
+    modules::{Normalisation, Projections},
     rotary::{Places, Rotation},
 };
 

@@ -3,6 +3,8 @@
 //!
 //! The fused form is chosen by looking at the tensors: where one of them is anything else, the plain one runs.
 
+#[cfg(all(test, feature = "flex"))]
+mod composed_tests;
 #[cfg(feature = "flex")]
 mod fused;
 mod latent;
