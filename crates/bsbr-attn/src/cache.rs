@@ -8,6 +8,7 @@ mod kept;
 #[cfg(feature = "flex")]
 mod prefill;
 mod rebase;
+mod shared;
 mod states;
 mod walk;
 
@@ -118,6 +119,8 @@ pub struct AttentionCache {
     /// Where keys are [chosen by an index](crate::index) once the text is long enough.
     index: Option<IndexState>,
     retrieved: Counter,
+    /// The index has the queries of so many tokens from elsewhere.
+    told: usize,
     statistics: Option<Statistics>,
     kept: Option<KeptTokens>,
     has_basis: bool,
@@ -171,6 +174,7 @@ impl AttentionCache {
             sinks: None,
             index,
             retrieved: Counter::default(),
+            told: 0,
             statistics,
             kept,
             has_basis: false,
@@ -273,6 +277,25 @@ impl AttentionCache {
         Ok(self.prefill_checked(query, keys, values, meta))
     }
 
+    /// Has the index founded with these queries, `[batch, heads, tokens, head_dim]`, in place of those that the next tokens come in
+    /// with: those of a layer whose keys these are. Where nothing is indexed they are not needed.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Shape`], [`AttentionError::Type`] or [`AttentionError::Device`] if they do not fit.
+    pub fn found_with(&mut self, query: &Tensor<4>) -> Result<(), AttentionError> {
+        let CacheConfig { batch, heads, head_dim, .. } = self.config;
+        let tokens = query.dims()[2];
+        check_shape("query", query, [batch, heads, tokens, head_dim])?;
+        self.check_kind("query", query, false)?;
+        let query = in_type(query.clone(), self.config.computed());
+        if let Some(index) = &mut self.index {
+            index.see(&query, self.length);
+        }
+        self.told = self.length + tokens;
+        Ok(())
+    }
+
     /// [`AttentionCache::prefill`] of inputs that fit.
     pub(crate) fn prefill_checked(
         &mut self,
@@ -310,7 +333,7 @@ impl AttentionCache {
             self.push(keys, values);
             return self.read_all(query);
         };
-        if let Some(index) = &mut self.index {
+        if let Some(index) = self.index.as_mut().filter(|_| self.length >= self.told) {
             index.see(&query, self.length);
         }
         self.enter_stage(&attention);
@@ -377,7 +400,7 @@ impl AttentionCache {
 
     /// Whether one call of the fused kernel reads what settings with an index say.
     #[cfg(feature = "flex")]
-    fn reads_fused(&self, query: &Tensor<4>, attention: &BlockAttentionConfig) -> bool {
+    pub(super) fn reads_fused(&self, query: &Tensor<4>, attention: &BlockAttentionConfig) -> bool {
         let index = self.index.as_ref().is_none_or(|index| index.fused().is_some());
         attention.uses_index()
             && self.config.kernel == Kernel::Fastest

@@ -26,6 +26,7 @@ pub fn lint(architecture: &Architecture) -> Vec<String> {
                 sources.push((head.to_owned(), When::Always));
                 targets.push((target, When::Always));
             }
+            Rule::IgnoreIn { name, when, .. } => sources.push((name.to_owned(), when)),
             Rule::Ignore { .. } | Rule::IgnorePart { .. } => {}
         }
     }
@@ -67,6 +68,9 @@ fn exclusive(a: When, b: When) -> bool {
     match (a, b) {
         (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) => x == y,
         (When::Experts, When::Dense) | (When::Dense, When::Experts) => true,
+        (When::OwnKeys | When::OwnValues, When::SharedKeys) | (When::SharedKeys, When::OwnKeys | When::OwnValues) => {
+            true
+        }
         (When::All(parts), other) | (other, When::All(parts)) => parts.iter().any(|&part| exclusive(part, other)),
         _ => false,
     }

@@ -158,9 +158,12 @@ fn without_weights(config: &ModelConfig, cache_bytes_per_token: usize, tokens: u
 
 /// The numbers between the layers of a block for a piece of text, and logits.
 fn working_bytes(d: &DecoderConfig) -> u64 {
-    let attention = 2 * (d.heads + d.kv_heads) * d.head_dim;
+    let layers = || (0..d.layers).map(|layer| d.shape(layer));
+    let attention = layers().map(|shape| 2 * (d.heads + shape.kv_heads) * shape.head_dim).max().unwrap_or(0);
+    let inner = layers().map(|shape| shape.intermediate_size).max().unwrap_or(0);
+    let inputs = d.embedding.per_layer.map_or(0, |inputs| 2 * d.layers * inputs.width);
     let experts = d.experts.as_ref().map_or(0, |experts| experts.chosen * experts.intermediate_size);
-    let token = 4 * d.hidden_size + attention + 3 * d.intermediate_size.max(experts);
+    let token = 4 * d.hidden_size + attention + 3 * inner.max(experts) + inputs;
     4 * (PREFILL_PIECE * token + 2 * d.vocab_size) as u64
 }
 

@@ -9,7 +9,7 @@ use crate::ConvertError;
 use crate::hints::Hints;
 use crate::ops::{self, SizedOp};
 use crate::problem::PlanProblem;
-use crate::rules::{Architecture, Prefix, Rule, SourceModel, Wrapper, expand, is_of_part, places, target_names};
+use crate::rules::{Architecture, Prefix, Rule, SourceModel, When, Wrapper, expand, is_of_part, places, target_names};
 use crate::tensors::Block;
 use crate::tie::HeadForm;
 
@@ -154,8 +154,13 @@ impl Plan {
                     }
                     HeadForm::Absent => {}
                 },
-                Rule::Ignore { name, why } => {
-                    for place in places(name, &model.decoder) {
+                Rule::Ignore { .. } | Rule::IgnoreIn { .. } => {
+                    let (name, when, why) = match *rule {
+                        Rule::IgnoreIn { name, when, why } => (name, when, why),
+                        Rule::Ignore { name, why } => (name, When::Always, why),
+                        _ => continue,
+                    };
+                    for place in places(name, &model.decoder).filter(|place| when.holds_in(&model.decoder, place.0)) {
                         let tensor = builder.take(&expand(name, prefix, place, 0));
                         ignored.extend(tensor.map(|tensor| IgnoredTensor { tensor: tensor.clone(), why }));
                     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
-use bsbr_model::{DecoderConfig, Positions};
+use bsbr_model::{DecoderConfig, LayerKeys, Positions};
 
 use crate::ConvertError;
 use crate::json::ConfigFile;
@@ -179,6 +179,15 @@ pub enum Rule {
         /// What it is.
         why: &'static str,
     },
+    /// The same in some layers.
+    IgnoreIn {
+        /// Template of its full name.
+        name: &'static str,
+        /// In which.
+        when: When,
+        /// What it is.
+        why: &'static str,
+    },
     /// A part that is none of the decoder: every tensor whose name begins so. Kept aside likewise.
     IgnorePart {
         /// Template of the beginning; with `{i}` it stands for the [`SourceModel::next_token_layers`] after the last.
@@ -201,6 +210,12 @@ pub enum When {
     Experts,
     /// In layers with one MLP.
     Dense,
+    /// In layers with keys of their own.
+    OwnKeys,
+    /// In layers with values of their own.
+    OwnValues,
+    /// In layers that read the keys and values of another.
+    SharedKeys,
     /// If all of these hold.
     All(&'static [When]),
 }
@@ -209,7 +224,8 @@ impl When {
     /// Whether the rule applies to `model`, in some layer at least; `None` for a flag nobody sets.
     pub fn holds(self, model: &SourceModel) -> Option<bool> {
         match self {
-            Self::Always | Self::Experts | Self::Dense => Some(true),
+            Self::Always | Self::Dense | Self::OwnKeys | Self::OwnValues | Self::SharedKeys => Some(true),
+            Self::Experts => Some(model.decoder.experts.is_some()),
             Self::Flag(name) => model.flag(name),
             Self::Not(name) => model.flag(name).map(|set| !set),
             Self::All(parts) => parts.iter().try_fold(true, |all, part| Some(part.holds(model)? && all)),
@@ -221,6 +237,9 @@ impl When {
         match self {
             Self::Experts => decoder.layer_experts(layer).is_some(),
             Self::Dense => decoder.layer_experts(layer).is_none(),
+            Self::OwnKeys => decoder.key_owner(layer).is_none(),
+            Self::OwnValues => decoder.shape(layer).keys == LayerKeys::Own,
+            Self::SharedKeys => decoder.key_owner(layer).is_some(),
             Self::All(parts) => parts.iter().all(|part| part.holds_in(decoder, layer)),
             Self::Always | Self::Flag(_) | Self::Not(_) => true,
         }
@@ -233,6 +252,9 @@ impl fmt::Display for When {
             Self::Always => f.write_str("always"),
             Self::Experts => f.write_str("layers with experts"),
             Self::Dense => f.write_str("layers without experts"),
+            Self::OwnKeys => f.write_str("layers with own keys"),
+            Self::OwnValues => f.write_str("layers with own values"),
+            Self::SharedKeys => f.write_str("layers with shared keys"),
             Self::Flag(name) => f.write_str(name),
             Self::Not(name) => write!(f, "not {name}"),
             Self::All(parts) => f.write_str(&parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
@@ -299,6 +321,12 @@ pub enum Dim {
     HeadDim,
     /// Rotating dimensions of a head; 0 without rotary positions.
     Rotary,
+    /// Dimensions of a head that do not rotate, of latent attention.
+    Still,
+    /// Width of a value of latent attention.
+    ValueDim,
+    /// Width of the vector that its keys and values are made of.
+    LatentRank,
     /// Inner width of the MLP.
     Intermediate,
     /// Experts.
@@ -329,6 +357,9 @@ impl Dim {
                 Positions::Rotary { rotary_dim, .. } => rotary_dim,
                 _ => 0,
             },
+            Self::Still => decoder.latent_parts()?.1,
+            Self::ValueDim => decoder.latent?.value_dim,
+            Self::LatentRank => decoder.latent?.rank,
             Self::Intermediate => decoder.intermediate_size,
             Self::Experts => decoder.experts.as_ref()?.count,
             Self::ExpertSize => decoder.experts.as_ref()?.intermediate_size,
@@ -352,6 +383,9 @@ impl fmt::Display for Dim {
             Self::KvHeads => f.write_str("kv_heads"),
             Self::HeadDim => f.write_str("head_dim"),
             Self::Rotary => f.write_str("rotary"),
+            Self::Still => f.write_str("still"),
+            Self::ValueDim => f.write_str("value_dim"),
+            Self::LatentRank => f.write_str("latent_rank"),
             Self::Intermediate => f.write_str("intermediate"),
             Self::Experts => f.write_str("experts"),
             Self::ExpertSize => f.write_str("expert_size"),

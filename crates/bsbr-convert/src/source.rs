@@ -263,7 +263,7 @@ impl ModelSource {
     /// Bytes the key and value cache of the original attention takes for each token, in f32.
     pub fn cache_bytes_per_token(&self) -> usize {
         let decoder = &self.config.decoder;
-        2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size_of::<f32>()
+        decoder.kv_width() * size_of::<f32>()
     }
 
     /// Reads one weight as f32.
@@ -280,12 +280,15 @@ impl ModelSource {
             return recipe.open()?.read(0..recipe.shape.iter().product());
         }
         let wanted = weight_specs(&self.config).contains(spec);
-        let sources = derive::sources(&spec.name).filter(|_| wanted).ok_or_else(|| self.no_such_weight(spec))?;
+        let sources = derive::sources(&spec.name, &self.config.decoder)
+            .filter(|_| wanted)
+            .ok_or_else(|| self.no_such_weight(spec))?;
         let [Some(a), Some(b)] = [self.recipe(&sources[0])?, self.recipe(&sources[1])?] else {
             return Err(self.no_such_weight(spec));
         };
         let mut values = Vec::with_capacity(spec.shape.iter().product());
-        derive::for_each_head(&[a, b], &self.config.decoder, |rows| {
+        let heads = self.config.decoder.heads;
+        derive::for_each_head(&[a, b], (heads, spec.shape[0] / heads), |rows| {
             values.extend_from_slice(rows);
             Ok(())
         })?;

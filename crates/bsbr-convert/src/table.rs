@@ -44,7 +44,7 @@ impl Plan {
                 }
                 None => self.step_row(number, name(head), &[target]),
             },
-            Rule::Ignore { name: template, why } => {
+            Rule::Ignore { name: template, why } | Rule::IgnoreIn { name: template, why, .. } => {
                 let layers = 0..self.model.decoder.layers;
                 let names: BTreeSet<String> =
                     layers.map(|layer| expand(template, self.prefix, (layer, 0), 0)).collect();
@@ -95,6 +95,9 @@ impl fmt::Display for Architecture {
             }
             Rule::Ignore { name, why } => {
                 [name.to_owned(), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]
+            }
+            Rule::IgnoreIn { name, when, why } => {
+                [name.to_owned(), format!("{when}, if there"), "keep aside".to_owned(), format!("({why})")]
             }
             Rule::IgnorePart { start, why } => {
                 [part(start), "if there".to_owned(), "keep aside".to_owned(), format!("({why})")]

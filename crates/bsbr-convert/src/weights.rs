@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use bsbr_model::{ModelConfig, weight_specs};
+use bsbr_model::{DecoderConfig, ModelConfig, weight_specs};
 use bsbr_weights::Format;
 
 use crate::ConvertError;
@@ -113,10 +113,12 @@ pub(crate) fn write_weights(
                 }
             }
             Origin::KeptAside(recipe) => recipe.for_each_band(|bytes| writer.write(bytes))?,
-            Origin::Mean(recipes) => derive::for_each_head(recipes, &config.decoder, |rows| {
-                let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
-                writer.write(&bytes)
-            })?,
+            Origin::Mean(recipes) => {
+                derive::for_each_head(recipes, heads_of(&config.decoder, &tensor.shape), |rows| {
+                    let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    writer.write(&bytes)
+                })?
+            }
         }
         done += tensor.bytes() as u64;
         progress(Progress { stage: "writing", item: &tensor.name, done, total });
@@ -124,6 +126,11 @@ pub(crate) fn write_weights(
     let aside = declarations.iter().filter_map(|tensor| tensor.name.strip_prefix(IGNORED_PREFIX));
     let aside = aside.map(str::to_owned).collect();
     Ok(Written { bytes: writer.finish()?.0, casts, formats: format_totals(declarations.iter()), aside })
+}
+
+/// How many query heads there are, and the width of one where all of them together have this shape.
+fn heads_of(decoder: &DecoderConfig, shape: &[usize]) -> (usize, usize) {
+    (decoder.heads, shape.first().copied().unwrap_or_default() / decoder.heads)
 }
 
 /// The tensors of the output in the order in which they are written.
@@ -139,7 +146,7 @@ pub(crate) fn outputs<'a>(
     let recipe = |name: &str| planned.recipe(name)?.ok_or_else(|| fail(name));
     let mut tensors = Vec::new();
     for spec in weight_specs(config) {
-        let (format, origin) = match derive::sources(&spec.name) {
+        let (format, origin) = match derive::sources(&spec.name, &config.decoder) {
             Some([a, b]) => (Format::F32, Origin::Mean([recipe(&a)?, recipe(&b)?])),
             None => {
                 let recipe = recipe(&spec.name)?;

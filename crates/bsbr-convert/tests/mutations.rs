@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use bsbr_convert::{ExpectedLogits, ModelSource};
 use bsbr_model::{
-    Activation, BlockForm, Decoder, DecoderConfig, ExpertsConfig, LayerRotary, Norm, Positions, RotaryScaling,
-    RouterKind, WeightSource, WeightSpec, compare_logits,
+    Activation, BlockForm, Decoder, DecoderConfig, ExpertsConfig, LayerKeys, LayerRotary, Norm, Positions,
+    RotaryScaling, RouterKind, WeightSource, WeightSpec, compare_logits,
 };
 use burn::tensor::Device;
 use common::{Tensor, checkout, edit_config, fixtures, read_dir_tensors};
@@ -496,6 +496,66 @@ fn sinks_and_what_stands_beside_them_show() {
 }
 
 #[test]
+fn what_latent_attention_does_besides_shows() {
+    for name in ["deepseek_v2", "deepseek_v3", "deepseek_v3_hub", "glm4_moe_lite", "mistral4", "mistral4_new"] {
+        let other_eps = changed(name, |d| d.latent.iter_mut().for_each(|latent| latent.norm_eps = 0.1));
+        assert_shows(&format!("{name} with another epsilon"), other_eps, 0.01);
+        let uncut = changed(name, |d| d.attention_scale = (d.head_dim as f64).powf(-0.5) * 1.2);
+        assert_shows(&format!("{name} with another scale"), uncut, 0.01);
+        let loose = changed_experts(name, |it| {
+            it.router.normalised = if it.router.normalised.is_none() { Some(1e-20) } else { None };
+        });
+        assert_shows(&format!("{name} with weights normalised otherwise"), loose, 0.1);
+        let unscaled = changed_experts(name, |it| it.router.scale = None);
+        assert_shows(&format!("{name} without its scale"), unscaled, 0.1);
+        // Rotary positions that pair halves: the rows as the file has them.
+        let prefix = match name {
+            "mistral4" => "language_model.model.",
+            "mistral4_new" => "model.language_model.",
+            _ => "model.",
+        };
+        let halves = misruled(name, |checkpoint, spec| {
+            let layer = spec.name.strip_prefix("layers.")?.strip_suffix(".attention.key_rotary.weight")?;
+            let tensor = &checkpoint[&format!("{prefix}layers.{layer}.self_attn.kv_a_proj_with_mqa.weight")];
+            Some(rows(tensor, spec, [12].into_iter(), 4))
+        });
+        assert_shows(&format!("{name} with keys whose halves are paired"), halves, 0.01);
+        // Keys of all heads, then values of all.
+        let blocks = misruled(name, |checkpoint, spec| {
+            let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".attention.from_latent.")?;
+            let tensor = &checkpoint[&format!("{prefix}layers.{layer}.self_attn.kv_b_proj.weight")];
+            match part {
+                "key.weight" => Some(rows(tensor, spec, [0].into_iter(), spec.shape[0])),
+                "value.weight" => {
+                    Some(rows(tensor, spec, [tensor.shape[0] - spec.shape[0]].into_iter(), spec.shape[0]))
+                }
+                _ => None,
+            }
+        });
+        assert_shows(&format!("{name} with keys before values"), blocks, 0.1);
+    }
+    let ungrouped = changed_experts("deepseek_v3", |it| it.router.groups = None);
+    assert_shows("deepseek_v3 without groups", ungrouped, 0.1);
+    let uncorrected = changed_experts("deepseek_v3", |it| it.router.correction = false);
+    assert_shows("deepseek_v3 without its correction", uncorrected, 0.1);
+    let cold = changed("mistral4", |d| d.query_temperature = None);
+    assert_shows("mistral4 without its temperature", cold, 0.01);
+    for name in ["deepseek_v2", "deepseek_v3", "mistral4"] {
+        let plain = changed(name, |d| d.attention_scale = (d.head_dim as f64).powf(-0.5));
+        assert_shows(&format!("{name} without the temperature of its scores"), plain, 0.01);
+    }
+}
+
+/// The part of all heads that rotates.
+fn rotating(decoder: &mut DecoderConfig, dimensions: usize) {
+    if let Positions::Rotary { scaling: Some(RotaryScaling::Proportional { rotating, .. }), .. } =
+        &mut decoder.positions
+    {
+        *rotating = dimensions;
+    }
+}
+
+#[test]
 fn what_the_experts_of_gpt_oss_do_shows() {
     let change = |what: &str, difference: f64| assert_shows(&format!("gpt_oss {what}"), difference, 0.1);
     change("without its bounds", changed("gpt_oss", |d| d.clamped_gate = None));
@@ -532,6 +592,89 @@ fn what_the_experts_of_gpt_oss_do_shows() {
         (part == "down").then(|| rows(tensor, spec, [expert * tensor.shape[1]].into_iter(), spec.shape[0]))
     });
     change("with its square weights not transposed", square);
+}
+
+#[test]
+fn what_layers_of_gemma_4_have_of_their_own_shows() {
+    for name in ["gemma4", "gemma4_text", "gemma4_text_hub", "gemma4_moe"] {
+        let shows = |what: &str, change: &dyn Fn(&mut DecoderConfig)| {
+            assert_shows(&format!("{name} {what}"), changed(name, change), 0.1);
+        };
+        shows("without the factors of its layers", &|d| d.block.scalar = false);
+        shows("without normed values", &|d| d.block.value_norm = false);
+        shows("without capped logits", &|d| d.head.softcap = None);
+        shows("with scaled scores", &|d| d.attention_scale = 8f64.powf(-0.5));
+        shows("with whole heads rotating", &|d| rotating(d, 16));
+        shows("with the base of the other layers", &|d| {
+            d.layer_rotary.iter_mut().filter(|it| **it != LayerRotary::Global).for_each(|it| {
+                *it = LayerRotary::Whole { theta: 1e6 };
+            });
+        });
+        shows("without windows", &|d| d.windows.clear());
+        shows("without its scale of embeddings", &|d| d.embedding.scale = None);
+    }
+    for name in ["gemma4", "gemma4_text", "gemma4_text_hub"] {
+        assert_shows(&format!("{name} without inputs"), changed(name, |d| d.embedding.per_layer = None), 0.1);
+        // The inputs of the layers in another order.
+        let swapped = misruled(name, |checkpoint, spec| {
+            let prefix = if name == "gemma4" { "model.language_model." } else { "model." };
+            let tensor = checkpoint.get(&format!("{prefix}embed_tokens_per_layer.weight"))?;
+            let (rows, width) = (tensor.values(), tensor.shape[1]);
+            let turned = |row: &[f32]| row.chunks_exact(6).rev().flatten().copied().collect::<Vec<_>>();
+            (spec.name == "per_layer.embed.weight").then(|| rows.chunks_exact(width).flat_map(turned).collect())
+        });
+        assert_shows(&format!("{name} with the inputs of its layers in reverse"), swapped, 0.1);
+    }
+    // The first layer with a window in place of the last before the shared ones.
+    let first = |d: &mut DecoderConfig| d.layer_shapes[3].keys = LayerKeys::Of { layer: 0 };
+    for name in ["gemma4_text", "gemma4_text_hub"] {
+        assert_shows(&format!("{name} with keys of another layer"), changed(name, first), 0.1);
+    }
+    let own = |d: &mut DecoderConfig| d.layer_shapes[3].keys = LayerKeys::Own;
+    let keys_of_its_own = misruled_and_changed("gemma4_text_hub", own, |checkpoint, spec| {
+        let part = match spec.name.strip_prefix("layers.3.attention.")? {
+            "key.weight" => "k_proj",
+            "value.weight" => "v_proj",
+            "key_norm.weight" => "k_norm",
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.layers.3.self_attn.{part}.weight")].values())
+    });
+    assert_shows("gemma4 with the keys that its file holds besides", keys_of_its_own, 0.1);
+}
+
+#[test]
+fn what_the_mixture_of_gemma_4_does_besides_shows() {
+    let unscaled = changed_experts("gemma4_moe", |it| it.router.expert_scale = false);
+    assert_shows("gemma4_moe without the scales of its experts", unscaled, 0.1);
+    // A common factor of the weights is taken out again by the norm behind the experts.
+    let fewer = changed_experts("gemma4_moe", |it| it.chosen = 1);
+    assert_shows("gemma4_moe with fewer experts", fewer, 0.1);
+    let other_norm = changed_experts("gemma4_moe", |it| it.router.own_norm = false);
+    assert_shows("gemma4_moe with a router that reads what experts read", other_norm, 0.1);
+    let exchanged = misruled("gemma4_moe", |checkpoint, spec| {
+        let (layer, part) = spec.name.strip_prefix("layers.")?.split_once(".mlp.")?;
+        let other = match part {
+            "dense_post_norm.weight" => "post_feedforward_layernorm_2",
+            "experts_post_norm.weight" => "post_feedforward_layernorm_1",
+            _ => return None,
+        };
+        Some(checkpoint[&format!("model.layers.{layer}.{other}.weight")].values())
+    });
+    assert_shows("gemma4_moe with the norms behind its two branches exchanged", exchanged, 0.1);
+    let before = misruled("gemma4_moe", |checkpoint, spec| {
+        let layer = spec.name.strip_prefix("layers.")?.strip_suffix(".mlp.experts_norm.weight")?;
+        Some(checkpoint[&format!("model.layers.{layer}.pre_feedforward_layernorm.weight")].values())
+    });
+    assert_shows("gemma4_moe with one norm before both branches", before, 0.1);
+    let interleaved = misruled("gemma4_moe", |checkpoint, spec| {
+        let (layer, expert, part) = expert_weight(spec)?;
+        let at = ["gate", "up"].iter().position(|&known| known == part)?;
+        let tensor = &checkpoint[&format!("model.layers.{layer}.experts.gate_up_proj")];
+        let starts = (0..spec.shape[0]).map(|row| expert * tensor.shape[1] + 2 * row + at);
+        Some(rows(tensor, spec, starts, 1))
+    });
+    assert_shows("gemma4_moe with its rows in turn", interleaved, 0.1);
 }
 
 #[test]

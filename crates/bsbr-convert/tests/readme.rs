@@ -41,6 +41,12 @@ fn traits(rules: &[Rule]) -> String {
         ("no gate in the MLP", !has("mlp.gate.weight") && !has("gate.weight")),
         ("learned positions", has("position.weight")),
         ("paired neighbours", permuted),
+        ("latent attention", has("attention.latent.")),
+        (
+            "keys shared by layers",
+            rules.iter().any(|rule| matches!(rule, Rule::IgnoreIn { when: When::SharedKeys, .. })),
+        ),
+        ("inputs for each layer", has("per_layer.")),
     ];
     known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }

@@ -6,7 +6,9 @@ use std::fs;
 
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_convert::{ConvertOptions, HeadForm, ModelSource, convert, export, plan_checkpoint};
-use common::{Tensor, all_fixtures, checkout, convert_plain, edit_tensors, read_dir_tensors, snapshot, write_tensors};
+use common::{
+    LATENT, Tensor, all_fixtures, checkout, convert_plain, edit_tensors, read_dir_tensors, snapshot, write_tensors,
+};
 
 fn meta() -> Option<BlockAttentionConfig> {
     Some(BlockAttentionConfig { selector: Selector::Meta, ..Default::default() })
@@ -30,6 +32,9 @@ fn every_fixture_comes_back_file_for_file_and_byte_for_byte() {
     for (name, config) in all_fixtures() {
         let (temp, dir) = checkout(name, config);
         for (kind, attention) in [("plain", None), ("meta", meta())] {
+            if kind == "meta" && LATENT.contains(&name) {
+                continue;
+            }
             let (converted, back) = (temp.path().join(format!("c-{kind}")), temp.path().join(format!("b-{kind}")));
             let options = ConvertOptions { attention, ..Default::default() };
             let converting = convert(&dir, &converted, &options, &mut |_| {});

@@ -59,7 +59,7 @@ fn variants_that_no_rule_covers_are_refused_by_name() {
         ("gemma2", json!({"layer_types": ["chunked_attention", "full_attention"]}), "`layer_types` must be"),
         ("qwen2", json!({"layer_types": ["sliding_attention", "full_attention"]}), "`sliding_window` must be"),
         ("gpt_neo", json!({"attention_layers": ["global"]}), "`attention_layers` = [\"global\"]"),
-        ("mistral", json!({"model_type": "deepseek_v3"}), "model type `deepseek_v3` is not supported"),
+        ("mistral", json!({"model_type": "deepseek_v32"}), "model type `deepseek_v32` is not supported"),
     ] {
         let error = with(name, "config.json", changes).expect_err(message).to_string();
         assert!(error.contains(message), "{message}\n{error}");

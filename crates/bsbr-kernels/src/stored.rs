@@ -151,12 +151,7 @@ impl<'a> StoredRows<'a> {
 
     /// The rows at `positions` in f32, one after the other in `numbers`.
     #[inline(always)]
-    pub(crate) fn gathered<'b, S: Simd>(
-        &self,
-        simd: S,
-        positions: &[u32],
-        numbers: &'b mut Vec<f32>,
-    ) -> Rows<'b> {
+    pub(crate) fn gathered<'b, S: Simd>(&self, simd: S, positions: &[u32], numbers: &'b mut Vec<f32>) -> Rows<'b> {
         let width = self.width();
         numbers.resize(positions.len() * width, 0.0);
         for (to, &at) in numbers.chunks_exact_mut(width.max(1)).zip(positions) {

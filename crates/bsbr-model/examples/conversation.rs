@@ -52,6 +52,8 @@ fn main() -> Result<(), ModelError> {
         head: Default::default(),
         layer_rotary: vec![],
         query_temperature: None,
+        layer_shapes: vec![],
+        latent: None,
         experts: None,
     };
     let model = Decoder::load(ModelConfig::original(decoder), &mut Weights(1), &Device::flex())?;

@@ -128,7 +128,7 @@ pub fn attention_map(
     let part = part_size(tokens.len(), config.parts);
     let rows = rows(tokens.len(), settings.decoder.layers * settings.decoder.heads, part, config.rows);
     let watching = decoder.clone().with_kernel(Kernel::Plain).new_cache(&[tokens.len()])?;
-    let rotations = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber).1;
+    let rotations = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber).rotations;
     let mut watcher = Watcher { decoder, watching, rotations, part, rows: &rows };
     let (mut layers, mut failed) = (Vec::with_capacity(settings.decoder.layers), None);
     decoder.trace(tokens, &mut cache, &mut |trace: LayerTrace| {

@@ -74,11 +74,12 @@ impl DecoderCache {
             let reached = if groups { expected.min(decoder.max_positions) } else { expected };
             let frequencies = rotary_sets(decoder, reached);
             let layers = (0..decoder.layers).map(|layer| {
+                let shape = decoder.shape(layer);
                 let cache = CacheConfig {
                     batch: 1,
                     heads: decoder.heads,
-                    kv_heads: decoder.kv_heads,
-                    head_dim: decoder.head_dim,
+                    kv_heads: shape.kv_heads,
+                    head_dim: shape.head_dim,
                     options: AttentionOptions {
                         scale: decoder.layer_scale(layer),
                         softcap: decoder.attention_softcap,

@@ -205,6 +205,9 @@ impl<'a> Errors<'a> {
 /// Sum of squares behind the projection of what heads read.
 pub(crate) fn squares(read: Tensor<4>, projection: &Tensor<2>) -> Result<f64, ModelError> {
     let [_, heads, tokens, width] = read.dims();
+    // What fills values up to the width of a head is no input of the projection.
+    let values = projection.dims()[0] / heads;
+    let (read, width) = if values < width { (read.narrow(3, 0, values), values) } else { (read, width) };
     let output = read.swap_dims(1, 2).reshape([tokens, heads * width]).matmul(projection.clone());
     let sums = output.powi_scalar(2).sum_dim(1).try_into_vec_as::<f32>();
     let sums = sums.map_err(|error| ModelError::Input(format!("numbers cannot be read back: {error:?}")))?;

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
 
-use crate::{Decoder, EXTRA_PREFIX, LayerTrace, ModelConfig, ModelError};
+use crate::{Decoder, EXTRA_PREFIX, LayerShape, LayerTrace, ModelConfig, ModelError};
 
 /// What to calibrate on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +58,8 @@ impl StateCalibration {
     pub fn apply(&self, decoder: &Decoder) -> Result<Decoder, ModelError> {
         let mut decoder = decoder.clone();
         let device = decoder.device();
-        let (heads, width) = (decoder.config().decoder.kv_heads, decoder.config().decoder.head_dim);
         for (layer, basis) in self.layers.iter().zip(&self.bases) {
+            let LayerShape { kv_heads: heads, head_dim: width, .. } = decoder.config().decoder.shape(layer.layer);
             let block = decoder.blocks.get_mut(layer.layer);
             let block = block.filter(|_| basis.len() == heads * width * width);
             let block = block
@@ -93,7 +93,6 @@ pub fn calibrate_states(
     mut each: impl FnMut(usize, usize),
 ) -> Result<StateCalibration, ModelError> {
     let settings = decoder.config();
-    let (kv_heads, width) = (settings.decoder.kv_heads, settings.decoder.head_dim);
     let keeps = |&layer: &usize| settings.layer_attention(layer).is_some_and(|attention| attention.needs_states());
     let layers: Vec<usize> = (0..settings.decoder.layers).filter(keeps).collect();
     let Some(attention) = settings.attention.as_ref().filter(|_| !layers.is_empty()) else {
@@ -111,7 +110,11 @@ pub fn calibrate_states(
     }
     decoder.check_length(config.window)?;
     let original = decoder.with_config(|config| config.attention = None)?;
-    let mut squares = vec![vec![vec![0.0; width * width]; kv_heads]; layers.len()];
+    let empty = |&layer: &usize| {
+        let LayerShape { kv_heads, head_dim: width, .. } = settings.decoder.shape(layer);
+        vec![vec![0.0; width * width]; kv_heads]
+    };
+    let mut squares: Vec<Vec<Vec<f64>>> = layers.iter().map(empty).collect();
     for (done, text) in tokens.chunks_exact(config.window).take(windows).enumerate() {
         let mut cache = original.new_cache(&[text.len()])?;
         let mut result = Ok(());
@@ -126,6 +129,7 @@ pub fn calibrate_states(
     }
     let mut calibration = StateCalibration { windows, layers: Vec::new(), bases: Vec::new() };
     for (&layer, squares) in layers.iter().zip(&squares) {
+        let LayerShape { kv_heads, head_dim: width, .. } = settings.decoder.shape(layer);
         let (mut basis, mut shares) = (Vec::with_capacity(kv_heads * width * width), 0.0);
         for squares in squares {
             let (columns, share) = leading_directions(squares, width, layer)?;

@@ -13,8 +13,9 @@ use burn::{
 use crate::{
     DecoderCache, ModelConfig, ModelError, PositionPolicy, Projection, Table,
     cache::TextCache,
-    layer_attention::{LayerTrace, attend},
-    modules::{Block, Normalisation},
+    embedding::Inputs,
+    layer_attention::{LayerTrace, Pass, SharedRows},
+    modules::{Block, LayerInputs, Normalisation},
     ops::{self, Packing},
     rotary::{Places, Rotation, rotary_set, rotary_sets},
     stored::Weight,
@@ -34,6 +35,8 @@ pub struct Decoder {
     pub embed_norm: Option<Normalisation>,
     /// From the width of the embedding to `[hidden_size]`.
     pub project_in: Option<Linear>,
+    /// Makes inputs of each layer.
+    pub per_layer_inputs: Option<LayerInputs>,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// Before the head.
@@ -148,6 +151,9 @@ impl Decoder {
         if let Some(head) = &mut self.head {
             head.set_arithmetic(arithmetic);
         }
+        if let Some(inputs) = &mut self.per_layer_inputs {
+            inputs.project.set_arithmetic(arithmetic);
+        }
         if let Table::Stored(table) = &mut self.embed {
             table.arithmetic = arithmetic;
         }
@@ -193,7 +199,10 @@ impl Decoder {
         if new.frequencies != old.frequencies {
             return None;
         }
-        new.layers = old.layers.iter().map(|layer| layer.first(tokens)).collect::<Option<_>>()?;
+        // Layers that read the cache of another hold nothing.
+        let held = |layer: usize| if self.config.cache_owner(layer).is_some() { 0 } else { tokens };
+        let of_layer = |(layer, cache): (usize, &AttentionCache)| cache.first(held(layer));
+        new.layers = old.layers.iter().enumerate().map(of_layer).collect::<Option<_>>()?;
         new.length = tokens;
         Some(fresh)
     }
@@ -206,7 +215,8 @@ impl Decoder {
     /// As [`Decoder::new_cache`].
     pub fn expected_cache_bytes(&self, tokens: usize) -> Result<usize, ModelError> {
         let mut cache = self.new_cache(&[tokens])?;
-        (0..self.blocks.len()).for_each(|layer| cache.make_room(0, layer, 1));
+        let own = (0..self.blocks.len()).filter(|&layer| self.config.cache_owner(layer).is_none());
+        own.for_each(|layer| cache.make_room(0, layer, 1));
         Ok(cache.bytes())
     }
 
@@ -313,7 +323,7 @@ impl Decoder {
         packing: Packing,
         visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
-        let (x, rotations, temperature) = self.inputs(tokens, cache, packing);
+        let inputs = self.inputs(tokens, cache, packing);
         let mut pieces: Vec<(usize, Range<usize>)> = Vec::with_capacity(tokens.len());
         let mut start = 0;
         for (text, new) in tokens.iter().enumerate() {
@@ -322,9 +332,14 @@ impl Decoder {
             }
             start += new.len();
         }
-        let x = ops::run(&self.device(), || {
-            self.through_blocks(x, (&rotations, temperature.as_deref(), packing), &pieces, cache, visit)
-        })?;
+        let pass = Pass {
+            config: &self.config,
+            pieces: &pieces,
+            cache,
+            shared: SharedRows::of(&self.config.decoder),
+            alone: false,
+        };
+        let x = ops::run(&self.device(), || self.through_blocks(inputs, packing, pass, visit))?;
         for (text, new) in cache.texts.iter_mut().zip(tokens) {
             text.length += new.len();
         }
@@ -334,17 +349,18 @@ impl Decoder {
     /// The blocks and the last norm over packed tokens.
     fn through_blocks(
         &self,
-        mut x: Tensor<2>,
-        (rotations, temperature, packing): (&[Rotation], Option<&[f32]>, Packing),
-        pieces: &[(usize, Range<usize>)],
-        cache: &mut DecoderCache,
+        inputs: Inputs,
+        packing: Packing,
+        mut pass: Pass<'_>,
         mut visit: Option<&mut (dyn FnMut(LayerTrace) + Send)>,
     ) -> Result<Tensor<2>, ModelError> {
+        let Inputs { mut x, rotations, temperature, per_layer } = inputs;
         for (layer, block) in self.blocks.iter().enumerate() {
             let rotation = rotary_set(&self.config.decoder, layer).and_then(|set| rotations.get(set));
-            let places = Places { rotation, temperature, packing };
-            x = block.forward_packed(x, packing, |projections, norm, x| {
-                let (heads, read) = attend(projections, norm, x, places, pieces, layer, cache)?;
+            let places = Places { rotation, temperature: temperature.as_deref(), packing };
+            let own = per_layer.as_ref().map(|all| self.inputs_of(layer, all));
+            x = block.forward_packed((x, own), packing, |projections, norm, x| {
+                let (heads, read) = pass.attend(layer, (projections, norm), x, places)?;
                 if let Some(visit) = &mut visit {
                     let normed = match norm {
                         Some(norm) => norm.forward(x.clone()),
@@ -418,8 +434,8 @@ impl Decoder {
         let fits = |layers: &[AttentionCache]| {
             layers.len() == decoder.layers
                 && layers.iter().enumerate().all(|(layer, cache)| {
-                    let made = cache.config();
-                    (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, decoder.kv_heads, decoder.head_dim)
+                    let (made, shape) = (cache.config(), decoder.shape(layer));
+                    (made.heads, made.kv_heads, made.head_dim) == (decoder.heads, shape.kv_heads, shape.head_dim)
                         && made.options.sink_logits == self.blocks[layer].attention.sink_logits
                         && made.attention == self.config.calibrated_attention(layer)
                         && cache.far_positions().map(|far| far.trained) == self.config.trained_length(layer)

@@ -12,15 +12,21 @@ use crate::{
     stored::Weight,
 };
 
+/// What the blocks get of some tokens besides caches.
+pub(crate) struct Inputs {
+    /// What the first block reads, `[tokens, hidden_size]`.
+    pub(crate) x: Tensor<2>,
+    /// One entry for each way a layer rotates.
+    pub(crate) rotations: Vec<Rotation>,
+    /// Factors on queries.
+    pub(crate) temperature: Option<Vec<f32>>,
+    /// Inputs of all layers, one after the other, `[tokens, layers * width]`.
+    pub(crate) per_layer: Option<Tensor<2>>,
+}
+
 impl Decoder {
-    /// What the first block reads of the next tokens of each text, `[tokens, hidden_size]`, their rotations, one entry for each
-    /// way a layer rotates, and the factors on their queries.
-    pub(crate) fn inputs(
-        &self,
-        tokens: &[Vec<u32>],
-        cache: &DecoderCache,
-        packing: Packing,
-    ) -> (Tensor<2>, Vec<Rotation>, Option<Vec<f32>>) {
+    /// What the blocks read of the next tokens of each text.
+    pub(crate) fn inputs(&self, tokens: &[Vec<u32>], cache: &DecoderCache, packing: Packing) -> Inputs {
         let positions: Vec<(usize, usize)> = tokens
             .iter()
             .enumerate()
@@ -35,7 +41,32 @@ impl Decoder {
         });
         let rotations = rotations.collect();
         let temperature = temperatures(&self.config.decoder, positions.iter().map(|&(_, position)| position));
-        (x, rotations, temperature)
+        let per_layer = self.per_layer(tokens.iter().flatten().copied(), &x, packing);
+        Inputs { x, rotations, temperature, per_layer }
+    }
+
+    /// The inputs of all layers, `[tokens, layers * width]`, where layers have some; `x` is what enters the first block.
+    pub(crate) fn per_layer(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        x: &Tensor<2>,
+        packing: Packing,
+    ) -> Option<Tensor<2>> {
+        let (settings, inputs) = (self.config.decoder.embedding.per_layer?, self.per_layer_inputs.as_ref()?);
+        let [count, hidden] = x.dims();
+        let (width, layers) = (settings.width, self.config.decoder.layers);
+        let of_token = inputs.embed.rows(tokens, &self.device()) * (width as f64).sqrt();
+        let (weight, bias) = inputs.project.as_weight();
+        let of_stream = ops::linear(x.clone(), weight, bias, packing) / (hidden as f64).sqrt();
+        let of_stream =
+            inputs.norm.forward(of_stream.reshape([count * layers, width])).reshape([count, layers * width]);
+        Some((of_token + of_stream) / std::f64::consts::SQRT_2)
+    }
+
+    /// The inputs of one layer, `[tokens, width]`, out of those of all.
+    pub(crate) fn inputs_of(&self, layer: usize, all: &Tensor<2>) -> Tensor<2> {
+        let width = all.dims()[1] / self.config.decoder.layers;
+        all.clone().narrow(1, layer * width, width)
     }
 
     /// What the first block reads of tokens that stand at `positions`, texts and places in them.

@@ -36,7 +36,7 @@
 //!     vocab_size: 10, hidden_size: 8, layers: 2, heads: 2, kv_heads: 1, head_dim: 4, intermediate_size: 16,
 //!     max_positions: 64, norm: Norm::Rms, norm_eps: 1e-5,
 //!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
-//!     activation: Activation::Silu, gated_mlp: true, clamped_gate: None, sink_logits: false, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, experts: None,
+//!     activation: Activation::Silu, gated_mlp: true, clamped_gate: None, sink_logits: false, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, layer_shapes: vec![], latent: None, experts: None,
 //!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
 //!     tied_head: true, embedding: Default::default(), block: Default::default(), head: Default::default(),
 //!     layer_rotary: vec![],
@@ -63,6 +63,7 @@ mod embedding;
 mod error;
 mod evaluate;
 mod generate;
+mod latent;
 mod layer_attention;
 mod loading;
 mod modules;
@@ -93,8 +94,9 @@ pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, cali
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
     Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, ClampedGate, DecoderConfig, EmbeddingConfig,
-    ExpertGroups, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy, Positions,
-    QueryTemperature, RotaryScaling, RouterConfig, RouterKind, SharedExpert,
+    ExpertGroups, ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape,
+    ModelConfig, Norm, PerLayerInputs, PositionPolicy, Positions, QueryTemperature, RotaryScaling, RouterConfig,
+    RouterKind, SharedExpert,
 };
 pub use decoder::Decoder;
 pub use error::ModelError;
@@ -109,11 +111,12 @@ pub use evaluate::{
     evaluate_long, recall,
 };
 pub use generate::{GenerateConfig, Generation, PREFILL_PIECE, Step, generate, generate_behind, next_piece, prefill};
+pub use latent::{LatentPart, LatentProjections};
 pub use layer_attention::LayerTrace;
 pub use loading::WeightSource;
 pub use modules::{
-    Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
-    Normalisation, Projections, Xielu,
+    Adapter, Adapters, BesideMlp, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerInputs, LayerNormalisation,
+    Mixture, Mlp, Normalisation, PerLayerInput, Projections, Xielu,
 };
 pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;

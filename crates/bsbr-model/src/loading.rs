@@ -1,5 +1,7 @@
 //! Building a decoder from weights, one tensor at a time.
 
+mod parts;
+
 use std::{collections::HashMap, sync::Arc};
 
 use bsbr_attn::Kernel;
@@ -14,11 +16,12 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LinearPlace, LinearRole,
-    MlpPart, ModelConfig, ModelError, Norm, Projection, StoredLinear, StoredTable, Table, WeightSpec,
+    Activation, AdapterConfig, AdapterTarget, Decoder, DecoderConfig, EXTRA_PREFIX, HeadNorm, LatentPart, LayerKeys,
+    LinearPlace, LinearRole, MlpPart, ModelConfig, ModelError, Norm, Projection, StoredLinear, StoredTable, Table,
+    WeightSpec,
     modules::{
-        Adapter, Adapters, Block, BlockMlp, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mixture, Mlp,
-        Normalisation, Projections, Xielu,
+        Adapter, Adapters, Block, EachHeadNorm, HeadNormalisation, LayerNormalisation, Mlp, Normalisation, Projections,
+        Xielu,
     },
     ops,
     split::rest,
@@ -220,22 +223,22 @@ impl Loader<'_> {
     fn head_norm(
         &mut self,
         name: &str,
-        heads: usize,
+        (heads, head_dim): (usize, usize),
         decoder: &DecoderConfig,
     ) -> Result<Option<HeadNormalisation>, ModelError> {
         let Some(over) = decoder.block.head_norm else { return Ok(None) };
         let kind = decoder.norm.without_bias();
         Ok(Some(match over {
-            HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, decoder.head_dim)?),
+            HeadNorm::Head => HeadNormalisation::Head(self.norm(name, kind, decoder.norm_eps, head_dim)?),
             HeadNorm::AllHeads => {
-                let width = heads * decoder.head_dim;
+                let width = heads * head_dim;
                 HeadNormalisation::AllHeads(self.norm(name, kind, decoder.norm_eps, width)?)
             }
             HeadNorm::EachHead => {
                 let weight = Param::from_tensor(self.tensor::<2>(&format!("{name}.weight"))?);
                 let plain = if kind.is_layer() { Norm::LayerPlain } else { Norm::Rms };
                 // A name without weights, so that nothing is read.
-                let plain = self.norm("", plain, decoder.norm_eps, decoder.head_dim)?;
+                let plain = self.norm("", plain, decoder.norm_eps, head_dim)?;
                 HeadNormalisation::EachHead(EachHeadNorm { plain, weight, plus_one: kind == Norm::RmsPlusOne })
             }
         }))
@@ -245,7 +248,8 @@ impl Loader<'_> {
     fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) -> Result<Adapters, ModelError> {
         Adapters::new(|target: AdapterTarget| {
             let name = format!("{EXTRA_PREFIX}{}", target.place(layer));
-            if !adapters.targets.contains(&target) {
+            let down = format!("{name}.adapter_down");
+            if !adapters.targets.contains(&target) || !self.specs.contains_key(&down) {
                 return Ok(None);
             }
             let mut factor = |part: &str| {
@@ -263,16 +267,35 @@ impl Loader<'_> {
         let extra = |part: &str| format!("{EXTRA_PREFIX}{}", at(part));
         let projection = |loader: &mut Self, role| loader.layer_projection(layer, role, decoder);
         let form = decoder.block.form;
+        let shape = decoder.shape(layer);
+        let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
+        let width = shape.head_dim;
+        let value_norm = decoder.block.value_norm && own_keys;
+        let [query, key, value] = match decoder.latent {
+            None => [LinearRole::Query, LinearRole::Key, LinearRole::Value],
+            Some(latent) => {
+                let from = [LatentPart::Query, LatentPart::Key, LatentPart::Value].map(LinearRole::FromLatent);
+                if latent.query_rank.is_some() { from } else { [LinearRole::Query, from[1], from[2]] }
+            }
+        };
         let (before_attention, before_mlp) = form.norms_before();
         Ok(Block {
             attention_norm: self.stream_norm(&at("attention_norm"), before_attention, decoder)?,
             attention: Projections {
-                query: projection(self, LinearRole::Query)?,
-                key: projection(self, LinearRole::Key)?,
-                value: projection(self, LinearRole::Value)?,
+                query: projection(self, query)?,
+                key: own_keys.then(|| projection(self, key)).transpose()?,
+                value: (shape.keys == LayerKeys::Own).then(|| projection(self, value)).transpose()?,
+                latent: decoder.latent.map(|latent| self.latent(layer, latent, decoder)).transpose()?,
                 output: projection(self, LinearRole::Output)?,
-                query_norm: self.head_norm(&at("attention.query_norm"), decoder.heads, decoder)?,
-                key_norm: self.head_norm(&at("attention.key_norm"), decoder.kv_heads, decoder)?,
+                query_norm: self.head_norm(&at("attention.query_norm"), (decoder.heads, width), decoder)?,
+                key_norm: match own_keys {
+                    true => self.head_norm(&at("attention.key_norm"), (shape.kv_heads, width), decoder)?,
+                    false => None,
+                },
+                // A name without weights, so that nothing is read.
+                value_norm: value_norm
+                    .then(|| self.norm("", Norm::RmsPlain, decoder.norm_eps, width).map(HeadNormalisation::Head))
+                    .transpose()?,
                 norm_after_rotary: decoder.block.head_norm_after_rotary,
                 sink_logits: decoder.sink_logits.then(|| self.sink_logits(layer)).transpose()?,
                 meta_query: self.optional_linear(&extra("meta_query"))?,
@@ -285,6 +308,8 @@ impl Loader<'_> {
             mlp_norm: self.stream_norm(&at("mlp_norm"), before_mlp, decoder)?,
             mlp: self.block_mlp(layer, decoder)?,
             mlp_post_norm: self.stream_norm(&at("mlp_post_norm"), form.norms_after(), decoder)?,
+            per_layer: decoder.embedding.per_layer.map(|_| self.per_layer(layer, decoder)).transpose()?,
+            scalar: self.optional(&at("scalar"))?,
             config: decoder.block,
         })
     }
@@ -315,26 +340,6 @@ impl Loader<'_> {
             xielu: (decoder.activation == Activation::Xielu).then(|| self.xielu(layer)).transpose()?,
             clamped_gate: decoder.clamped_gate,
         })
-    }
-
-    fn block_mlp(&mut self, layer: usize, decoder: &DecoderConfig) -> Result<BlockMlp, ModelError> {
-        let Some(config) = decoder.layer_experts(layer) else {
-            let role = |part| match part {
-                MlpPart::Gate => LinearRole::Gate,
-                MlpPart::Up => LinearRole::Up,
-                MlpPart::Down => LinearRole::Down,
-            };
-            return Ok(BlockMlp::Dense(self.mlp(layer, role, decoder)?));
-        };
-        let at = |part: &str| format!("layers.{layer}.mlp.{part}");
-        let router = self.linear(&at("router"))?;
-        let correction = config.router.correction.then(|| self.numbers(&at("router.correction"))).transpose()?;
-        let experts = (0..config.count).map(|expert| self.mlp(layer, |part| LinearRole::Expert(expert, part), decoder));
-        let experts = experts.collect::<Result<Vec<_>, _>>()?;
-        let shared = config.shared.map(|_| self.mlp(layer, LinearRole::Shared, decoder)).transpose()?;
-        let shared_gate = self.optional_linear(&at("shared_gate"))?;
-        let correction = correction.map(|(numbers, _)| numbers);
-        Ok(BlockMlp::Mixture(Mixture { router, correction, experts, shared, shared_gate, config: config.clone() }))
     }
 
     fn sink_logits(&mut self, layer: usize) -> Result<Arc<[f32]>, ModelError> {
@@ -375,6 +380,8 @@ impl Decoder {
         let position = loader.optional("position.weight")?;
         let embed_norm = loader.stream_norm("embed_norm", decoder.embedding.norm, decoder)?;
         let project_in = loader.optional_linear("project_in")?;
+        let per_layer_inputs = decoder.embedding.per_layer.map(|inputs| loader.per_layer_inputs(inputs, decoder));
+        let per_layer_inputs = per_layer_inputs.transpose()?;
         let mut blocks = Vec::with_capacity(decoder.layers);
         for layer in 0..decoder.layers {
             blocks.push(loader.block(layer, &config)?);
@@ -389,6 +396,7 @@ impl Decoder {
             position,
             embed_norm,
             project_in,
+            per_layer_inputs,
             blocks,
             final_norm,
             project_out,

@@ -9,7 +9,8 @@ use burn::{
 };
 
 use crate::{
-    Activation, AdapterTarget, BlockConfig, BlockForm, ClampedGate, ExpertsConfig, Projection,
+    Activation, AdapterTarget, BlockConfig, BlockForm, ClampedGate, ExpertsConfig, Projection, Table,
+    latent::LatentProjections,
     ops::{self, Packing},
 };
 
@@ -92,16 +93,20 @@ impl HeadNormalisation {
 pub struct Projections {
     /// `[hidden_size]` to `[heads * head_dim]`.
     pub query: Projection,
-    /// `[hidden_size]` to `[kv_heads * head_dim]`.
-    pub key: Projection,
-    /// `[hidden_size]` to `[kv_heads * head_dim]`.
-    pub value: Projection,
+    /// `[hidden_size]` to `[kv_heads * head_dim]`, unless the layer reads the keys and values of another.
+    pub key: Option<Projection>,
+    /// `[hidden_size]` to `[kv_heads * head_dim]`, unless values are what the keys are made of.
+    pub value: Option<Projection>,
     /// `[heads * head_dim]` to `[hidden_size]`.
     pub output: Projection,
+    /// Of latent attention, where `query`, `key` and `value` make what does not rotate, of narrow vectors.
+    pub latent: Option<LatentProjections>,
     /// Of the queries.
     pub query_norm: Option<HeadNormalisation>,
     /// Of the keys.
     pub key_norm: Option<HeadNormalisation>,
+    /// Of the values.
+    pub value_norm: Option<HeadNormalisation>,
     /// Queries and keys are rotated before they are normalised.
     #[module(skip)]
     pub norm_after_rotary: bool,
@@ -262,9 +267,54 @@ pub struct Mixture {
     pub shared: Option<Mlp>,
     /// A score whose sigmoid multiplies what that gives.
     pub shared_gate: Option<Linear>,
+    /// An MLP whose output is added to what they give.
+    pub beside: Option<BesideMlp>,
+    /// Of what the router reads, which is the stream itself then.
+    pub router_norm: Option<Normalisation>,
+    /// Factors on the weights of the experts.
+    #[module(skip)]
+    pub expert_scale: Option<Vec<f32>>,
     /// How they are chosen.
     #[module(skip)]
     pub config: ExpertsConfig,
+}
+
+/// An MLP beside experts.
+#[derive(Module, Debug)]
+pub struct BesideMlp {
+    /// It reads what the norm of the block gives.
+    pub mlp: Mlp,
+    /// After it.
+    pub post_norm: Normalisation,
+    /// Before the experts.
+    pub experts_norm: Normalisation,
+    /// After the experts.
+    pub experts_post_norm: Normalisation,
+}
+
+/// What makes the inputs of all layers; see [`crate::PerLayerInputs`].
+#[derive(Module, Debug)]
+pub struct LayerInputs {
+    /// `[vocabulary, layers * width]`.
+    pub embed: Table,
+    /// `[hidden_size]` to `[layers * width]`.
+    pub project: Projection,
+    /// Of what that gives, for each layer by itself.
+    pub norm: Normalisation,
+}
+
+/// What joins the inputs of a layer to the stream `x`: `x + norm(down(act(gate x) * inputs))`.
+#[derive(Module, Debug)]
+pub struct PerLayerInput {
+    /// `[hidden_size]` to the width of the inputs.
+    pub gate: Projection,
+    /// Back to `[hidden_size]`.
+    pub down: Projection,
+    /// After it.
+    pub norm: Normalisation,
+    /// The non-linearity.
+    #[module(skip)]
+    pub activation: Activation,
 }
 
 /// What a block has besides attention.
@@ -299,14 +349,18 @@ pub struct Block {
     pub mlp: BlockMlp,
     /// After the MLP.
     pub mlp_post_norm: Option<Normalisation>,
+    /// Joins the inputs of the layer.
+    pub per_layer: Option<PerLayerInput>,
+    /// `[1]`: a factor on the stream behind everything else.
+    pub scalar: Option<Param<Tensor<1>>>,
     /// What is added to what, and the factor on it.
     #[module(skip)]
     pub config: BlockConfig,
 }
 
 impl Block {
-    /// `[tokens, hidden_size]` to the same; `attend` is attention from inputs that its norm is still to be applied to,
-    /// `[1, heads, tokens, head_dim]`.
+    /// `[tokens, hidden_size]` to the same; `inputs` are those of the layer, `[tokens, width]`, where it has some; `attend` is
+    /// attention from inputs that its norm is still to be applied to, `[1, heads, tokens, head_dim]`.
     ///
     /// # Errors
     ///
@@ -314,22 +368,24 @@ impl Block {
     pub fn forward<E>(
         &self,
         x: Tensor<2>,
+        inputs: Option<Tensor<2>>,
         attend: impl FnOnce(&Projections, Option<&Normalisation>, &Tensor<2>) -> Result<Tensor<4>, E>,
     ) -> Result<Tensor<2>, E> {
-        self.forward_packed(x, Packing::ByNumber, attend)
+        self.forward_packed((x, inputs), Packing::ByNumber, attend)
     }
 
     /// [`Block::forward`] of tokens that are packed in this way.
     pub(crate) fn forward_packed<E>(
         &self,
-        x: Tensor<2>,
+        (x, inputs): (Tensor<2>, Option<Tensor<2>>),
         packing: Packing,
         attend: impl FnOnce(&Projections, Option<&Normalisation>, &Tensor<2>) -> Result<Tensor<4>, E>,
     ) -> Result<Tensor<2>, E> {
         let factor = self.config.residual_multiplier.unwrap_or(1.0);
         let read = attend(&self.attention, self.attention_norm.as_ref(), &x)?;
+        let read = self.attention.values_read(read);
         let output = (&self.attention.output, self.attention.adapter(AdapterTarget::Output));
-        Ok(match self.config.form {
+        let x = match self.config.form {
             BlockForm::Sequential => {
                 let x = ops::join_heads(read, output, Some((x, factor)), packing);
                 ops::block_mlp(x, self.mlp_norm.as_ref(), &self.mlp, Some(factor), packing)
@@ -349,6 +405,17 @@ impl Block {
                 let x = ops::block_mlp(x, norm, &self.mlp, Some(factor), packing);
                 ops::join_heads(read, output, Some((x, factor)), packing)
             }
+        };
+        let x = match (&self.per_layer, inputs) {
+            (Some(own), Some(inputs)) => {
+                let branch = ops::per_layer(&x, inputs, own, packing);
+                x + own.norm.forward(branch)
+            }
+            _ => x,
+        };
+        Ok(match &self.scalar {
+            Some(scalar) => x * scalar.val().unsqueeze(),
+            None => x,
         })
     }
 }

@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::{BlockMlp, Decoder, DecoderConfig, ModelError, StoredLinear, stored::Weight};
+use crate::{BlockMlp, Decoder, DecoderConfig, LatentPart, LayerKeys, ModelError, StoredLinear, stored::Weight};
 
 /// A linear layer of a block.
 #[derive(Module, Debug)]
@@ -143,6 +143,20 @@ pub enum LinearRole {
     Expert(usize, MlpPart),
     /// A part of the expert that every token goes through.
     Shared(MlpPart),
+    /// What rotates of queries, in latent attention.
+    QueryRotary,
+    /// The vector that queries are made of.
+    QueryLatent,
+    /// What rotates of keys, for all heads.
+    KeyRotary,
+    /// The vector that keys and values are made of.
+    Latent,
+    /// What is made of these two vectors.
+    FromLatent(LatentPart),
+    /// From the stream to the inputs of the layer, which it gates.
+    PerLayerGate,
+    /// Back from the gated inputs of the layer to the stream.
+    PerLayerDown,
 }
 
 /// Which linear layer of an expert.
@@ -178,6 +192,10 @@ impl LinearRole {
     pub const ATTENTION: [Self; 4] = [Self::Query, Self::Key, Self::Value, Self::Output];
     /// The three of a block with one MLP.
     pub const MLP: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+    /// Those of latent attention besides, made of the stream.
+    const LATENT: [Self; 4] = [Self::QueryRotary, Self::QueryLatent, Self::KeyRotary, Self::Latent];
+    /// The two of a block with inputs of its own.
+    pub const PER_LAYER: [Self; 2] = [Self::PerLayerGate, Self::PerLayerDown];
 
     fn of_name(name: &str) -> Option<Self> {
         if let Some((expert, part)) = name.strip_prefix("mlp.experts.").and_then(|rest| rest.split_once('.')) {
@@ -186,13 +204,24 @@ impl LinearRole {
         if let Some(part) = name.strip_prefix("mlp.shared.") {
             return Some(Self::Shared(MlpPart::of_name(part)?));
         }
-        Self::ATTENTION.into_iter().chain(Self::MLP).find(|known| known.to_string() == name)
+        let known = Self::ATTENTION.into_iter().chain(Self::MLP).chain(Self::PER_LAYER).chain(Self::LATENT);
+        known.chain(LatentPart::ALL.map(Self::FromLatent)).find(|known| known.to_string() == name)
     }
 
     /// Which part of an MLP it is, if it is one.
     pub fn mlp_part(self) -> Option<MlpPart> {
         match self {
-            Self::Query | Self::Key | Self::Value | Self::Output => None,
+            Self::Query
+            | Self::Key
+            | Self::Value
+            | Self::Output
+            | Self::QueryRotary
+            | Self::QueryLatent
+            | Self::KeyRotary
+            | Self::Latent
+            | Self::FromLatent(_)
+            | Self::PerLayerGate
+            | Self::PerLayerDown => None,
             Self::Gate => Some(MlpPart::Gate),
             Self::Up => Some(MlpPart::Up),
             Self::Down => Some(MlpPart::Down),
@@ -204,12 +233,17 @@ impl LinearRole {
     pub fn input(self) -> BlockInput {
         match self {
             Self::Query | Self::Key | Self::Value => BlockInput::Attention,
+            Self::QueryRotary | Self::QueryLatent | Self::KeyRotary | Self::Latent => BlockInput::Attention,
+            Self::FromLatent(LatentPart::Query | LatentPart::QueryRotary) => BlockInput::QueryLatent,
+            Self::FromLatent(LatentPart::Key | LatentPart::Value) => BlockInput::Latent,
             Self::Output => BlockInput::Output,
             Self::Gate | Self::Up | Self::Shared(MlpPart::Gate | MlpPart::Up) => BlockInput::Mlp,
             Self::Down => BlockInput::Down,
             Self::Expert(expert, MlpPart::Gate | MlpPart::Up) => BlockInput::Expert(expert),
             Self::Expert(expert, MlpPart::Down) => BlockInput::ExpertDown(expert),
             Self::Shared(MlpPart::Down) => BlockInput::SharedDown,
+            Self::PerLayerGate => BlockInput::PerLayer,
+            Self::PerLayerDown => BlockInput::PerLayerDown,
         }
     }
 }
@@ -226,6 +260,13 @@ impl fmt::Display for LinearRole {
             Self::Down => f.write_str("mlp.down"),
             Self::Expert(expert, part) => write!(f, "mlp.experts.{expert}.{}", part.name()),
             Self::Shared(part) => write!(f, "mlp.shared.{}", part.name()),
+            Self::QueryRotary => f.write_str("attention.query_rotary"),
+            Self::QueryLatent => f.write_str("attention.query_latent"),
+            Self::KeyRotary => f.write_str("attention.key_rotary"),
+            Self::Latent => f.write_str("attention.latent"),
+            Self::FromLatent(part) => write!(f, "attention.from_latent.{}", part.name()),
+            Self::PerLayerGate => f.write_str("per_layer.gate"),
+            Self::PerLayerDown => f.write_str("per_layer.down"),
         }
     }
 }
@@ -247,6 +288,14 @@ pub enum BlockInput {
     ExpertDown(usize),
     /// Of the down projection of the expert that every token goes through.
     SharedDown,
+    /// The vector that queries are made of, normed.
+    QueryLatent,
+    /// The vector that keys and values are made of, normed.
+    Latent,
+    /// Of the gate of the inputs of the layer: the stream behind the MLP.
+    PerLayer,
+    /// The inputs of the layer times their gate.
+    PerLayerDown,
 }
 
 /// A linear layer of a decoder. Its name is that of its weights: `layers.3.attention.query`.
@@ -286,10 +335,22 @@ impl DecoderConfig {
 
     /// The linear layers of block `layer`, in the order of their inputs.
     pub fn linear_roles(&self, layer: usize) -> Vec<LinearRole> {
-        let mut roles = LinearRole::ATTENTION.to_vec();
+        let mut roles = match self.latent {
+            Some(_) => self.latent_roles().into_iter().chain([LinearRole::Output]).collect(),
+            None => LinearRole::ATTENTION.to_vec(),
+        };
+        let keys = self.shape(layer).keys;
+        roles.retain(|role| match role {
+            LinearRole::Key => !matches!(keys, LayerKeys::Of { .. }),
+            LinearRole::Value => keys == LayerKeys::Own,
+            _ => true,
+        });
         match self.layer_experts(layer) {
             None => roles.extend(LinearRole::MLP),
             Some(experts) => {
+                if experts.beside_mlp {
+                    roles.extend(LinearRole::MLP);
+                }
                 let each =
                     (0..experts.count).flat_map(|expert| MlpPart::ALL.map(|part| LinearRole::Expert(expert, part)));
                 roles.extend(each);
@@ -297,6 +358,7 @@ impl DecoderConfig {
             }
         }
         roles.retain(|role| self.gated_mlp || role.mlp_part() != Some(MlpPart::Gate));
+        roles.extend(self.embedding.per_layer.into_iter().flat_map(|_| LinearRole::PER_LAYER));
         roles
     }
 
@@ -305,13 +367,28 @@ impl DecoderConfig {
         if place.layer >= self.layers {
             return None;
         }
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let of_mlp = place.role.mlp_part().is_some();
+        let of_inputs = matches!(place.role, LinearRole::PerLayerGate | LinearRole::PerLayerDown);
+        if let Some(latent) = self.latent.filter(|_| !of_mlp && !of_inputs) {
+            return self.latent_shape(latent, place.role);
+        }
+        let shape = self.shape(place.layer);
+        let (queries, keys) = (self.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let experts = self.layer_experts(place.layer);
         let inner = match (place.role, experts) {
             (LinearRole::Query, _) => return Some([self.hidden_size, queries]),
-            (LinearRole::Key | LinearRole::Value, _) => return Some([self.hidden_size, keys]),
+            (LinearRole::Key, _) if !matches!(shape.keys, LayerKeys::Of { .. }) => {
+                return Some([self.hidden_size, keys]);
+            }
+            (LinearRole::Value, _) if shape.keys == LayerKeys::Own => return Some([self.hidden_size, keys]),
             (LinearRole::Output, _) => return Some([queries, self.hidden_size]),
-            (LinearRole::Gate | LinearRole::Up | LinearRole::Down, None) => self.intermediate_size,
+            (LinearRole::PerLayerGate, _) => return Some([self.hidden_size, self.embedding.per_layer?.width]),
+            (LinearRole::PerLayerDown, _) => return Some([self.embedding.per_layer?.width, self.hidden_size]),
+            (LinearRole::Gate | LinearRole::Up | LinearRole::Down, experts)
+                if experts.is_none_or(|experts| experts.beside_mlp) =>
+            {
+                shape.intermediate_size
+            }
             (LinearRole::Expert(expert, _), Some(experts)) if expert < experts.count => experts.intermediate_size,
             (LinearRole::Shared(_), Some(experts)) => experts.shared?.intermediate_size,
             _ => return None,
@@ -328,8 +405,13 @@ impl DecoderConfig {
         match role {
             LinearRole::Query | LinearRole::Key | LinearRole::Value => self.qkv_bias,
             LinearRole::Output => self.attention_output_bias,
+            LinearRole::QueryLatent | LinearRole::KeyRotary | LinearRole::Latent => {
+                self.latent.is_some_and(|latent| latent.bias)
+            }
+            LinearRole::QueryRotary | LinearRole::FromLatent(_) => false,
             LinearRole::Gate | LinearRole::Up | LinearRole::Down | LinearRole::Shared(_) => self.mlp_bias,
             LinearRole::Expert(..) => self.experts.as_ref().is_some_and(|experts| experts.bias),
+            LinearRole::PerLayerGate | LinearRole::PerLayerDown => false,
         }
     }
 }
@@ -339,13 +421,23 @@ impl Decoder {
     pub fn projection(&self, place: LinearPlace) -> Option<&Projection> {
         let block = self.blocks.get(place.layer)?;
         match place.role {
-            LinearRole::Query => Some(&block.attention.query),
-            LinearRole::Key => Some(&block.attention.key),
-            LinearRole::Value => Some(&block.attention.value),
+            LinearRole::Query => Some(&block.attention.query).filter(|_| block.attention.query_of_stream()),
+            LinearRole::Key => block.attention.key.as_ref().filter(|_| block.attention.latent.is_none()),
+            LinearRole::Value => block.attention.value.as_ref().filter(|_| block.attention.latent.is_none()),
+            LinearRole::QueryRotary
+            | LinearRole::QueryLatent
+            | LinearRole::KeyRotary
+            | LinearRole::Latent
+            | LinearRole::FromLatent(_) => block.attention.latent_projection(place.role),
             LinearRole::Output => Some(&block.attention.output),
+            LinearRole::PerLayerGate => block.per_layer.as_ref().map(|own| &own.gate),
+            LinearRole::PerLayerDown => block.per_layer.as_ref().map(|own| &own.down),
             role => {
                 let mlp = match (role, &block.mlp) {
                     (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Dense(mlp)) => mlp,
+                    (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Mixture(mixture)) => {
+                        &mixture.beside.as_ref()?.mlp
+                    }
                     (LinearRole::Expert(expert, _), BlockMlp::Mixture(mixture)) => mixture.experts.get(expert)?,
                     (LinearRole::Shared(_), BlockMlp::Mixture(mixture)) => mixture.shared.as_ref()?,
                     _ => return None,
@@ -369,13 +461,24 @@ impl crate::Block {
     /// One of the linear layers of the block; `None` where it has none.
     pub fn projection_mut(&mut self, role: LinearRole) -> Option<&mut Projection> {
         match role {
-            LinearRole::Query => Some(&mut self.attention.query),
-            LinearRole::Key => Some(&mut self.attention.key),
-            LinearRole::Value => Some(&mut self.attention.value),
+            LinearRole::Query if self.attention.query_of_stream() => Some(&mut self.attention.query),
+            LinearRole::Key if self.attention.latent.is_none() => self.attention.key.as_mut(),
+            LinearRole::Value if self.attention.latent.is_none() => self.attention.value.as_mut(),
+            LinearRole::Query | LinearRole::Key | LinearRole::Value => None,
+            LinearRole::QueryRotary
+            | LinearRole::QueryLatent
+            | LinearRole::KeyRotary
+            | LinearRole::Latent
+            | LinearRole::FromLatent(_) => self.attention.latent_projection_mut(role),
             LinearRole::Output => Some(&mut self.attention.output),
+            LinearRole::PerLayerGate => self.per_layer.as_mut().map(|own| &mut own.gate),
+            LinearRole::PerLayerDown => self.per_layer.as_mut().map(|own| &mut own.down),
             role => {
                 let mlp = match (role, &mut self.mlp) {
                     (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Dense(mlp)) => mlp,
+                    (LinearRole::Gate | LinearRole::Up | LinearRole::Down, BlockMlp::Mixture(mixture)) => {
+                        &mut mixture.beside.as_mut()?.mlp
+                    }
                     (LinearRole::Expert(expert, _), BlockMlp::Mixture(mixture)) => mixture.experts.get_mut(expert)?,
                     (LinearRole::Shared(_), BlockMlp::Mixture(mixture)) => mixture.shared.as_mut()?,
                     _ => return None,

@@ -20,6 +20,11 @@ pub fn rotary_frequencies(
     match scaling {
         None => (base(theta), 1.0),
         Some(RotaryScaling::Linear { factor }) => (base(theta).iter().map(|f| f / factor).collect(), 1.0),
+        Some(RotaryScaling::Proportional { rotating, factor }) => {
+            // Pairs beyond stand still: a frequency of 0 turns nothing.
+            let of = |(pair, frequency): (usize, f64)| if 2 * pair < *rotating { frequency / factor } else { 0.0 };
+            (base(theta).into_iter().enumerate().map(of).collect(), 1.0)
+        }
         Some(RotaryScaling::Dynamic { factor, original_max_positions }) => {
             let original = *original_max_positions as f64;
             let stretch = factor * (length as f64).max(original) / original - (factor - 1.0);
@@ -89,7 +94,7 @@ pub fn rotary_frequencies(
 pub(crate) fn rotary_sets(decoder: &DecoderConfig, length: usize) -> Vec<(Vec<f64>, f64)> {
     let Positions::Rotary { theta, rotary_dim, scaling } = &decoder.positions else { return Vec::new() };
     let global = rotary_frequencies(*theta, *rotary_dim, scaling.as_ref(), length);
-    let local = local_bases(decoder).into_iter().map(|theta| rotary_frequencies(theta, *rotary_dim, None, length));
+    let local = local_bases(decoder).into_iter().map(|(theta, dim)| rotary_frequencies(theta, dim, None, length));
     std::iter::once(global).chain(local).collect()
 }
 
@@ -100,19 +105,30 @@ pub(crate) fn rotary_set(decoder: &DecoderConfig, layer: usize) -> Option<usize>
     }
     match decoder.rotary(layer) {
         LayerRotary::Global => Some(0),
-        LayerRotary::Local { theta } => local_bases(decoder).iter().position(|&base| base == theta).map(|at| at + 1),
+        LayerRotary::Local { .. } | LayerRotary::Whole { .. } => {
+            let own = local_base(decoder, layer)?;
+            local_bases(decoder).iter().position(|&base| base == own).map(|at| at + 1)
+        }
         LayerRotary::Off => None,
     }
 }
 
-/// The distinct bases of layers with their own.
-fn local_bases(decoder: &DecoderConfig) -> Vec<f64> {
+/// Base and rotating dimensions of a layer with its own.
+fn local_base(decoder: &DecoderConfig, layer: usize) -> Option<(f64, usize)> {
+    let Positions::Rotary { rotary_dim, .. } = decoder.positions else { return None };
+    match decoder.rotary(layer) {
+        LayerRotary::Local { theta } => Some((theta, rotary_dim)),
+        LayerRotary::Whole { theta } => Some((theta, decoder.shape(layer).head_dim)),
+        LayerRotary::Global | LayerRotary::Off => None,
+    }
+}
+
+/// The distinct ones.
+fn local_bases(decoder: &DecoderConfig) -> Vec<(f64, usize)> {
     let mut bases = Vec::new();
-    for layer in &decoder.layer_rotary {
-        if let LayerRotary::Local { theta } = layer
-            && !bases.contains(theta)
-        {
-            bases.push(*theta);
+    for own in (0..decoder.layer_rotary.len()).filter_map(|layer| local_base(decoder, layer)) {
+        if !bases.contains(&own) {
+            bases.push(own);
         }
     }
     bases

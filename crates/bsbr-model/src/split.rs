@@ -122,6 +122,7 @@ impl BlockModel for Decoder {
     }
 
     fn logits(&self, states: Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        let states = self.stream(states);
         let states = match &self.final_norm {
             Some(norm) => norm.forward(states),
             None => states,

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, ModelConfig, Positions};
+use crate::{
+    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, LatentAttention, LayerKeys, LinearPlace,
+    ModelConfig, Positions,
+};
 
 /// One weight of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +32,13 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
 /// `layers.{i}.attention.sink_logits`,
+/// of latent attention `layers.{i}.attention.{query_latent,query_rotary,latent,key_rotary}.{weight,bias}`,
+/// `layers.{i}.attention.from_latent.{query,query_rotary,key,value}.weight` and `layers.{i}.attention.{query_latent_norm,latent_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,bias,correction}`,
 /// `layers.{i}.mlp.experts.{e}.{gate,up,down}.{weight,bias}`, `layers.{i}.mlp.shared.{gate,up,down}.{weight,bias}` and
-/// `layers.{i}.mlp.shared_gate.weight`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
+/// `layers.{i}.mlp.shared_gate.weight`, beside an MLP also `layers.{i}.mlp.{dense_post_norm,experts_norm,experts_post_norm}.weight`,
+/// `layers.{i}.mlp.router.{norm.weight,expert_scale}`, `layers.{i}.per_layer.{gate,down,norm}.weight` with `per_layer.{embed,project,norm}.weight`,
+/// `layers.{i}.scalar`, `layers.{i}.mlp.xielu.{alpha_p,alpha_n,beta,eps}`, `final_norm.{weight,bias}`, `project_out.weight`,
 /// `head.{weight,bias}`; of compressed parts what [`bsbr_splitlinear::SavedSplit`] says; for the `meta` selector
 /// `bsbr.layers.{i}.{meta_query,meta_key}.{weight,bias}`, for calibrated states `bsbr.layers.{i}.state_basis`, for
 /// gates `bsbr.layers.{i}.gates`, for adapters `bsbr.layers.{i}.attention.{query,key,value,output}.{adapter_down,adapter_up}`.
@@ -51,12 +58,18 @@ pub fn weight_specs(config: &ModelConfig) -> Vec<WeightSpec> {
     if d.embedding.width.is_some() {
         list.linear("project_in".into(), d.hidden_size, width, false);
     }
+    if let Some(inputs) = d.embedding.per_layer {
+        list.add("per_layer.embed.weight".into(), &[inputs.vocab_size, d.layers * inputs.width]);
+        list.linear("per_layer.project".into(), d.layers * inputs.width, d.hidden_size, false);
+        list.norm_of("per_layer.norm".into(), inputs.width);
+    }
     for layer in 0..d.layers {
         let attention = config.layer_attention(layer);
         list.layer(layer, attention.is_some_and(|a| a.needs_meta()));
         if attention.is_some_and(|a| a.needs_state_basis()) {
             let name = format!("{EXTRA_PREFIX}layers.{layer}.state_basis");
-            list.add(name, &[d.kv_heads, d.head_dim, d.head_dim]);
+            let shape = d.shape(layer);
+            list.add(name, &[shape.kv_heads, shape.head_dim, shape.head_dim]);
         }
         if attention.is_some_and(|a| a.needs_gates()) {
             list.add(format!("{EXTRA_PREFIX}layers.{layer}.gates"), &[d.heads]);
@@ -112,19 +125,24 @@ impl List<'_> {
     }
 
     fn norm(&mut self, name: String) {
+        self.norm_of(name, self.decoder.hidden_size);
+    }
+
+    fn norm_of(&mut self, name: String, width: usize) {
         let d = self.decoder;
         if d.norm.has_weight() {
-            self.add(format!("{name}.weight"), &[d.hidden_size]);
+            self.add(format!("{name}.weight"), &[width]);
         }
         if d.norm.has_bias() {
-            self.add(format!("{name}.bias"), &[d.hidden_size]);
+            self.add(format!("{name}.bias"), &[width]);
         }
     }
 
     fn layer(&mut self, layer: usize, meta: bool) {
         let d = self.decoder;
         let at = |part: &str| format!("layers.{layer}.{part}");
-        let (query_width, key_width) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+        let shape = d.shape(layer);
+        let (query_width, key_width) = (d.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let ((before_attention, before_mlp), after) = (d.block.form.norms_before(), d.block.form.norms_after());
         for (norm, there) in [
             ("attention_norm", before_attention),
@@ -136,17 +154,27 @@ impl List<'_> {
                 self.norm(at(norm));
             }
         }
-        self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
-        self.linear(at("attention.key"), key_width, d.hidden_size, d.qkv_bias);
-        self.linear(at("attention.value"), key_width, d.hidden_size, d.qkv_bias);
-        self.linear(at("attention.output"), d.hidden_size, query_width, d.attention_output_bias);
+        if let Some(latent) = d.latent {
+            self.latent(layer, latent);
+        } else {
+            self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
+        }
+        let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
+        if own_keys && d.latent.is_none() {
+            self.linear(at("attention.key"), key_width, d.hidden_size, d.qkv_bias);
+        }
+        if shape.keys == LayerKeys::Own && d.latent.is_none() {
+            self.linear(at("attention.value"), key_width, d.hidden_size, d.qkv_bias);
+        }
+        self.linear(at("attention.output"), d.hidden_size, d.heads * d.value_dim(layer), d.attention_output_bias);
         if let Some(over) = d.block.head_norm {
-            for (part, heads) in [("attention.query_norm.weight", d.heads), ("attention.key_norm.weight", d.kv_heads)] {
+            let of_keys = own_keys.then_some(("attention.key_norm.weight", shape.kv_heads));
+            for (part, heads) in [("attention.query_norm.weight", d.heads)].into_iter().chain(of_keys) {
                 match over {
                     HeadNorm::Head | HeadNorm::AllHeads if !d.norm.has_weight() => {}
-                    HeadNorm::Head => self.add(at(part), &[d.head_dim]),
-                    HeadNorm::EachHead => self.add(at(part), &[heads, d.head_dim]),
-                    HeadNorm::AllHeads => self.add(at(part), &[heads * d.head_dim]),
+                    HeadNorm::Head => self.add(at(part), &[shape.head_dim]),
+                    HeadNorm::EachHead => self.add(at(part), &[heads, shape.head_dim]),
+                    HeadNorm::AllHeads => self.add(at(part), &[heads * shape.head_dim]),
                 }
             }
         }
@@ -154,8 +182,24 @@ impl List<'_> {
             self.add(at("attention.sink_logits"), &[d.heads]);
         }
         match d.layer_experts(layer) {
-            None => self.mlp(&at("mlp"), d.intermediate_size, d.mlp_bias),
-            Some(experts) => self.experts(&at("mlp"), experts),
+            None => self.mlp(&at("mlp"), shape.intermediate_size, d.mlp_bias),
+            Some(experts) => {
+                if experts.beside_mlp {
+                    self.mlp(&at("mlp"), shape.intermediate_size, d.mlp_bias);
+                    for norm in ["mlp.dense_post_norm", "mlp.experts_norm", "mlp.experts_post_norm"] {
+                        self.norm(at(norm));
+                    }
+                }
+                self.experts(&at("mlp"), experts);
+            }
+        }
+        if let Some(inputs) = d.embedding.per_layer {
+            self.linear(at("per_layer.gate"), inputs.width, d.hidden_size, false);
+            self.linear(at("per_layer.down"), d.hidden_size, inputs.width, false);
+            self.norm(at("per_layer.norm"));
+        }
+        if d.block.scalar {
+            self.add(at("scalar"), &[1]);
         }
         if d.activation == Activation::Xielu {
             // Shapes as the numbers have them in checkpoints.
@@ -169,6 +213,19 @@ impl List<'_> {
                 self.linear(format!("{EXTRA_PREFIX}{}", at(part)), query_width, d.hidden_size, d.qkv_bias);
             }
         }
+    }
+
+    fn latent(&mut self, layer: usize, latent: LatentAttention) {
+        for role in self.decoder.latent_roles() {
+            let place = LinearPlace { layer, role };
+            let Some([inputs, outputs]) = self.decoder.linear_shape(place) else { continue };
+            self.linear(place.to_string(), outputs, inputs, self.decoder.linear_bias(role));
+        }
+        let at = |part: &str| format!("layers.{layer}.attention.{part}.weight");
+        if let Some(rank) = latent.query_rank {
+            self.add(at("query_latent_norm"), &[rank]);
+        }
+        self.add(at("latent_norm"), &[latent.rank]);
     }
 
     fn mlp(&mut self, name: &str, inner: usize, bias: bool) {
@@ -185,6 +242,12 @@ impl List<'_> {
         self.add(format!("{name}.router.weight"), &[experts.count, d.hidden_size]);
         if experts.router.bias {
             self.add(format!("{name}.router.bias"), &[experts.count]);
+        }
+        if experts.router.own_norm {
+            self.add(format!("{name}.router.norm.weight"), &[d.hidden_size]);
+        }
+        if experts.router.expert_scale {
+            self.add(format!("{name}.router.expert_scale"), &[experts.count]);
         }
         if experts.router.correction {
             self.add(format!("{name}.router.correction"), &[experts.count]);
@@ -203,7 +266,7 @@ impl List<'_> {
     fn adapters(&mut self, layer: usize, adapters: &AdapterConfig) {
         for &target in &adapters.targets {
             let place = target.place(layer);
-            let [inputs, outputs] = self.decoder.linear_shape(place).unwrap_or_default();
+            let Some([inputs, outputs]) = self.decoder.linear_shape(place) else { continue };
             let name = format!("{EXTRA_PREFIX}{place}");
             self.add(format!("{name}.adapter_down"), &[adapters.rank, inputs]);
             self.add(format!("{name}.adapter_up"), &[outputs, adapters.rank]);

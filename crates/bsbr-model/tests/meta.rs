@@ -67,8 +67,8 @@ fn put_together(model: &Decoder, tokens: &[u32], attention: &BlockAttentionConfi
     };
     let read = attend(
         turned(dense(&projections.query), &all),
-        turned(dense(&projections.key), &all),
-        of(dense(&projections.value), &all),
+        turned(dense(projections.key.as_ref().unwrap()), &all),
+        of(dense(projections.value.as_ref().unwrap()), &all),
         Some(meta),
         Some(attention),
         AttentionOptions::new(decoder.head_dim),

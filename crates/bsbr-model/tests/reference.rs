@@ -75,11 +75,12 @@ fn the_two_forms_of_gelu_are_told_apart() {
 #[test]
 fn experts_are_chosen_and_weighed_as_their_router_says() {
     type Change = fn(&mut ExpertsConfig);
-    let changes: [(fn() -> DecoderConfig, Change); 12] = [
+    let changes: [(fn() -> DecoderConfig, Change); 13] = [
         (mixture, |it| it.router.kind = RouterKind::Softmax),
         (mixture, |it| it.router.correction = false),
         (mixture, |it| it.router.groups = None),
-        (mixture, |it| it.router.groups = Some(ExpertGroups { count: 2, kept: 1 })),
+        (mixture, |it| it.router.groups = Some(ExpertGroups { count: 2, kept: 1, by_highest: false })),
+        (mixture, |it| it.router.groups = Some(ExpertGroups { count: 3, kept: 1, by_highest: true })),
         (mixture, |it| it.router.normalised = None),
         (mixture, |it| it.router.scale = None),
         (mixture, |it| it.shared = None),

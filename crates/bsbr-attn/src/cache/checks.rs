@@ -70,7 +70,12 @@ impl AttentionCache {
 
 impl AttentionCache {
     /// Type and device of an input; `or_narrower` where f16 and bf16 will do as well.
-    fn check_kind(&self, tensor: &'static str, found: &Tensor<4>, or_narrower: bool) -> Result<(), AttentionError> {
+    pub(super) fn check_kind(
+        &self,
+        tensor: &'static str,
+        found: &Tensor<4>,
+        or_narrower: bool,
+    ) -> Result<(), AttentionError> {
         let dtype = self.config.dtype;
         let narrower = or_narrower && matches!(found.dtype(), DType::F16 | DType::BF16);
         if found.dtype() != dtype && !narrower {

@@ -67,7 +67,7 @@ pub(super) const DOTS1: Architecture = Architecture {
     ..GLM4_MOE
 };
 
-const GATE_CORRECTION: &[Rule] =
+pub(super) const GATE_CORRECTION: &[Rule] =
     &[copy_if("{p}layers.{i}.mlp.gate.e_score_correction_bias", &[CORRECTION], When::Experts)];
 
 const HEAD_NORMS: &[Rule] = &[
@@ -75,7 +75,7 @@ const HEAD_NORMS: &[Rule] = &[
     copy_if("{p}layers.{i}.self_attn.k_norm.weight", &["layers.{i}.attention.key_norm.weight"], Flag("use_qk_norm")),
 ];
 
-const NEXT_TOKENS: &[Rule] =
+pub(super) const NEXT_TOKENS: &[Rule] =
     &[IgnorePart { start: "{p}layers.{i}.", why: "a layer that predicts the token after next" }];
 
 const DEFAULTS: Defaults = Defaults {
@@ -129,7 +129,7 @@ fn read_experts(
     (shared, dense, normalised): (Option<usize>, usize, bool),
 ) -> Result<(), ConvertError> {
     let number = |key: &str, default: usize| Ok::<_, ConvertError>(config.optional_usize(key)?.unwrap_or(default));
-    let groups = ExpertGroups { count: number("n_group", 1)?, kept: number("topk_group", 1)? };
+    let groups = ExpertGroups { count: number("n_group", 1)?, kept: number("topk_group", 1)?, by_highest: false };
     let router = RouterConfig {
         kind: RouterKind::Sigmoid,
         bias: false,
@@ -137,6 +137,8 @@ fn read_experts(
         groups: Some(groups).filter(|groups| groups.count != 1),
         normalised: experts::read_normalised(config, normalised)?,
         scale: config.optional_f64("routed_scaling_factor")?.filter(|&scale| scale != 1.0),
+        expert_scale: false,
+        own_norm: false,
     };
     experts::read(config, model, keys, router)?;
     // As many as one that is as many times as wide.

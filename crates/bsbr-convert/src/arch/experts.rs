@@ -30,15 +30,15 @@ pub(super) const LAYOUTS_OF_EITHER_ORDER: &[Layout] = &[
 pub(super) const EACH: When = All(&[When::Experts, Not(FUSED)]);
 pub(super) const TOGETHER: When = All(&[When::Experts, Flag(FUSED)]);
 
-const GATE: &str = "layers.{i}.mlp.experts.{e}.gate.weight";
-const UP: &str = "layers.{i}.mlp.experts.{e}.up.weight";
-const DOWN: &str = "layers.{i}.mlp.experts.{e}.down.weight";
+pub(super) const GATE: &str = "layers.{i}.mlp.experts.{e}.gate.weight";
+pub(super) const UP: &str = "layers.{i}.mlp.experts.{e}.up.weight";
+pub(super) const DOWN: &str = "layers.{i}.mlp.experts.{e}.down.weight";
 const ROUTER: &str = "layers.{i}.mlp.router.weight";
 pub(super) const CORRECTION: &str = "layers.{i}.mlp.router.correction";
 
 pub(super) const UNSTACK: Op = Unstack { count: Experts };
 /// `[experts, gate and up, hidden]`, the rows of the gate first.
-const GATE_UP: Op = Split { groups: N(1), parts: &[ExpertSize, ExpertSize] };
+pub(super) const GATE_UP: Op = Split { groups: N(1), parts: &[ExpertSize, ExpertSize] };
 
 /// An entry of a list that holds one.
 pub(super) const ONLY: Op = Unstack { count: N(1) };
@@ -169,6 +169,8 @@ pub(super) const NORMALISED_SOFTMAX: RouterConfig = RouterConfig {
     groups: None,
     normalised: Some(LEAST),
     scale: None,
+    expert_scale: false,
+    own_norm: false,
 };
 
 /// Less than the sum of the weights of any choice that means something.
@@ -186,15 +188,18 @@ pub(super) fn read(
         None => keys::usize_of(config, names),
     };
     let (count, chosen, intermediate_size) = (size(keys.count)?, size(keys.chosen)?, size(keys.size)?);
-    model.decoder.experts = Some(ExpertsConfig {
+    let (shared, dense_layers) = (None, Vec::new());
+    let experts = ExpertsConfig {
         count,
         chosen,
         intermediate_size,
         router,
         bias: false,
-        shared: None,
-        dense_layers: Vec::new(),
-    });
+        shared,
+        beside_mlp: false,
+        dense_layers,
+    };
+    model.decoder.experts = Some(experts);
     model.flags.insert(SHARED_EXPERT, false);
     Ok(())
 }

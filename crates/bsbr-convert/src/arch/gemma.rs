@@ -94,7 +94,7 @@ const NORMS_BEFORE: &[Rule] = &[
 ];
 
 /// The name that stands before the MLP in Llama stands after attention here.
-const SANDWICH_NORMS: &[Rule] = &[
+pub(super) const SANDWICH_NORMS: &[Rule] = &[
     copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
     copy("{p}layers.{i}.post_attention_layernorm.weight", &["layers.{i}.attention_post_norm.weight"]),
     copy("{p}layers.{i}.pre_feedforward_layernorm.weight", &["layers.{i}.mlp_norm.weight"]),

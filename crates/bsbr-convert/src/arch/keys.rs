@@ -77,6 +77,8 @@ pub(super) fn decoder(
         head: HeadConfig::default(),
         layer_rotary: Vec::new(),
         query_temperature: None,
+        layer_shapes: Vec::new(),
+        latent: None,
         experts: None,
     };
     Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared, next_token_layers: 0 })

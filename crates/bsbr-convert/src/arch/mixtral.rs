@@ -111,6 +111,8 @@ fn read_minimax_m2(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
         groups: None,
         normalised: Some(LEAST),
         scale: None,
+        expert_scale: false,
+        own_norm: false,
     };
     experts::read(config, &mut model, &keys, router)?;
     Ok(model)

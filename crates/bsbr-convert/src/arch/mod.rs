@@ -14,6 +14,7 @@ mod exaone;
 mod experts;
 mod falcon;
 mod gemma;
+mod gemma4;
 mod glm;
 mod gpt2;
 mod gpt_bigcode;
@@ -25,6 +26,7 @@ mod granite;
 mod helium;
 mod hunyuan;
 mod keys;
+mod latent;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -118,6 +120,11 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mixtral::MINIMAX_M2,
     gpt_oss::GPT_OSS,
     granite::GRANITE_SWA,
+    gemma4::GEMMA4,
+    latent::DEEPSEEK_V2,
+    latent::DEEPSEEK_V3,
+    latent::GLM4_MOE_LITE,
+    latent::MISTRAL4,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

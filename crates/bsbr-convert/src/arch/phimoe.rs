@@ -72,6 +72,8 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
         groups: None,
         normalised: None,
         scale: None,
+        expert_scale: false,
+        own_norm: false,
     };
     experts::read(config, &mut model, &KEYS, router)?;
     Ok(model)

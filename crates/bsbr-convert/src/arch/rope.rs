@@ -35,6 +35,8 @@ pub(super) struct RopeKeys {
     pub(super) alpha: bool,
     /// Short and long factors come with a factor on cosines and sines each.
     pub(super) temperatures: bool,
+    /// `proportional` is a kind: of the pairs of a whole head only the fastest rotate.
+    pub(super) proportional: bool,
 }
 
 impl RopeKeys {
@@ -48,6 +50,7 @@ impl RopeKeys {
         mrope: false,
         alpha: false,
         temperatures: false,
+        proportional: false,
     };
 }
 
@@ -92,6 +95,9 @@ fn positions(
         return Err(places.config.error(outside, "a number, as releases of transformers differ in its default"));
     }
     let theta = theta.unwrap_or(default);
+    if let Some(scaling) = scaling::proportional(places, keys, head_dim)? {
+        return Ok(Positions::Rotary { theta, rotary_dim: head_dim, scaling: Some(scaling) });
+    }
     let rotary_dim = match keys.part {
         Some((outside, default)) => {
             let part = places.number("partial_rotary_factor", outside, default)?.unwrap_or(default);

@@ -10,7 +10,7 @@ pub(crate) fn default_stop_token(model_type: &str) -> Option<u32> {
         "cohere" | "cohere2" => 255_001,
         "falcon" => 11,
         "granite_swa" => 100_257,
-        "gemma" | "gemma2" | "gemma3_text" | "nanochat" | "vaultgemma" => 1,
+        "gemma" | "gemma2" | "gemma3_text" | "gemma4_text" | "nanochat" | "vaultgemma" => 1,
         "codegen" | "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "starcoder2" => 50_256,
         "jais2" => 150_024,
         "minimax_m2" => 200_020,

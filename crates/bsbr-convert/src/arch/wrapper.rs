@@ -9,7 +9,7 @@ use crate::rules::Rule::IgnorePart;
 use crate::rules::{Prefix, Rule, TieFlag, Wrapper};
 
 /// Every wrapper there are rules for.
-pub const WRAPPERS: &[Wrapper] = &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE];
+pub const WRAPPERS: &[Wrapper] = &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, GEMMA4];
 
 /// In files before version 5 and on the hub, then as version 5 has them in memory.
 const LANGUAGE_MODEL: &[Prefix] = &[
@@ -61,6 +61,21 @@ const QWEN3_VL: Wrapper = Wrapper {
 };
 
 const QWEN3_VL_MOE: Wrapper = Wrapper { model_types: &["qwen3_vl_moe"], text_type: "qwen3_vl_moe_text", ..QWEN3_VL };
+
+const GEMMA4: Wrapper = Wrapper {
+    model_types: &["gemma4"],
+    text_type: "gemma4_text",
+    flat: false,
+    tie: TieFlag::Outer { default: true },
+    unread: &[],
+    prefixes: &[Prefix { body: "model.language_model.", head: "" }],
+    aside: &[
+        IgnorePart { start: "model.vision_tower.", why: VISION },
+        IgnorePart { start: "model.embed_vision.", why: "the way from images to the decoder" },
+        IgnorePart { start: "model.audio_tower.", why: "the part that reads sound" },
+        IgnorePart { start: "model.embed_audio.", why: "the way from sound to the decoder" },
+    ],
+};
 
 const VISUAL: &[Rule] =
     &[IgnorePart { start: "visual.", why: VISION }, IgnorePart { start: "model.visual.", why: VISION }];

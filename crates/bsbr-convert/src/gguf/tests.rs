@@ -118,7 +118,7 @@ fn every_name_leads_to_a_rule_and_none_is_there_twice() {
                 let source = match *rule {
                     Rule::Map { source, .. } => source,
                     Rule::Tie { head, .. } => head,
-                    Rule::Ignore { .. } | Rule::IgnorePart { .. } => return false,
+                    Rule::Ignore { .. } | Rule::IgnoreIn { .. } | Rule::IgnorePart { .. } => return false,
                 };
                 rules.prefixes.iter().any(|prefix| expand(source, Prefix::of_body(prefix), (3, 0), 0) == name)
             });

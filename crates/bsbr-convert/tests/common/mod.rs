@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 62] = [
+pub const BOTH_STYLES: [&str; 69] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -76,6 +76,13 @@ pub const BOTH_STYLES: [&str; 62] = [
     "qwen3_vl_moe",
     "gpt_oss",
     "granite_swa",
+    "gemma4",
+    "gemma4_moe",
+    "gemma4_text",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "mistral4",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
@@ -135,7 +142,7 @@ pub const VARIANTS: [&str; 50] = [
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 10] = [
+pub const NEWER_STYLE: [&str; 13] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -146,10 +153,16 @@ pub const NEWER_STYLE: [&str; 10] = [
     "qwen3_moe_fused",
     "glm4_moe_hub",
     "qwen3_vl_moe_hub",
+    "gemma4_text_hub",
+    "deepseek_v3_hub",
+    "mistral4_new",
 ];
 
 /// Those with weights that are codes in one tensor and scales in another, in one style.
 pub const OF_CODES: [&str; 1] = ["gpt_oss_hub"];
+/// Those with latent attention, which has no queries and keys made of the stream to start the meta projections from.
+pub const LATENT: [&str; 6] =
+    ["deepseek_v2", "deepseek_v3", "deepseek_v3_hub", "glm4_moe_lite", "mistral4", "mistral4_new"];
 
 /// GPT-2 with the weights of the fixture `gpt2` in PyTorch's formats: a zip archive that also holds the head, sharing the
 /// bytes of the embedding table, and a file of the format before 1.6 that also holds mask buffers.

@@ -220,6 +220,8 @@ pub(super) const CONFIG: Target = Target {
         "\"hidden_act\":",
         "\"long_factor\":",
         "\"mrope_section\":",
+        "\"num_kv_shared_layers\":",
+        "\"per_layer_config\":",
         "null",
         "true",
         "false",

@@ -160,7 +160,7 @@ pub fn calibrate_index(
         done: 0,
         each: Box::new(each),
     };
-    let width = decoder.config().decoder.head_dim;
+    let width = decoder.config().decoder.widest_head();
     let found = search.cheapest(width)?;
     let unseen_reference = Reference::new(&original, unseen.iter().copied(), (attention.chunk_size, 1))?;
     let mut calibration = IndexCalibration {
@@ -271,7 +271,7 @@ impl Search<'_> {
         let Divergence { kl, reads } = self.reference.divergence(&variant)?;
         self.done += 1;
         (self.each)(self.done.min(MOST_TRIALS), MOST_TRIALS);
-        let width = config.decoder.head_dim as f64;
+        let width = config.decoder.widest_head() as f64;
         // Of a block: its mean, and 16 keys in some channels; of a key read exactly: its score and its value.
         let block = INTEGER_COST * (2.0 * width + 32.0 * settings.index_channels as f64) / (4.0 * width);
         let (keys_share, cost) = (reads.keys_share(), reads.keys_share() + block * reads.summaries_share());

@@ -41,13 +41,14 @@ impl<'a> Heads<'a> {
         let attention = config.layer_attention(layer);
         let attention = attention.ok_or_else(|| ModelError::Input(format!("layer {layer} is not converted")))?;
         let text = &cache.texts[0];
+        let shape = config.decoder.shape(layer);
         let set = rotary_set(&config.decoder, layer);
         Ok(Self {
             attention,
             options: text.layers[layer].config().options.clone(),
             heads: config.decoder.heads,
-            kv_heads: config.decoder.kv_heads,
-            head_dim: config.decoder.head_dim,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
             tokens: trace.normed.dims()[0],
             normed: trace.normed,
             query: numbers(trace.query)?,

@@ -141,7 +141,7 @@ pub fn calibrate_meta(
     let mut calibration = MetaCalibration { windows: fitted, held_out, layers: Vec::new(), accepted: Vec::new() };
     for group in layers.chunks(at_once) {
         let mut equations: Vec<[NormalEquations; 2]> =
-            group.iter().map(|_| [(); 2].map(|()| NormalEquations::new(decoder))).collect();
+            group.iter().map(|&layer| [(); 2].map(|()| NormalEquations::new(decoder, layer))).collect();
         for text in &windows[..fitted] {
             trace(&original, decoder, text, group, |at, heads| {
                 targets::meta_queries(heads, &mut equations[at][0])?;
@@ -205,19 +205,19 @@ fn candidates(
     };
     let mut list = vec![Candidate { query: query.clone(), key: key.clone(), key_ridge: 0.0 }];
     let Some(query) = queries.solve(QUERY_RIDGE) else { return Ok(list) };
-    let query = linear(decoder, query);
+    let query = linear((decoder, layer), query);
     for key_ridge in KEY_RIDGES {
         if let Some(key) = keys.solve(key_ridge) {
-            list.push(Candidate { query: query.clone(), key: linear(decoder, key), key_ridge });
+            list.push(Candidate { query: query.clone(), key: linear((decoder, layer), key), key_ridge });
         }
     }
     Ok(list)
 }
 
 /// A layer of a solution, weights `[out, in]`.
-fn linear(decoder: &Decoder, solution: ridge::Solution) -> Linear {
+fn linear((decoder, layer): (&Decoder, usize), solution: ridge::Solution) -> Linear {
     let device = decoder.device();
-    let outputs = decoder.config().decoder.heads * decoder.config().decoder.head_dim;
+    let outputs = decoder.config().decoder.heads * decoder.config().decoder.shape(layer).head_dim;
     let inputs = decoder.config().decoder.hidden_size;
     let weight = burn::tensor::TensorData::new(solution.weight, [outputs, inputs]);
     Linear {

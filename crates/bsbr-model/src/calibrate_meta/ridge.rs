@@ -26,9 +26,9 @@ pub(super) struct Solution {
 
 impl NormalEquations {
     /// Of the inputs of a layer to all of its heads; with a bias where its projections have one.
-    pub(super) fn new(decoder: &Decoder) -> Self {
+    pub(super) fn new(decoder: &Decoder, layer: usize) -> Self {
         let decoder = &decoder.config().decoder;
-        Self::of(decoder.hidden_size, decoder.heads * decoder.head_dim, decoder.qkv_bias)
+        Self::of(decoder.hidden_size, decoder.heads * decoder.shape(layer).head_dim, decoder.qkv_bias)
     }
 
     fn of(inputs: usize, outputs: usize, bias: bool) -> Self {
@@ -36,11 +36,11 @@ impl NormalEquations {
         Self { gram: Mat::zeros(inputs, inputs), moments: Mat::zeros(inputs, outputs), bias }
     }
 
-    /// Bytes of the two for one layer.
+    /// Bytes of the two for the largest layer.
     pub(super) fn bytes(decoder: &Decoder) -> usize {
         let decoder = &decoder.config().decoder;
         let inputs = decoder.hidden_size + 1;
-        2 * size_of::<f64>() * inputs * (inputs + decoder.heads * decoder.head_dim)
+        2 * size_of::<f64>() * inputs * (inputs + decoder.heads * decoder.widest_head())
     }
 
     /// Adds rows of inputs, `[rows, inputs]`, and what they should give, `[rows, outputs]`.

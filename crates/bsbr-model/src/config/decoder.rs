@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, Norm,
-    Positions, QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LatentAttention,
+    LayerRotary, LayerShape, Norm, Positions, QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 
@@ -81,6 +81,12 @@ pub struct DecoderConfig {
     /// Factor on queries by their position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_temperature: Option<QueryTemperature>,
+    /// Sizes of each layer, and where its keys and values come from; empty when all layers are alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_shapes: Vec<LayerShape>,
+    /// Keys and values are made of one narrow vector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentAttention>,
     /// Experts in place of the MLP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsConfig>,
@@ -104,6 +110,8 @@ impl DecoderConfig {
             ("intermediate_size", self.intermediate_size, LARGEST_SIZE),
             ("max_positions", self.max_positions, MOST_POSITIONS),
             ("embedding.width", self.embedding.width.unwrap_or(1), LARGEST_SIZE),
+            ("embedding.per_layer.width", self.embedding.per_layer.map_or(1, |it| it.width), MOST_HEADS),
+            ("embedding.per_layer.vocab_size", self.embedding.per_layer.map_or(1, |it| it.vocab_size), LARGEST_SIZE),
             ("embedding.position_offset", self.embedding.position_offset.max(1), MOST_POSITIONS),
         ] {
             if value == 0 {
@@ -115,6 +123,17 @@ impl DecoderConfig {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", format!("is {}, expected a divisor of heads = {}", self.kv_heads, self.heads));
+        }
+        self.validate_shapes(MOST_HEADS, LARGEST_SIZE)?;
+        self.validate_latent()?;
+        if let Some(inputs) = self.embedding.per_layer {
+            if inputs.vocab_size < self.vocab_size {
+                let problem = format!("is {}, expected at least vocab_size = {}", inputs.vocab_size, self.vocab_size);
+                return fail("embedding.per_layer.vocab_size", problem);
+            }
+            if self.activation == Activation::Xielu {
+                return fail("embedding.per_layer", "is set, but the activation xielu is of one MLP".into());
+            }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return fail("norm_eps", format!("is {}, expected a positive number", self.norm_eps));
@@ -190,8 +209,15 @@ impl DecoderConfig {
             return fail("layer_rotary", problem);
         }
         for layer in &self.layer_rotary {
-            if let LayerRotary::Local { theta } = layer {
+            if let LayerRotary::Local { theta } | LayerRotary::Whole { theta } = layer {
                 positive("layer_rotary.theta", *theta)?;
+            }
+        }
+        for (layer, rotary) in self.layer_rotary.iter().enumerate() {
+            let width = self.shape(layer).head_dim;
+            if matches!(rotary, LayerRotary::Whole { .. }) && !width.is_multiple_of(2) {
+                let problem = format!("rotates whole heads of width {width} in layer {layer}, expected an even number");
+                return fail("layer_rotary", problem);
             }
         }
         if let Some(QueryTemperature { beta, length }) = self.query_temperature {
@@ -200,10 +226,20 @@ impl DecoderConfig {
         }
         match &self.positions {
             Positions::Rotary { theta, rotary_dim, scaling } => {
-                if *rotary_dim == 0 || rotary_dim % 2 != 0 || *rotary_dim > self.head_dim {
-                    let problem =
-                        format!("is {rotary_dim}, expected an even number up to head_dim = {}", self.head_dim);
+                // Of the narrowest of the layers that rotate by it.
+                let by_it =
+                    |layer: &usize| matches!(self.rotary(*layer), LayerRotary::Global | LayerRotary::Local { .. });
+                let widths = (0..self.layers).filter(by_it).map(|layer| self.shape(layer).head_dim);
+                let width = widths.min().unwrap_or(self.head_dim);
+                if *rotary_dim == 0 || rotary_dim % 2 != 0 || *rotary_dim > width {
+                    let problem = format!("is {rotary_dim}, expected an even number up to head_dim = {width}");
                     return fail("positions.rotary_dim", problem);
+                }
+                if let Some(RotaryScaling::Proportional { rotating, .. }) = scaling
+                    && (rotating % 2 != 0 || rotating > rotary_dim)
+                {
+                    let problem = format!("is {rotating}, expected an even number up to rotary_dim = {rotary_dim}");
+                    return fail("positions.scaling.rotating", problem);
                 }
                 positive("positions.theta", *theta)?;
                 for (setting, value) in scaling.iter().flat_map(RotaryScaling::positive_numbers) {

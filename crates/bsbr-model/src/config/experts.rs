@@ -28,6 +28,10 @@ pub struct ExpertsConfig {
     /// One more that every token goes through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<SharedExpert>,
+    /// The layer has its MLP beside them: the sum of both is what it adds to the stream, each normalised behind, and the experts
+    /// read the stream through a norm of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside_mlp: bool,
     /// Layers that have one MLP, of [`crate::DecoderConfig::intermediate_size`], in ascending order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dense_layers: Vec<usize>,
@@ -54,6 +58,13 @@ pub struct RouterConfig {
     /// Factor on the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// A factor of its own on the weight of each expert, behind everything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expert_scale: bool,
+    /// The router does not read what the experts read, but the stream divided by its root mean square and by
+    /// `sqrt(hidden_size)`, each number times a weight.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_norm: bool,
 }
 
 /// What becomes of the scores of the experts.
@@ -82,6 +93,9 @@ pub struct ExpertGroups {
     pub count: usize,
     /// How many are kept.
     pub kept: usize,
+    /// They are ranked by their highest score in place of the sum of two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_highest: bool,
 }
 
 /// An expert that every token goes through.
@@ -109,7 +123,7 @@ impl ExpertsConfig {
             }
         }
         if let Some(groups) = self.router.groups {
-            let ExpertGroups { count, kept } = groups;
+            let ExpertGroups { count, kept, .. } = groups;
             if count == 0 || !self.count.is_multiple_of(count) {
                 let problem = format!("is {count}, expected a divisor of experts.count = {}", self.count);
                 return fail("experts.router.groups.count", problem);
@@ -130,6 +144,9 @@ impl ExpertsConfig {
             {
                 return fail(setting, format!("is {value}, expected a positive number"));
             }
+        }
+        if self.beside_mlp && self.shared.is_some() {
+            return fail("experts.shared", "is set beside experts.beside_mlp, expected one of them".into());
         }
         if self.jitter().is_some() && (self.chosen != 2 || self.router.correction || self.router.groups.is_some()) {
             let problem = "is sparsemixer, expected 2 experts a token, no correction and no groups";

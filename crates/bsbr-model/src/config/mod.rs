@@ -3,6 +3,8 @@
 mod adapters;
 mod decoder;
 mod experts;
+mod latent;
+mod layers;
 mod parts;
 mod positions;
 
@@ -11,7 +13,11 @@ use bsbr_attn::BlockAttentionConfig;
 use bsbr_splitlinear::SavedSplit;
 pub use decoder::DecoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, RouterConfig, RouterKind, SharedExpert};
-pub use parts::{Activation, BlockConfig, BlockForm, ClampedGate, EmbeddingConfig, HeadConfig, HeadNorm, Norm};
+pub use latent::LatentAttention;
+pub use layers::{LayerKeys, LayerShape};
+pub use parts::{
+    Activation, BlockConfig, BlockForm, ClampedGate, EmbeddingConfig, HeadConfig, HeadNorm, Norm, PerLayerInputs,
+};
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +112,11 @@ impl ModelConfig {
         for layer in 0..self.decoder.layers {
             if let Some(attention) = self.calibrated_attention(layer) {
                 attention.validate()?;
+                if attention.needs_meta() && self.decoder.latent.is_some() {
+                    let problem = "is meta, which begins with queries and keys that are made of the stream: latent attention \
+                                   has none";
+                    return Err(ModelError::Config { setting: "selector", problem: problem.into() });
+                }
             }
         }
         if let Some(split) = &self.split {
@@ -167,6 +178,31 @@ impl ModelConfig {
     pub(crate) fn trained_length(&self, layer: usize) -> Option<usize> {
         let groups = self.position_policy == PositionPolicy::Grouped && self.rotates(layer);
         (groups && self.layer_attention(layer).is_some()).then_some(self.decoder.max_positions)
+    }
+
+    /// The layer whose cache layer `layer` reads, having none of its own: where it shares keys and values that both read whole
+    /// or by an index of them. Statistics that hang on queries, and keys that are
+    /// moved, are of each layer by itself.
+    pub fn cache_owner(&self, layer: usize) -> Option<usize> {
+        self.shared_with(layer).filter(|&owner| {
+            // Keys that are moved have moved on by the time another layer reads them.
+            self.trained_length(layer).is_none() && self.trained_length(owner).is_none()
+        })
+    }
+
+    /// The layer whose queries found the index of layer `layer`, which is an index of that layer's keys.
+    pub(crate) fn index_founder(&self, layer: usize) -> Option<usize> {
+        self.shared_with(layer)
+    }
+
+    /// The layer whose keys layer `layer` reads whole, or by the same index.
+    fn shared_with(&self, layer: usize) -> Option<usize> {
+        let owner = self.decoder.key_owner(layer)?;
+        let indexed = |layer: usize| self.layer_attention(layer).map(BlockAttentionConfig::uses_index);
+        let pair = (indexed(layer), indexed(owner));
+        let kept = matches!(pair, (None, None | Some(true)) | (Some(true), Some(true)));
+        let alike = self.decoder.window(layer) == self.decoder.window(owner);
+        (kept && alike).then_some(owner)
     }
 
     fn rotates(&self, layer: usize) -> bool {

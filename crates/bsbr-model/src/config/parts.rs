@@ -140,6 +140,12 @@ pub struct BlockConfig {
     pub head_norm_after_rotary: bool,
     /// Factor on what attention and MLP add to the residual stream.
     pub residual_multiplier: Option<f64>,
+    /// Values are normalised head by head, by their root mean square, without a weight.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub value_norm: bool,
+    /// The stream is multiplied by a number of the layer behind everything else.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub scalar: bool,
 }
 
 /// What happens to the embedding of a token. The default is nothing.
@@ -155,6 +161,21 @@ pub struct EmbeddingConfig {
     pub norm: bool,
     /// Rows of the table of learned positions before that of position 0.
     pub position_offset: usize,
+    /// Inputs of a token for each layer, beside the embedding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_layer: Option<PerLayerInputs>,
+}
+
+/// Every layer gets numbers `u` of a token, beside what the stream holds: with the row `a` of the token in a second table, its
+/// embedding `e` as it enters the first block, and a projection `W`, `u = (sqrt(width) a + norm(W e / sqrt(hidden_size))) / sqrt 2`.
+/// Behind its MLP a layer adds `norm(down(act(gate x) * u))` to the stream `x`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerLayerInputs {
+    /// Numbers for each layer.
+    pub width: usize,
+    /// Rows of the table, at least one for each token.
+    pub vocab_size: usize,
 }
 
 /// What happens to the scores of the next token. The default is nothing.

@@ -60,6 +60,13 @@ pub enum RotaryScaling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         long_attention_factor: Option<f64>,
     },
+    /// Only the fastest pairs rotate, by the frequencies they have among all of them.
+    Proportional {
+        /// Dimensions that rotate, two to a pair; even.
+        rotating: usize,
+        /// Every frequency is divided by it.
+        factor: f64,
+    },
 }
 
 impl RotaryScaling {
@@ -70,7 +77,7 @@ impl RotaryScaling {
         let original = |positions: usize| ("positions.scaling.original_max_positions", positions as f64);
         let attention = |factor: f64| ("positions.scaling.attention_factor", factor);
         match self {
-            Self::Linear { factor: f } => vec![factor(*f)],
+            Self::Linear { factor: f } | Self::Proportional { factor: f, .. } => vec![factor(*f)],
             Self::Dynamic { factor: f, original_max_positions } => vec![factor(*f), original(*original_max_positions)],
             Self::Yarn { factor: f, original_max_positions, beta_fast, beta_slow, attention_factor, .. } => vec![
                 factor(*f),
@@ -134,6 +141,11 @@ pub enum LayerRotary {
     Global,
     /// Rotates with another base, without scaling.
     Local {
+        /// Base of the frequencies.
+        theta: f64,
+    },
+    /// Rotates whole heads, whatever their width, with another base, without scaling.
+    Whole {
         /// Base of the frequencies.
         theta: f64,
     },

@@ -12,7 +12,7 @@ use burn::{
 use maps::{Layer, project};
 use rayon::prelude::*;
 
-use super::{Packing, show};
+use super::{Heads, Packing, show};
 use crate::{
     Activation, AdapterTarget, ClampedGate, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections},
@@ -283,14 +283,18 @@ pub(super) fn heads(
     projections: &Projections,
     places: Places<'_>,
     width: usize,
-) -> Option<[Tensor<3>; 3]> {
+) -> Option<Heads> {
     let [tokens, hidden] = x.dims();
     let (x, norm) = (Numbers::new(x)?, Norm::optional(norm)?);
-    let maps = [&projections.query, &projections.key, &projections.value].map(Layer::of);
-    let [Some(query), Some(key), Some(value)] = maps else { return None };
-    let norms = [HeadNorm::of(projections.query_norm.as_ref())?, HeadNorm::of(projections.key_norm.as_ref())?, None];
-    let adapter = |target| LowRank::of(projections.adapter(target));
-    let adapters = [adapter(AdapterTarget::Query)?, adapter(AdapterTarget::Key)?, adapter(AdapterTarget::Value)?];
+    let mut made = vec![(&projections.query, AdapterTarget::Query)];
+    made.extend(projections.key.as_ref().map(|key| (key, AdapterTarget::Key)));
+    made.extend(projections.value.as_ref().map(|value| (value, AdapterTarget::Value)));
+    let layers = made.iter().map(|(projection, _)| Layer::of(projection)).collect::<Option<Vec<_>>>()?;
+    let adapters = made.iter().map(|&(_, target)| LowRank::of(projections.adapter(target)));
+    let adapters = adapters.collect::<Option<Vec<_>>>()?;
+    let query_norm = HeadNorm::of(projections.query_norm.as_ref())?;
+    let key_norm = HeadNorm::of(projections.key_norm.as_ref())?;
+    let value_norm = HeadNorm::of(projections.value_norm.as_ref())?;
     let angles = match places.rotation {
         Some(rotation) => Some((Numbers::new(&rotation.cos)?, Numbers::new(&rotation.sin)?)),
         None => None,
@@ -301,30 +305,34 @@ pub(super) fn heads(
     });
     let packing = places.packing.into();
     let x = Panels::pack_as(Rows::new(x.get(), hidden), norm.as_ref().map(Norm::view).as_ref(), packing);
-    let projected = project(&x, &[&query, &key, &value]);
-    let rotations = [rotation, rotation, None];
-    let temperatures = [places.temperature, None, None];
-    let norm_last = projections.norm_after_rotary;
-    let parts = projected.into_iter().zip(adapters).zip(norms).zip(rotations).zip(temperatures);
-    let heads = parts.map(|((((mut y, adapter), norm), rotation), temperature)| {
-        let total = y.width();
-        let mut out = vec![0.0; tokens * total];
+    let mut projected = project(&x, &layers.iter().collect::<Vec<_>>());
+    for (y, adapter) in projected.iter_mut().zip(adapters) {
         if let Some(adapter) = adapter {
+            let mut out = vec![0.0; tokens * y.width()];
             y.write(&mut out);
             adapter.add(&x, 1.0, &mut out);
-            y = Panels::pack_as(Rows::new(&out, total), None, packing);
+            *y = Panels::pack_as(Rows::new(&out, y.width()), None, packing);
         }
-        if let Some(HeadNorm::All(norm)) = &norm {
-            y.write(&mut out);
-            y = Panels::pack_as(Rows::new(&out, total), Some(&norm.view()), packing);
-        }
-        let norm = match &norm {
+    }
+    let norm_last = projections.norm_after_rotary;
+    let placed = |y: &Panels, norm: &Option<HeadNorm>, rotation: Option<layer::Rotation<'_>>, temperature| {
+        let total = y.width();
+        let mut out = vec![0.0; tokens * total];
+        let whole = match norm {
+            Some(HeadNorm::All(norm)) => {
+                y.write(&mut out);
+                Some(Panels::pack_as(Rows::new(&out, total), Some(&norm.view()), packing))
+            }
+            Some(HeadNorm::Each(_)) | None => None,
+        };
+        let norm = match norm {
             Some(HeadNorm::Each(norm)) => Some(norm.view()),
             Some(HeadNorm::All(_)) | None => None,
         };
         let order = if norm_last { layer::HeadOrder::RotateThenNorm } else { layer::HeadOrder::NormThenRotate };
-        layer::write_heads(&y, width, norm.as_ref(), rotation.as_ref(), order, &mut out);
-        if let Some(factors) = temperature {
+        layer::write_heads(whole.as_ref().unwrap_or(y), width, norm.as_ref(), rotation.as_ref(), order, &mut out);
+        let factors: Option<&[f32]> = temperature;
+        if let Some(factors) = factors {
             for head in out.chunks_exact_mut(tokens * width) {
                 for (row, factor) in head.chunks_exact_mut(width).zip(factors) {
                     row.iter_mut().for_each(|x| *x *= factor);
@@ -332,9 +340,14 @@ pub(super) fn heads(
             }
         }
         tensor(out, [total / width, tokens, width])
+    };
+    let query = placed(projected.first()?, &query_norm, rotation, places.temperature);
+    let rows = projected.get(1).map(|keys| {
+        // Values of their own, or what the keys are made of.
+        let values = placed(projected.get(2).unwrap_or(keys), &value_norm, None, None);
+        [placed(keys, &key_norm, rotation, None), values]
     });
-    let heads: Vec<Tensor<3>> = heads.collect();
-    heads.try_into().ok()
+    Some(Heads { query, rows })
 }
 
 /// The inputs of [`super::join_heads`].

@@ -11,13 +11,25 @@ use self::choice::{Choice, choose};
 use super::{Packing, linear};
 use crate::{
     RouterConfig, RouterKind,
-    modules::{Mixture, Mlp},
+    modules::{Mixture, Mlp, Normalisation},
     stored::Weight,
 };
 
-/// `[tokens, hidden_size]` to the same; `x` is normalised.
-pub(super) fn forward(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
-    let routed = routed(x, mixture, packing);
+/// `[tokens, hidden_size]` to the same; `norm` is that of what they read in `stream`.
+pub(super) fn forward(
+    stream: &Tensor<2>,
+    norm: Option<&Normalisation>,
+    mixture: &Mixture,
+    packing: Packing,
+) -> Tensor<2> {
+    if let Some(beside) = &mixture.beside {
+        let made = super::mlp(stream.clone(), norm, &beside.mlp, None, packing);
+        let x = beside.experts_norm.forward(stream.clone());
+        let routed = routed(&x, stream, mixture, packing);
+        return beside.post_norm.forward(made) + beside.experts_post_norm.forward(routed);
+    }
+    let x = &super::normalised(norm, stream);
+    let routed = routed(x, stream, mixture, packing);
     let Some(shared) = &mixture.shared else { return routed };
     let made = super::mlp(x.clone(), None, shared, None, packing);
     routed
@@ -29,11 +41,20 @@ pub(super) fn forward(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Ten
         }
 }
 
-/// What the chosen experts give.
-fn routed(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
-    let router = &mixture.config.router;
+/// The scores of the experts, `[tokens, experts]`.
+fn scores(x: &Tensor<2>, stream: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
+    let weight = Weight::Tensor(mixture.router.weight.val());
     let bias = mixture.router.bias.as_ref().map(Param::val);
-    let scores = linear(x.clone(), Weight::Tensor(mixture.router.weight.val()), bias, packing);
+    let Some(norm) = &mixture.router_norm else { return linear(x.clone(), weight, bias, packing) };
+    let width = stream.dims()[1] as f64;
+    linear(norm.forward(stream.clone()) / width.sqrt(), weight, bias, packing)
+}
+
+/// What the chosen experts give.
+fn routed(x: &Tensor<2>, stream: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
+    let router = &mixture.config.router;
+    let factor = |expert: usize| mixture.expert_scale.as_ref().map_or(1.0, |factors| factors[expert]);
+    let scores = scores(x, stream, mixture, packing);
     let [tokens, count] = scores.dims();
     // Which experts they are has no gradient, how much they weigh has.
     let Ok(numbers) = scores.clone().try_into_vec_as::<f64>() else {
@@ -47,7 +68,7 @@ fn routed(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
         let mut experts: Vec<(&Mlp, Vec<(usize, f32)>)> = mixture.experts.iter().map(|it| (it, Vec::new())).collect();
         for (token, (choice, scores)) in choices.iter().zip(numbers.chunks_exact(count)).enumerate() {
             for (expert, weight) in choice.weights(scores, router) {
-                experts[expert].1.push((token, weight as f32));
+                experts[expert].1.push((token, weight as f32 * factor(expert)));
             }
         }
         experts.retain(|(_, rows)| !rows.is_empty());
@@ -67,7 +88,7 @@ fn routed(x: &Tensor<2>, mixture: &Mixture, packing: Packing) -> Tensor<2> {
         let length = rows.len();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [length]), &device);
         let made = super::mlp(x.clone().select(0, rows.clone()), None, expert, None, packing);
-        let weight = weights.clone().narrow(1, number, 1).select(0, rows.clone());
+        let weight = weights.clone().narrow(1, number, 1).select(0, rows.clone()) * factor(number);
         routed = routed.select_assign(0, rows, made * weight, IndexingUpdateOp::Add);
     }
     routed

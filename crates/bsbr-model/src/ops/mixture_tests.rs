@@ -40,7 +40,16 @@ fn an_mlp(inner: usize, device: &Device) -> Mlp {
 }
 
 fn router(kind: RouterKind) -> RouterConfig {
-    RouterConfig { kind, bias: false, correction: false, groups: None, normalised: None, scale: None }
+    RouterConfig {
+        kind,
+        bias: false,
+        correction: false,
+        groups: None,
+        normalised: None,
+        scale: None,
+        expert_scale: false,
+        own_norm: false,
+    }
 }
 
 fn a_mixture(count: usize, chosen: usize, router: RouterConfig, device: &Device) -> Mixture {
@@ -52,6 +61,9 @@ fn a_mixture(count: usize, chosen: usize, router: RouterConfig, device: &Device)
         experts: (0..count).map(|_| an_mlp(INNER, device)).collect(),
         shared: Some(an_mlp(17, device)),
         shared_gate: Some(map(HIDDEN, 1, device)),
+        beside: None,
+        router_norm: None,
+        expert_scale: None,
         config: ExpertsConfig {
             count,
             chosen,
@@ -59,6 +71,7 @@ fn a_mixture(count: usize, chosen: usize, router: RouterConfig, device: &Device)
             router,
             bias: false,
             shared: Some(SharedExpert { intermediate_size: 17, gate: true }),
+            beside_mlp: false,
             dense_layers: vec![],
         },
     }
@@ -164,7 +177,7 @@ fn apart(found: &Tensor<2>, expected: &[f64]) -> f64 {
 
 fn routers() -> Vec<(usize, usize, RouterConfig)> {
     let grouped = |count, kept| RouterConfig {
-        groups: Some(ExpertGroups { count, kept }),
+        groups: Some(ExpertGroups { count, kept, by_highest: false }),
         correction: true,
         normalised: Some(1e-20),
         scale: Some(2.5),
@@ -193,11 +206,11 @@ fn every_router_chooses_and_weighs_as_its_definition_in_f64_whatever_the_number_
             let x = random([tokens, HIDDEN], &device);
             let (expected, visits) = exact(&x, &mixture);
             assert_eq!(visits.iter().sum::<usize>(), tokens * chosen);
-            let found = apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected);
+            let found = apart(&mixture::forward(&x, None, &mixture, Packing::ByNumber), &expected);
             assert!(found <= 3e-6, "{count} {chosen} {tokens} {router:?}: {found}");
             // The plain form, which other devices run.
             let wide = mixture.clone().map(&mut AsF64);
-            let found = apart(&mixture::forward(&x.cast(DType::F64), &wide, Packing::ByNumber), &expected);
+            let found = apart(&mixture::forward(&x.cast(DType::F64), None, &wide, Packing::ByNumber), &expected);
             assert!(found <= 1e-6, "plain, {count} {chosen} {tokens} {router:?}: {found}");
         }
     }
@@ -217,7 +230,7 @@ fn experts_nobody_chose_are_not_read_and_one_that_all_chose_serves_all() {
         let nothing = Tensor::full([INNER, HIDDEN], f32::NAN, &device).transpose();
         mixture.experts[expert].up = Linear { weight: Param::from_tensor(nothing), bias: None }.into();
     }
-    assert!(apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected) <= 3e-6);
+    assert!(apart(&mixture::forward(&x, None, &mixture, Packing::ByNumber), &expected) <= 3e-6);
 }
 
 #[test]
@@ -229,7 +242,7 @@ fn of_experts_that_tie_the_first_are_chosen() {
         let x = random([9, HIDDEN], &device);
         let (expected, visits) = exact(&x, &mixture);
         assert_eq!(visits, [9, 9, 0, 0, 0, 0]);
-        assert!(apart(&mixture::forward(&x, &mixture, Packing::ByNumber), &expected) <= 3e-6, "{kind:?}");
+        assert!(apart(&mixture::forward(&x, None, &mixture, Packing::ByNumber), &expected) <= 3e-6, "{kind:?}");
     }
 }
 
@@ -241,7 +254,7 @@ fn a_token_gives_the_same_bits_whichever_experts_its_neighbours_go_through() {
             let mixture = a_mixture(count, chosen, router.clone(), &device);
             let x = random([tokens, HIDDEN], &device);
             let other = Tensor::cat(vec![x.clone().narrow(0, 0, tokens - 1), random([1, HIDDEN], &device)], 0);
-            let [a, b] = [x, other].map(|x| numbers(&mixture::forward(&x, &mixture, Packing::ByNumber)));
+            let [a, b] = [x, other].map(|x| numbers(&mixture::forward(&x, None, &mixture, Packing::ByNumber)));
             assert_eq!(a[..(tokens - 1) * HIDDEN], b[..(tokens - 1) * HIDDEN], "{count} {chosen} {tokens} {router:?}");
             assert_ne!(a, b);
         }

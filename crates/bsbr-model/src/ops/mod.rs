@@ -3,8 +3,11 @@
 //!
 //! The fused form is chosen by looking at the tensors: where one of them is anything else, the plain one runs.
 
+#[cfg(all(test, feature = "flex"))]
+mod composed_tests;
 #[cfg(feature = "flex")]
 mod fused;
+mod latent;
 mod mixture;
 #[cfg(all(test, feature = "flex"))]
 mod mixture_tests;
@@ -16,7 +19,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{
     Projection,
-    modules::{Adapter, BlockMlp, Mlp, Normalisation, Projections},
+    modules::{Adapter, BlockMlp, Mlp, Normalisation, PerLayerInput, Projections},
     rotary::Places,
     stored::Weight,
 };
@@ -101,17 +104,27 @@ pub(crate) fn linear(x: Tensor<2>, weight: Weight<'_>, bias: Option<Tensor<1>>, 
     plain::linear(x, weight, bias)
 }
 
-/// Queries, keys and values of `x` `[tokens, hidden_size]`, each `[heads, tokens, width]`: normalised by `norm`,
-/// projected, normalised by head and rotated, queries then multiplied by their temperature.
+/// What attention reads, each `[heads, tokens, width]`.
+pub(crate) struct Heads {
+    pub(crate) query: Tensor<3>,
+    /// Keys and values, of a layer that has its own.
+    pub(crate) rows: Option<[Tensor<3>; 2]>,
+}
+
+/// Queries, keys and values of `x` `[tokens, hidden_size]`: normalised by `norm`, projected, normalised by head and, but
+/// for values, rotated, queries then multiplied by their temperature.
 pub(crate) fn heads(
     x: &Tensor<2>,
     norm: Option<&Normalisation>,
     projections: &Projections,
     places: Places<'_>,
     width: usize,
-) -> [Tensor<3>; 3] {
+) -> Heads {
     let Projections { query, key, value, .. } = projections;
-    show([query, key, value].map(Some), || normalised(norm, x));
+    if let Some(latent) = &projections.latent {
+        return latent::heads(x, norm, projections, latent, places, width);
+    }
+    show([Some(query), key.as_ref(), value.as_ref()], || normalised(norm, x));
     #[cfg(feature = "flex")]
     if let Some(heads) = fused::heads(x, norm, projections, places, width) {
         return heads;
@@ -149,7 +162,7 @@ pub(crate) fn block_mlp(
     match block {
         BlockMlp::Dense(block) => mlp(x, norm, block, onto, packing),
         BlockMlp::Mixture(mixture) => {
-            let branch = mixture::forward(&normalised(norm, &x), mixture, packing);
+            let branch = mixture::forward(&x, norm, mixture, packing);
             match onto {
                 Some(factor) => plain::add(x, branch, factor),
                 None => branch,
@@ -173,6 +186,26 @@ pub(crate) fn mlp(
     }
     let _ = packing;
     plain::mlp(x, norm, mlp, onto)
+}
+
+/// The gated inputs of a layer back in the stream, `down(act(gate x) * inputs)`: `x` `[tokens, hidden_size]`, `inputs`
+/// `[tokens, width]`.
+pub(crate) fn per_layer(x: &Tensor<2>, inputs: Tensor<2>, own: &PerLayerInput, packing: Packing) -> Tensor<2> {
+    show([Some(&own.gate)], || x.clone());
+    let gated = plain::activate(projected(x.clone(), &own.gate, packing), own.activation, None) * inputs;
+    show([Some(&own.down)], || gated.clone());
+    projected(gated, &own.down, packing)
+}
+
+/// What a projection makes of `[tokens, inputs]`, without showing it to anyone.
+fn projected(x: Tensor<2>, projection: &Projection, packing: Packing) -> Tensor<2> {
+    match projection {
+        Projection::Split(split) if !split.is_original() => projection.forward_with(x, &mut Vec::new()),
+        _ => {
+            let (weight, bias) = projection.as_weight();
+            linear(x, weight, bias, packing)
+        }
+    }
 }
 
 /// Shows an input to whoever looks at the layers that read it.

@@ -2,10 +2,13 @@
 
 use burn::{
     module::ParamId,
-    tensor::{Tensor, TensorData, activation},
+    tensor::{
+        Tensor, TensorData,
+        activation::{gelu, relu, sigmoid, silu},
+    },
 };
 
-use super::show;
+use super::{Heads, show};
 use crate::{
     Activation, AdapterTarget, ClampedGate, Projection,
     modules::{Adapter, HeadNormalisation, Mlp, Normalisation, Projections, Xielu},
@@ -46,16 +49,18 @@ pub(super) fn heads(
     projections: &Projections,
     places: Places<'_>,
     width: usize,
-) -> [Tensor<3>; 3] {
+) -> Heads {
     let x = match norm {
         Some(norm) => normalise(norm, x.clone()),
         None => x.clone(),
     };
     let mut reduced = Vec::new();
-    let mut of = |target, projection: &Projection, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
+    let mut projected = |target, projection: &Projection| {
         let y = adapted((projection, projections.adapter(target)), x.clone(), &mut reduced);
         let [tokens, total] = y.dims();
-        let mut y = y.reshape([tokens, total / width, width]);
+        y.reshape([tokens, total / width, width])
+    };
+    let placed = |mut y: Tensor<3>, norm: Option<&HeadNormalisation>, rotation: Option<&Rotation>| {
         let normed = |y: Tensor<3>| norm.map_or_else(|| y.clone(), |norm| norm.forward(y.clone()));
         if !projections.norm_after_rotary {
             y = normed(y);
@@ -69,7 +74,8 @@ pub(super) fn heads(
         y.swap_dims(0, 1)
     };
     let rotation = places.rotation;
-    let query = of(AdapterTarget::Query, &projections.query, projections.query_norm.as_ref(), rotation);
+    let query = projected(AdapterTarget::Query, &projections.query);
+    let query = placed(query, projections.query_norm.as_ref(), rotation);
     let query = match places.temperature {
         Some(factors) => {
             let (tokens, device, dtype) = (factors.len(), query.device(), query.dtype());
@@ -77,11 +83,16 @@ pub(super) fn heads(
         }
         None => query,
     };
-    [
-        query,
-        of(AdapterTarget::Key, &projections.key, projections.key_norm.as_ref(), rotation),
-        of(AdapterTarget::Value, &projections.value, None, None),
-    ]
+    let rows = projections.key.as_ref().map(|key| {
+        let keys = projected(AdapterTarget::Key, key);
+        let values = match &projections.value {
+            Some(value) => projected(AdapterTarget::Value, value),
+            None => keys.clone(),
+        };
+        let values = placed(values, projections.value_norm.as_ref(), None);
+        [placed(keys, projections.key_norm.as_ref(), rotation), values]
+    });
+    Heads { query, rows }
 }
 
 /// A projection with its adapter; `reduced` as for [`Projection::forward_with`].
@@ -119,7 +130,7 @@ pub(super) fn mlp(x: Tensor<2>, norm: Option<&Normalisation>, mlp: &Mlp, onto: O
     let up = mlp.up.forward_with(input.clone(), &mut reduced);
     let inner = match &mlp.gate {
         Some(gate) => gated(gate.forward_with(input, &mut reduced), up, mlp),
-        None => activate(up, mlp),
+        None => activate(up, mlp.activation, mlp.xielu),
     };
     show([Some(&mlp.down)], || inner.clone());
     let branch = mlp.down.forward_with(inner, &mut Vec::new());
@@ -139,26 +150,28 @@ fn scaled(x: Tensor<2>, factor: f64) -> Tensor<2> {
 }
 
 fn gated(gate: Tensor<2>, up: Tensor<2>, mlp: &Mlp) -> Tensor<2> {
-    let Some(ClampedGate { limit, alpha }) = mlp.clamped_gate else { return activate(gate, mlp) * up };
+    let Some(ClampedGate { limit, alpha }) = mlp.clamped_gate else {
+        return activate(gate, mlp.activation, mlp.xielu) * up;
+    };
     let gate = gate.clamp_max(limit);
-    let open = activation::sigmoid(gate.clone() * alpha);
+    let open = sigmoid(gate.clone() * alpha);
     (up.clamp(-limit, limit) + 1.0) * (gate * open)
 }
 
-fn activate(x: Tensor<2>, mlp: &Mlp) -> Tensor<2> {
-    match mlp.activation {
+pub(super) fn activate(x: Tensor<2>, activation: Activation, xielu: Option<Xielu>) -> Tensor<2> {
+    match activation {
         // Written out: burn's form cubes with `powf`, many times slower.
         Activation::GeluTanh => {
             let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / std::f64::consts::PI).sqrt();
             (inner.tanh() + 1.0) * x * 0.5
         }
-        Activation::GeluErf => activation::gelu(x),
-        Activation::Silu => activation::silu(x),
-        Activation::Relu => activation::relu(x),
-        Activation::Relu2 => activation::relu(x).square(),
+        Activation::GeluErf => gelu(x),
+        Activation::Silu => silu(x),
+        Activation::Relu => relu(x),
+        Activation::Relu2 => relu(x).square(),
         Activation::Xielu => {
             // The loader gives every such MLP its numbers.
-            let Some(Xielu { above, below, linear, limit }) = mlp.xielu else { return x };
+            let Some(Xielu { above, below, linear, limit }) = xielu else { return x };
             let positive = x.clone().clamp_min(0.0);
             let negative = x.clone().clamp_max(0.0);
             let exponential = negative.clone().clamp_max(limit).exp() - 1.0 - negative.clone();

@@ -79,11 +79,13 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
     let of = |heads: usize| map(HIDDEN, heads * WIDTH, bias, device).into();
     Projections {
         query: of(HEADS),
-        key: of(HEADS),
-        value: of(1),
+        key: Some(of(HEADS)),
+        value: Some(of(1)),
+        latent: None,
         output: map(HEADS * WIDTH, HIDDEN, bias, device).into(),
         query_norm: norm.clone(),
         key_norm: norm,
+        value_norm: None,
         norm_after_rotary: false,
         sink_logits: None,
         meta_query: None,
@@ -195,10 +197,21 @@ mod fused_and_plain {
                 let frequencies = ((0..rotated / 2).map(|at| 0.3 / (at + 1) as f64).collect::<Vec<_>>(), 1.1);
                 let positions = (0..tokens).map(|position| (position, &frequencies));
                 let rotation = (rotated > 0).then(|| Rotation::new(positions, &device, DType::F32));
-                for norm in norms(HIDDEN, &device).iter().map(Some).chain([None]) {
+                for (form, norm) in norms(HIDDEN, &device).iter().map(Some).chain([None]).enumerate() {
                     let places = Places { rotation: rotation.as_ref(), temperature, packing: Packing::ByNumber };
-                    let found = fused::heads(&x, norm, &projections, places, WIDTH).unwrap();
-                    let expected = plain::heads(&x, norm, &projections, places, WIDTH);
+                    let mut projections = projections.clone();
+                    // Values normed, values of the keys, and a layer that has neither.
+                    if form % 2 == 1 {
+                        let norm = Normalisation::Rms(rms(WIDTH, &device));
+                        projections.value_norm = Some(HeadNormalisation::Head(norm));
+                    }
+                    projections.value = projections.value.filter(|_| form % 3 == 0);
+                    projections.key = projections.key.filter(|_| form % 3 != 2);
+                    let parts =
+                        |heads: Heads| [vec![heads.query], heads.rows.map(Vec::from).unwrap_or_default()].concat();
+                    let found = parts(fused::heads(&x, norm, &projections, places, WIDTH).unwrap());
+                    let expected = parts(plain::heads(&x, norm, &projections, places, WIDTH));
+                    assert_eq!((found.len(), expected.len()), if form % 3 == 2 { (1, 1) } else { (3, 3) });
                     for (found, expected) in found.iter().zip(&expected) {
                         assert!(difference(found, expected) <= CLOSE, "{:?}", projections.query_norm);
                     }
@@ -286,7 +299,9 @@ mod fused_and_plain {
 
 /// A block in small: norm, heads, join, MLP, to one number.
 fn one_number(x: Tensor<2>, norm: &Normalisation, projections: &Projections, block: &Mlp) -> Tensor<1> {
-    let [query, key, value] = heads(&x, Some(norm), projections, Places::default(), WIDTH).map(Tensor::unsqueeze::<4>);
+    let Heads { query, rows } = heads(&x, Some(norm), projections, Places::default(), WIDTH);
+    let [key, value] = rows.unwrap();
+    let [query, key, value] = [query, key, value].map(Tensor::unsqueeze::<4>);
     let read = query * key + value;
     let x = join_heads(read, (&projections.output, None), Some((x, 0.5)), Packing::ByNumber);
     mlp(x, Some(norm), block, Some(1.0), Packing::ByNumber).square().sum()

@@ -9,7 +9,8 @@ use burn::{
 use super::{config::LayerLoss, parameters::LayerParameters};
 use crate::{
     AdapterTarget, Decoder, DecoderCache, LayerTrace, ModelError,
-    layer_attention::meta_inputs,
+    embedding::Inputs,
+    layer_attention::{SharedRows, meta_inputs},
     modules::{Normalisation, Projections},
     ops::{self, Packing},
     rotary::{Places, Rotation, rotary_set},
@@ -24,6 +25,8 @@ pub(super) struct Student<'a> {
     tracked: DecoderCache,
     rotations: Vec<Rotation>,
     temperature: Option<Vec<f32>>,
+    /// Inputs of all layers, where they have some.
+    per_layer: Option<Tensor<2>>,
     tokens: usize,
 }
 
@@ -37,8 +40,14 @@ impl<'a> Student<'a> {
         let tracked = tracked.with_sinks(|layer| decoder.blocks[layer].attention.sink_logits.clone())?;
         let basis = |layer: usize| decoder.blocks[layer].attention.state_basis.as_ref().map(Param::val);
         let tracked = tracked.with_state_bases(|layer| basis(layer).map(Tensor::autodiff))?;
-        let (x, rotations, temperature) = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber);
-        Ok((Self { decoder, cache, tracked, rotations, temperature, tokens: tokens.len() }, x))
+        let Inputs { x, rotations, temperature, per_layer } =
+            decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber);
+        Ok((Self { decoder, cache, tracked, rotations, temperature, per_layer, tokens: tokens.len() }, x))
+    }
+
+    /// The inputs of a layer, where it has some.
+    pub(super) fn inputs_of(&self, layer: usize) -> Option<Tensor<2>> {
+        self.per_layer.as_ref().map(|all| self.decoder.inputs_of(layer, all))
     }
 
     fn options(&self, layer: usize) -> AttentionOptions {
@@ -46,19 +55,21 @@ impl<'a> Student<'a> {
     }
 
     /// What the heads read in layer `layer` from inputs `x` `[tokens, hidden_size]` before `norm`,
-    /// `[1, heads, tokens, head_dim]`, and the meta queries and keys where there are any.
+    /// `[1, heads, tokens, head_dim]`, and the meta queries and keys where there are any. `shared` has the keys and values of
+    /// layers that others read.
     pub(super) fn read(
         &self,
         layer: usize,
-        projections: &Projections,
-        norm: Option<&Normalisation>,
+        (projections, norm): (&Projections, Option<&Normalisation>),
         x: &Tensor<2>,
+        shared: &mut SharedRows,
     ) -> Result<(Tensor<4>, Option<Meta>), ModelError> {
         let cache = &self.cache.texts[0].layers[layer];
         let made = cache.config();
         let rotation = rotary_set(&self.decoder.config.decoder, layer).and_then(|set| self.rotations.get(set));
         let places = Places { rotation, temperature: self.temperature.as_deref(), packing: Packing::ByNumber };
-        let heads = ops::heads(x, norm, projections, places, made.head_dim).map(Tensor::unsqueeze::<4>);
+        let heads = ops::heads(x, norm, projections, places, made.head_dim);
+        let heads = shared.complete(&self.decoder.config.decoder, layer, heads)?;
         let meta = made.attention.as_ref().is_some_and(BlockAttentionConfig::needs_meta).then(|| {
             let normed = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
             meta_inputs(projections, &normed, rotation, &(0..self.tokens), cache)
@@ -116,10 +127,17 @@ impl LayerObjective {
         };
         let mut projections = student.decoder.blocks[layer].attention.clone();
         parameters.place(&mut projections);
-        let (read, meta) = student.read(layer, &projections, None, &trace.normed)?;
+        let mut shared = match student.decoder.config.decoder.key_owner(layer) {
+            Some(owner) => SharedRows::holding(owner, [trace.keys.clone(), trace.values.clone()]),
+            None => SharedRows::default(),
+        };
+        let (read, meta) = student.read(layer, (&projections, None), &trace.normed, &mut shared)?;
         let adapter = projections.adapter(AdapterTarget::Output);
-        let found = ops::join_heads(read, (&projections.output, adapter), None, Packing::ByNumber);
-        let through = |read: Tensor<4>| ops::join_heads(read, (&projections.output, None), None, Packing::ByNumber);
+        let found =
+            ops::join_heads(projections.values_read(read), (&projections.output, adapter), None, Packing::ByNumber);
+        let through = |read: Tensor<4>| {
+            ops::join_heads(projections.values_read(read), (&projections.output, None), None, Packing::ByNumber)
+        };
         let wanted = through(trace.read.clone());
         let error = match self.loss {
             LayerLoss::All => {

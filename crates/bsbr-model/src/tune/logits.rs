@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 
 use super::{layer::Student, parameters::Parameters, scalar};
-use crate::{Decoder, ModelError};
+use crate::{Decoder, ModelError, layer_attention::SharedRows};
 
 /// Tokens whose scores exist at once.
 const SLAB: usize = 128;
@@ -29,9 +29,11 @@ impl LogitsObjective {
         drop(cache);
         let decoder = parameters.placed(decoder);
         let (student, mut x) = Student::new(&decoder, tokens)?;
+        let mut shared = SharedRows::of(&decoder.config.decoder);
         for (layer, block) in decoder.blocks.iter().enumerate() {
-            x = block
-                .forward(x, |projections, norm, x| student.read(layer, projections, norm, x).map(|(read, _)| read))?;
+            x = block.forward(x, student.inputs_of(layer), |projections, norm, x| {
+                student.read(layer, (projections, norm), x, &mut shared).map(|(read, _)| read)
+            })?;
         }
         let hidden = match &decoder.final_norm {
             Some(norm) => norm.forward(x),

@@ -194,9 +194,11 @@ pub(super) fn with_adapters(decoder: &Decoder, adapters: Option<&AdapterConfig>,
             continue;
         }
         let made = Adapters::new(|target| {
-            let there = adapters.targets.contains(&target);
-            let shape = decoder.config.decoder.linear_shape(target.place(layer)).unwrap_or_default();
-            Ok::<_, std::convert::Infallible>(there.then(|| fresh(shape, adapters, (seed, layer, target), &device)))
+            // A layer may lack a projection.
+            let shape = decoder.config.decoder.linear_shape(target.place(layer));
+            let shape = shape.filter(|_| adapters.targets.contains(&target));
+            let made = shape.map(|shape| fresh(shape, adapters, (seed, layer, target), &device));
+            Ok::<_, std::convert::Infallible>(made)
         });
         decoder.blocks[layer].attention.adapters = Some(made.unwrap_or_else(|never| match never {}));
     }

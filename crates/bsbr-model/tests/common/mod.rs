@@ -6,8 +6,8 @@ pub(crate) mod naive;
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups,
-    ExpertsConfig, HeadConfig, HeadNorm, LayerRotary, ModelConfig, Norm, Positions, RouterConfig, RouterKind,
-    SharedExpert, WeightSource, WeightSpec,
+    ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm,
+    PerLayerInputs, Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -74,6 +74,8 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
         name if name.ends_with("bias") => (0.0, 0.2),
         name if name.ends_with("sink_logits") => (0.5, 1.0),
         name if name.contains("norm") => (1.0, 0.1),
+        name if name.ends_with(".scalar") => (0.8, 0.1),
+        name if name.ends_with("expert_scale") => (1.0, 0.3),
         // The exponential is taken of numbers below 0.
         name if name.ends_with("xielu.eps") => (-0.1, 0.02),
         name if name.contains("xielu") => (0.5, 0.3),
@@ -115,6 +117,8 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         head: HeadConfig::default(),
         layer_rotary: vec![],
         query_temperature: None,
+        layer_shapes: vec![],
+        latent: None,
         experts: None,
     }
 }
@@ -207,11 +211,14 @@ pub(crate) fn mixture() -> DecoderConfig {
                 kind: RouterKind::Sigmoid,
                 bias: false,
                 correction: true,
-                groups: Some(ExpertGroups { count: 3, kept: 2 }),
+                groups: Some(ExpertGroups { count: 3, kept: 2, by_highest: false }),
                 normalised: Some(1e-20),
                 scale: Some(1.7),
+                expert_scale: false,
+                own_norm: false,
             },
             shared: Some(SharedExpert { intermediate_size: 20, gate: true }),
+            beside_mlp: false,
             dense_layers: vec![0],
         }),
         ..llama_like()
@@ -227,6 +234,8 @@ pub(crate) fn softmax_mixture() -> DecoderConfig {
         groups: None,
         normalised: Some(1e-20),
         scale: None,
+        expert_scale: false,
+        own_norm: false,
     };
     let experts = ExpertsConfig {
         count: 5,
@@ -235,6 +244,7 @@ pub(crate) fn softmax_mixture() -> DecoderConfig {
         router,
         bias: false,
         shared: None,
+        beside_mlp: false,
         dense_layers: vec![],
     };
     DecoderConfig { experts: Some(experts), ..llama_like() }
@@ -256,6 +266,77 @@ pub(crate) fn sinks() -> DecoderConfig {
     }
 }
 
+/// As the small forms of Gemma 4: wider heads in layers without a window, the last layers read the keys of earlier ones, inputs for
+/// each layer, values normed, a factor of each layer.
+pub(crate) fn sharing() -> DecoderConfig {
+    let shape = |head_dim, intermediate_size, keys| LayerShape { kv_heads: 2, head_dim, intermediate_size, keys };
+    let (window, full) = (Some(11), None);
+    DecoderConfig {
+        layers: 5,
+        norm: Norm::Rms,
+        activation: Activation::GeluTanh,
+        attention_scale: 0.25,
+        positions: Positions::Rotary {
+            theta: 10000.0,
+            rotary_dim: 16,
+            scaling: Some(RotaryScaling::Proportional { rotating: 6, factor: 1.5 }),
+        },
+        block: BlockConfig {
+            form: BlockForm::Sandwich,
+            head_norm: Some(HeadNorm::Head),
+            value_norm: true,
+            scalar: true,
+            ..Default::default()
+        },
+        embedding: EmbeddingConfig {
+            scale: Some(1.5),
+            per_layer: Some(PerLayerInputs { width: 6, vocab_size: VOCABULARY + 3 }),
+            ..Default::default()
+        },
+        windows: vec![window, full, window, window, full],
+        layer_rotary: [window, full, window, window, full]
+            .map(|window| if window.is_some() { LayerRotary::Whole { theta: 50.0 } } else { LayerRotary::Global })
+            .to_vec(),
+        layer_shapes: vec![
+            shape(8, 40, LayerKeys::Own),
+            shape(16, 40, LayerKeys::Own),
+            shape(8, 40, LayerKeys::Own),
+            shape(8, 56, LayerKeys::Of { layer: 2 }),
+            shape(16, 56, LayerKeys::Of { layer: 1 }),
+        ],
+        attention_softcap: None,
+        ..llama_like()
+    }
+}
+
+/// As the mixture of Gemma 4: one projection for keys and values, and fewer KV heads, in layers without a window; experts beside the
+/// MLP.
+pub(crate) fn beside_experts() -> DecoderConfig {
+    let experts = softmax_mixture().experts.map(|experts| {
+        let router = RouterConfig { expert_scale: true, own_norm: true, ..experts.router };
+        ExpertsConfig { router, beside_mlp: true, ..experts }
+    });
+    let DecoderConfig { intermediate_size, .. } = llama_like();
+    DecoderConfig {
+        layers: 2,
+        experts,
+        windows: vec![Some(11), None],
+        layer_rotary: vec![LayerRotary::Whole { theta: 50.0 }, LayerRotary::Global],
+        layer_shapes: vec![
+            LayerShape { kv_heads: 2, head_dim: 8, intermediate_size, keys: LayerKeys::Own },
+            LayerShape { kv_heads: 1, head_dim: 16, intermediate_size, keys: LayerKeys::AlsoValues },
+        ],
+        embedding: EmbeddingConfig { scale: Some(1.5), ..Default::default() },
+        ..sharing()
+    }
+}
+
+/// As DeepSeek-V3: keys and values, and queries, of narrow vectors; values narrower than keys.
+pub(crate) fn latent() -> DecoderConfig {
+    let latent = LatentAttention { rank: 10, query_rank: Some(14), value_dim: 6, bias: false, norm_eps: 1e-6 };
+    DecoderConfig { latent: Some(latent), kv_heads: 4, head_dim: 12, positions: rotary(4), ..llama_like() }
+}
+
 /// One decoder of each family.
 pub(crate) fn families() -> Vec<DecoderConfig> {
     vec![
@@ -271,6 +352,8 @@ pub(crate) fn families() -> Vec<DecoderConfig> {
         mixture(),
         softmax_mixture(),
         sinks(),
+        sharing(),
+        beside_experts(),
     ]
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, f64::consts::PI};
 
 use bsbr_model::{
-    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerRotary, ModelConfig, Norm, PositionPolicy,
-    Positions, RouterKind, weight_specs,
+    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerKeys, LayerRotary, ModelConfig, Norm,
+    PositionPolicy, Positions, RotaryScaling, RouterKind, weight_specs,
 };
 
 use super::weight;
@@ -30,6 +30,14 @@ impl Naive {
         });
         let frequencies = match config.decoder.positions {
             Positions::Learned | Positions::Alibi { .. } => Vec::new(),
+            Positions::Rotary {
+                theta,
+                rotary_dim,
+                scaling: Some(RotaryScaling::Proportional { rotating, factor }),
+            } => {
+                let all = frequencies(theta, rotary_dim).into_iter().enumerate();
+                all.map(|(pair, frequency)| if pair < rotating / 2 { frequency / factor } else { 0.0 }).collect()
+            }
             Positions::Rotary { theta, rotary_dim, .. } => frequencies(theta, rotary_dim),
         };
         Self {
@@ -56,8 +64,19 @@ impl Naive {
             }
             stream.push(if decoder.embedding.norm { self.norm("embed_norm", &x) } else { x });
         }
+        let entered = stream.clone();
+        let mut shared = HashMap::new();
         for layer in 0..decoder.layers {
-            stream = self.block(layer, &stream);
+            stream = self.block(layer, &stream, &mut shared);
+            for ((x, &token), entered) in stream.iter_mut().zip(tokens).zip(&entered) {
+                if decoder.embedding.per_layer.is_some() {
+                    let added = self.layer_inputs(layer, token, entered, x);
+                    add(x, &added);
+                }
+                if decoder.block.scalar {
+                    x.iter_mut().for_each(|x| *x *= self.weights[&format!("layers.{layer}.scalar")][0]);
+                }
+            }
         }
         let head = if decoder.tied_head { "embed" } else { "head" };
         let last = |x: &Vec<f64>| {
@@ -78,11 +97,34 @@ impl Naive {
         stream.iter().map(last).collect()
     }
 
-    fn block(&self, layer: usize, stream: &Rows) -> Rows {
+    /// What the inputs of a layer for one token add to its stream.
+    fn layer_inputs(&self, layer: usize, token: u32, entered: &[f64], x: &[f64]) -> Vec<f64> {
         let decoder = &self.config.decoder;
-        let norm = |part: &str, x: &[f64]| self.norm(&format!("layers.{layer}.{part}"), x);
-        let attention = |rows: &Rows| -> Rows {
-            let read = self.attention(layer, rows);
+        let width = decoder.embedding.per_layer.unwrap().width;
+        let of_layer = layer * width..(layer + 1) * width;
+        let table = &self.row("per_layer.embed.weight", token as usize, decoder.layers * width)[of_layer.clone()];
+        let projected: Vec<f64> = self.linear("per_layer.project", entered)[of_layer]
+            .iter()
+            .map(|x| x / (decoder.hidden_size as f64).sqrt())
+            .collect();
+        let projected = self.norm("per_layer.norm", &projected);
+        let mut inner = self.linear(&format!("layers.{layer}.per_layer.gate"), x);
+        for (at, x) in inner.iter_mut().enumerate() {
+            let input = ((width as f64).sqrt() * table[at] + projected[at]) / 2f64.sqrt();
+            *x = self.activate(layer, *x) * input;
+        }
+        self.norm(
+            &format!("layers.{layer}.per_layer.norm"),
+            &self.linear(&format!("layers.{layer}.per_layer.down"), &inner),
+        )
+    }
+
+    fn block(&self, layer: usize, stream: &Rows, shared: &mut HashMap<usize, [Rows; 2]>) -> Rows {
+        let decoder = &self.config.decoder;
+        let at = |part: &str| format!("layers.{layer}.{part}");
+        let norm = |part: &str, x: &[f64]| self.norm(&at(part), x);
+        let mut attention = |rows: &Rows| -> Rows {
+            let read = self.attention(layer, rows, shared);
             read.iter().map(|x| self.linear(&format!("layers.{layer}.attention.output"), x)).collect()
         };
         let plus = |x: &[f64], y: &[f64]| -> Vec<f64> {
@@ -98,7 +140,18 @@ impl Naive {
             }
             BlockForm::Sandwich => {
                 let x = plus(x, &norm("attention_post_norm", &read));
-                plus(&x, &norm("mlp_post_norm", &self.mlp(layer, &norm("mlp_norm", &x))))
+                let beside = decoder.experts.as_ref().filter(|experts| experts.beside_mlp);
+                let made = match beside {
+                    Some(experts) => {
+                        let mut made =
+                            norm("mlp.dense_post_norm", &self.one_mlp(layer, &at("mlp"), &norm("mlp_norm", &x)));
+                        let routed = self.mixture(layer, &at("mlp"), experts, (&norm("mlp.experts_norm", &x), &x));
+                        add(&mut made, &norm("mlp.experts_post_norm", &routed));
+                        made
+                    }
+                    None => self.mlp(layer, &norm("mlp_norm", &x)),
+                };
+                plus(&x, &norm("mlp_post_norm", &made))
             }
             BlockForm::NormedBranches => {
                 let x = plus(x, &norm("attention_post_norm", &read));
@@ -119,17 +172,25 @@ impl Naive {
         let dense = |experts: &ExpertsConfig| experts.dense_layers.contains(&layer);
         match self.config.decoder.experts.as_ref().filter(|experts| !dense(experts)) {
             None => self.one_mlp(layer, &name, x),
-            Some(experts) => self.mixture(layer, &name, experts, x),
+            Some(experts) => self.mixture(layer, &name, experts, (x, x)),
         }
     }
 
     /// Every expert is computed, and most count for nothing.
-    fn mixture(&self, layer: usize, name: &str, experts: &ExpertsConfig, x: &[f64]) -> Vec<f64> {
-        let scores = self.linear(&format!("{name}.router"), x);
+    fn mixture(&self, layer: usize, name: &str, experts: &ExpertsConfig, (x, stream): (&[f64], &[f64])) -> Vec<f64> {
+        let scores = if experts.router.own_norm {
+            let normed = self.norm(&format!("{name}.router.norm"), stream);
+            let width = (stream.len() as f64).sqrt();
+            self.linear(&format!("{name}.router"), &normed.iter().map(|x| x / width).collect::<Vec<_>>())
+        } else {
+            self.linear(&format!("{name}.router"), x)
+        };
         let weights = expert_weights(&scores, self.weights.get(&format!("{name}.router.correction")), experts);
         let mut sum = vec![0.0; x.len()];
         for (expert, weight) in weights.into_iter().enumerate() {
             let made = self.one_mlp(layer, &format!("{name}.experts.{expert}"), x);
+            let factors = self.weights.get(&format!("{name}.router.expert_scale"));
+            let weight = weight * factors.map_or(1.0, |factors| factors[expert]);
             sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
         }
         if let Some(shared) = experts.shared {
@@ -161,21 +222,35 @@ impl Naive {
     }
 
     /// What each token reads, `[tokens][heads * head_dim]`.
-    fn attention(&self, layer: usize, normed: &Rows) -> Rows {
+    fn attention(&self, layer: usize, normed: &Rows, shared: &mut HashMap<usize, [Rows; 2]>) -> Rows {
         let decoder = &self.config.decoder;
-        let width = decoder.head_dim;
+        let shape = decoder.shape(layer);
+        let width = shape.head_dim;
         let project = |part: &str| -> Rows {
             normed.iter().map(|x| self.linear(&format!("layers.{layer}.attention.{part}"), x)).collect()
         };
-        let (mut queries, mut keys, values) = (project("query"), project("key"), project("value"));
+        let latent = decoder.latent.map(|_| self.latent_rows(layer, normed));
+        let mut queries = latent.as_ref().map_or_else(|| project("query"), |[queries, ..]| queries.clone());
+        let owner = decoder.key_owner(layer);
+        let [mut keys, mut values] = match (owner, shape.keys) {
+            _ if latent.is_some() => latent.map(|[_, keys, values]| [keys, values]).unwrap(),
+            (Some(owner), _) => shared[&owner].clone(),
+            (None, LayerKeys::AlsoValues) => [project("key"), project("key")],
+            (None, _) => [project("key"), project("value")],
+        };
+        if decoder.block.value_norm && owner.is_none() {
+            let heads = values.iter_mut().flat_map(|row| row.chunks_exact_mut(width));
+            heads.for_each(|head| head.copy_from_slice(&self.normalise(head)));
+        }
         let (query_norm, key_norm) =
             ["query_norm", "key_norm"].map(|name| format!("layers.{layer}.attention.{name}.weight")).into();
         let last = decoder.block.head_norm_after_rotary;
         for (rows, name) in [(&mut queries, &query_norm), (&mut keys, &key_norm)] {
-            if !last {
-                rows.iter_mut().for_each(|row| self.norm_heads(name, row));
+            if !last && (name == &query_norm || owner.is_none()) {
+                rows.iter_mut().for_each(|row| self.norm_heads(name, row, width));
             }
         }
+        shared.insert(layer, [keys.clone(), values.clone()]);
         let rotated = |head: &[f64], position, name: &str, number: usize| {
             let mut head = head.to_vec();
             self.rotate(layer, &mut head, position);
@@ -197,7 +272,7 @@ impl Naive {
         for (token, read) in read.iter_mut().enumerate() {
             for head in 0..decoder.heads {
                 let query = &queries[token][head * width..][..width];
-                let kv = head / (decoder.heads / decoder.kv_heads) * width;
+                let kv = head / (decoder.heads / shape.kv_heads) * width;
                 let seen = (0..=token).filter(|key| token - key < window);
                 let weights: Vec<(usize, f64)> = seen
                     .map(|key| {
@@ -219,7 +294,50 @@ impl Naive {
                 }
             }
         }
+        if let Some(latent) = decoder.latent {
+            let whole =
+                |row: &Vec<f64>| row.chunks_exact(width).flat_map(|head| head[..latent.value_dim].to_vec()).collect();
+            read = read.iter().map(whole).collect();
+        }
         read
+    }
+
+    /// Queries, keys and values of latent attention, values filled up with zeros.
+    fn latent_rows(&self, layer: usize, normed: &Rows) -> [Rows; 3] {
+        let decoder = &self.config.decoder;
+        let latent = decoder.latent.unwrap();
+        let (rotary, still) = decoder.latent_parts().unwrap();
+        let at = |part: &str| format!("layers.{layer}.attention.{part}");
+        let narrow = |name: &str, x: &[f64]| -> Vec<f64> {
+            let y = self.linear(&at(name), x);
+            let size = (y.iter().map(|x| x * x).sum::<f64>() / y.len() as f64 + latent.norm_eps).sqrt();
+            let weight = &self.weights[&format!("{}_norm.weight", at(name))];
+            y.iter().zip(weight).map(|(x, weight)| x / size * weight).collect()
+        };
+        // Of each head some numbers of the first, then some of the second.
+        let joined = |first: &[f64], a: usize, second: &[f64], b: usize| -> Vec<f64> {
+            (0..decoder.heads).flat_map(|head| [&first[head * a..][..a], &second[head * b..][..b]].concat()).collect()
+        };
+        let rows = normed.iter().map(|x| {
+            let (source, from) = match latent.query_rank {
+                Some(_) => (narrow("query_latent", x), "from_latent."),
+                None => (x.clone(), ""),
+            };
+            let [turning, query] =
+                ["query_rotary", "query"].map(|part| self.linear(&at(&format!("{from}{part}")), &source));
+            let vector = narrow("latent", x);
+            let key_turning = self.linear(&at("key_rotary"), x).repeat(decoder.heads);
+            let [key, value] = ["from_latent.key", "from_latent.value"].map(|part| self.linear(&at(part), &vector));
+            let missing = decoder.head_dim - latent.value_dim;
+            let zeros = vec![0.0; decoder.heads * missing];
+            [
+                joined(&turning, rotary, &query, still),
+                joined(&key_turning, rotary, &key, still),
+                joined(&value, latent.value_dim, &zeros, missing),
+            ]
+        });
+        let rows: Vec<[Vec<f64>; 3]> = rows.collect();
+        [0, 1, 2].map(|at| rows.iter().map(|row| row[at].clone()).collect())
     }
 
     /// ALiBi; the tests have powers of two and one more than that.
@@ -232,10 +350,10 @@ impl Naive {
         -factor * slope * distance as f64
     }
 
-    fn norm_heads(&self, name: &str, row: &mut [f64]) {
+    fn norm_heads(&self, name: &str, row: &mut [f64], width: usize) {
         let decoder = &self.config.decoder;
         let Some(over) = decoder.block.head_norm else { return };
-        let size = if over == HeadNorm::AllHeads { row.len() } else { decoder.head_dim };
+        let size = if over == HeadNorm::AllHeads { row.len() } else { width };
         for (n, head) in row.chunks_exact_mut(size).enumerate() {
             self.norm_head(name, n, head);
         }
@@ -258,6 +376,10 @@ impl Naive {
             (Some(LayerRotary::Off), _) => return,
             (Some(LayerRotary::Local { theta }), Positions::Rotary { rotary_dim, .. }) => {
                 local = (frequencies(*theta, *rotary_dim), 1.0);
+                &local
+            }
+            (Some(LayerRotary::Whole { theta }), _) => {
+                local = (frequencies(*theta, head.len()), 1.0);
                 &local
             }
             _ => &self.rotation,
@@ -392,7 +514,7 @@ pub(crate) fn expert_weights(scores: &[f64], correction: Option<&Vec<f64>>, expe
             .map(|group| {
                 let mut group = group.to_vec();
                 group.sort_by(|a, b| b.total_cmp(a));
-                group.iter().take(2).sum()
+                group.iter().take(if groups.by_highest { 1 } else { 2 }).sum()
             })
             .collect();
         for (it, rank) in ranks.iter_mut().enumerate() {

@@ -40,6 +40,12 @@ impl ModelRows {
         if let Some(layer) = layers.iter().find(|&&layer| layer >= model.layers) {
             bail!("--layers names layer {layer}, the model has layers 0 to {}", model.layers - 1);
         }
+        if let Some(&layer) = layers.iter().find(|&&layer| model.shape(layer).head_dim != model.head_dim) {
+            let (width, found) = (model.head_dim, model.shape(layer).head_dim);
+            bail!(
+                "--layers names layer {layer} with heads of width {found}, expected layers with the usual width {width}"
+            );
+        }
         let original = decoder.with_config(|config| config.attention = None)?;
         let mut rows = Self { heads: Vec::new(), layers: layers.to_vec(), tokens: 0, width: model.head_dim };
         for window in windows {
@@ -113,7 +119,7 @@ impl ModelRows {
 /// What `layers` read of a window that begins at `start`: the KV heads of one layer after the other.
 fn read_window(original: &Decoder, window: &[u32], layers: &[usize], start: usize) -> Result<Vec<KvHead>> {
     let model = &original.config().decoder;
-    let (kv_heads, width) = (model.kv_heads, model.head_dim);
+    let width = model.head_dim;
     let mut heads = Vec::new();
     let mut failed = None;
     let mut take = |trace: LayerTrace| {
@@ -128,7 +134,7 @@ fn read_window(original: &Decoder, window: &[u32], layers: &[usize], start: usiz
         let moved = |rows: Tensor<4>| original.moved(trace.layer, rows, start);
         match (of_heads(moved(trace.query)), of_heads(moved(trace.keys)), of_heads(trace.values)) {
             (Ok(mut queries), Ok(keys), Ok(values)) => {
-                let group = queries.len() / kv_heads;
+                let group = queries.len() / keys.len();
                 for (keys, values) in keys.into_iter().zip(values) {
                     let rest = queries.split_off(group);
                     heads.push(KvHead { queries: std::mem::replace(&mut queries, rest), keys, values });

@@ -235,9 +235,12 @@ impl Loaded {
         let model = &self.decoder.config().decoder;
         let tokens = self.text.len().min(model.max_positions).min(longest.clamp(1, LONGEST_READ));
         let layers = args.layers.clone().unwrap_or_else(|| {
-            let count = (shape.batch * shape.kv_heads).div_ceil(model.kv_heads).min(model.layers);
+            // Where layers differ, those with heads of the usual width.
+            let alike: Vec<usize> =
+                (0..model.layers).filter(|&layer| model.shape(layer).head_dim == model.head_dim).collect();
+            let count = (shape.batch * shape.kv_heads).div_ceil(model.kv_heads).min(alike.len());
             // The middle layer of each of so many parts of the model.
-            (0..count).map(|nth| (2 * nth + 1) * model.layers / (2 * count)).collect()
+            (0..count).map(|nth| alike[(2 * nth + 1) * alike.len() / (2 * count)]).collect()
         });
         let windows: Vec<&[u32]> = self.text.chunks_exact(tokens).take(longest.div_ceil(tokens)).collect();
         ModelRows::of(&self.decoder.clone().with_cache_type(DType::F32), &windows, &layers)

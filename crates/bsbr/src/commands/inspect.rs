@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use bsbr_convert::{ARCHITECTURES, WRAPPERS, architecture_by_name, wrapper_by_name};
-use bsbr_model::{DecoderCache, ModelConfig, active_parameters};
+use bsbr_model::{DecoderCache, LayerKeys, LayerShape, ModelConfig, active_parameters};
 use serde_json::{Value, json};
 
 use crate::{
@@ -94,6 +94,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if shown.decoder.windows.contains(&None) {
         lines.push(windows(&std::mem::take(&mut shown.decoder.windows)));
     }
+    if !shown.decoder.layer_shapes.is_empty() {
+        lines.push(shapes(&std::mem::take(&mut shown.decoder.layer_shapes)));
+    }
     if let Some(split) = &config.split {
         let members: usize = split.groups.iter().map(|group| group.members.len()).sum();
         lines.push(format!(
@@ -145,21 +148,36 @@ pub(crate) fn run(args: Args) -> Result<()> {
     })
 }
 
-/// The windows of layers that differ in them, and the layers that have each.
-fn windows(windows: &[Option<usize>]) -> String {
-    let mut kinds: Vec<(Option<usize>, Vec<String>)> = Vec::new();
-    for (layer, window) in windows.iter().enumerate() {
-        match kinds.iter_mut().find(|(kind, _)| kind == window) {
+/// What layers have, in words, and the numbers of the layers that have it.
+fn by_layer<T: PartialEq>(of_layers: &[T], words: impl Fn(&T) -> String) -> String {
+    let mut kinds: Vec<(&T, Vec<String>)> = Vec::new();
+    for (layer, own) in of_layers.iter().enumerate() {
+        match kinds.iter_mut().find(|(kind, _)| *kind == own) {
             Some((_, layers)) => layers.push(layer.to_string()),
-            None => kinds.push((*window, vec![layer.to_string()])),
+            None => kinds.push((own, vec![layer.to_string()])),
         }
     }
-    let kinds = kinds.into_iter().map(|(window, layers)| {
-        let layers = layers.join(", ");
-        window
-            .map_or_else(|| format!("none in layers {layers}"), |window| format!("{window} tokens in layers {layers}"))
-    });
-    format!("windows: {}", kinds.collect::<Vec<_>>().join("; "))
+    let kinds = kinds.into_iter().map(|(kind, layers)| format!("{} in layers {}", words(kind), layers.join(", ")));
+    kinds.collect::<Vec<_>>().join("; ")
+}
+
+/// The windows of layers that differ in them, and the layers that have each.
+fn windows(windows: &[Option<usize>]) -> String {
+    let words = |window: &Option<usize>| window.map_or_else(|| "none".to_owned(), |window| format!("{window} tokens"));
+    format!("windows: {}", by_layer(windows, words))
+}
+
+/// The same of their sizes.
+fn shapes(shapes: &[LayerShape]) -> String {
+    let words = |shape: &LayerShape| {
+        let keys = match shape.keys {
+            LayerKeys::Own => String::new(),
+            LayerKeys::AlsoValues => ", values of the keys".to_owned(),
+            LayerKeys::Of { layer } => format!(", those of layer {layer}"),
+        };
+        format!("{} KV heads of {}{keys}, MLP of {}", shape.kv_heads, shape.head_dim, shape.intermediate_size)
+    };
+    format!("layers: {}", by_layer(shapes, words))
 }
 
 /// The rule table of an architecture, or the list of all.

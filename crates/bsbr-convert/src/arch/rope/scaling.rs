@@ -37,6 +37,26 @@ pub(super) fn read(
     }))
 }
 
+/// The form of Gemma 4: some of the pairs of a head rotate, by the frequencies they have among all.
+pub(super) fn proportional(
+    places: &Places<'_>,
+    keys: &RopeKeys,
+    head_dim: usize,
+) -> Result<Option<RotaryScaling>, ConvertError> {
+    let Some(scaling) = places.inside.as_ref().filter(|_| keys.proportional) else { return Ok(None) };
+    if kind(places, scaling, keys)?.1 != "proportional" {
+        return Ok(None);
+    }
+    const PART: &str = "partial_rotary_factor";
+    let part = places.number(PART, PART, 1.0)?.unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&part) {
+        return Err(places.error(PART, PART, "a number from 0 to 1"));
+    }
+    let pairs = (part * head_dim as f64 / 2.0) as usize;
+    let factor = if scaling.get("factor").is_some() { factor(scaling)? } else { 1.0 };
+    Ok(Some(RotaryScaling::Proportional { rotating: 2 * pairs, factor }))
+}
+
 /// What raises the base once and for all, where an architecture has that.
 pub(super) fn alpha(places: &Places<'_>, keys: &RopeKeys) -> Result<Option<f64>, ConvertError> {
     let Some(scaling) = places.inside.as_ref().filter(|_| keys.alpha) else { return Ok(None) };

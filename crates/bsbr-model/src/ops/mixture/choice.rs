@@ -70,9 +70,10 @@ fn highest(numbers: &[f64], count: usize) -> Vec<usize> {
 }
 
 /// Makes all experts but those of the best groups impossible.
-fn leave_groups(ranks: &mut [f64], ExpertGroups { count, kept }: ExpertGroups) {
+fn leave_groups(ranks: &mut [f64], ExpertGroups { count, kept, by_highest }: ExpertGroups) {
     let size = ranks.len() / count;
-    let best = |group: &[f64]| highest(group, 2).into_iter().map(|at| group[at]).sum::<f64>();
+    let counted = if by_highest { 1 } else { 2 };
+    let best = |group: &[f64]| highest(group, counted).into_iter().map(|at| group[at]).sum::<f64>();
     let sums: Vec<f64> = ranks.chunks_exact(size).map(best).collect();
     let kept = highest(&sums, kept);
     for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
