@@ -6,7 +6,9 @@ mod common;
 use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_model::{Decoder, DecoderCache, ModelConfig, PREFILL_PIECE, PositionPolicy, next_piece};
 use burn::tensor::{DType, Device, Tensor};
-use common::{Numbers, families, gpt2_like, llama_like, load, multi_query, original, retrieving, text};
+use common::{
+    Numbers, families, gpt2_like, latent, llama_like, load, multi_query, original, retrieving, sharing, text,
+};
 
 /// New tokens of each text in each of its steps: prompts at once and in pieces, single tokens, and a few at a time.
 const STEPS: [&[usize]; 6] = [
@@ -54,6 +56,10 @@ fn models() -> Vec<(String, Decoder)> {
         ));
     }
     models.push(("index in f16".to_owned(), index().with_cache_type(DType::F16)));
+    models.push(("latent".to_owned(), original(latent())));
+    // Layers that read the index of another.
+    let indexed = attention(Retrieval::Blocks, Selector::Index);
+    models.push(("index of another layer".to_owned(), retrieving(sharing(), indexed, &device)));
     models
 }
 

@@ -3,14 +3,14 @@
 use burn::tensor::Tensor;
 
 use super::{AttentionCache, IndexState, check_shape};
-#[cfg(feature = "flex")]
-use crate::fused;
 use crate::{
-    AttentionError, BlockAttentionConfig, Kernel,
+    AttentionError, BlockAttentionConfig,
     buffer::in_type,
     full::full_causal,
     tile::{TileInput, attend_tile},
 };
+#[cfg(feature = "flex")]
+use crate::{Kernel, fused};
 
 impl AttentionCache {
     /// What the last tokens of `owner` read with queries of their own, `[batch, heads, tokens, head_dim]` to the same: attention
