@@ -52,23 +52,38 @@ impl SplitPreset {
     }
 
     /// The configuration for the layers of a model, as TOML: a weight type for each kind of layer, called after the end
-    /// of its name.
+    /// of its name, and for each of its shapes where blocks differ in them: what shares a basis is of one shape.
     pub fn toml(self, linears: &[CheckpointLinear]) -> String {
-        let mut kinds: BTreeMap<&str, LinearRole> = BTreeMap::new();
+        type Shapes = Vec<([usize; 2], Vec<usize>)>;
+        let mut kinds: BTreeMap<&str, (LinearRole, Shapes)> = BTreeMap::new();
         let mut block = "";
         for linear in linears {
             let (place, _) = linear.targets[0];
             // The number of the block stands between the list of blocks and the name of the layer.
             if let Some((before, after)) = linear.shape.path.split_once(&format!(".{}.", place.layer)) {
                 block = before.rsplit('.').next().unwrap_or_default();
-                kinds.entry(after).or_insert(place.role);
+                let (_, shapes) = kinds.entry(after).or_insert_with(|| (place.role, Vec::new()));
+                let own = [linear.shape.inputs, linear.shape.outputs];
+                match shapes.iter_mut().find(|(shape, _)| *shape == own) {
+                    Some((_, blocks)) => blocks.push(place.layer),
+                    None => shapes.push((own, vec![place.layer])),
+                }
             }
         }
         let mut text = format!("block_pattern = '{block}\\.(\\d+)'\ngroup_size = 2\nkeep = 0.8\n{}", self.settings());
-        for (name, role) in kinds {
+        for (name, (role, shapes)) in kinds {
             let (key, pattern) = (name.replace('.', "_"), name.replace('.', "\\."));
             let share = self.share(role);
-            let _ = write!(text, "[weight_types.{key}]\npattern = '.*\\.{pattern}$'\nshare = \"{share}\"\n");
+            for (shape, blocks) in &shapes {
+                let (own, of) = if shapes.len() == 1 {
+                    (String::new(), String::new())
+                } else {
+                    let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+                    (format!("_{}_to_{}", shape[0], shape[1]), format!("({})\\.", blocks.join("|")))
+                };
+                let pattern = format!(".*\\.{of}{pattern}$");
+                let _ = write!(text, "[weight_types.{key}{own}]\npattern = '{pattern}'\nshare = \"{share}\"\n");
+            }
         }
         text
     }

@@ -86,7 +86,7 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
             let targets: Vec<(LinearPlace, usize)> =
                 places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();
             let fused: Vec<(char, usize)> =
-                targets.iter().filter_map(|(place, width)| Some((letter(place.role)?, *width))).collect();
+                targets.iter().filter_map(|(place, width)| Some((letter(decoder, place.role)?, *width))).collect();
             linears.push(CheckpointLinear {
                 shape: LinearShape {
                     path,
@@ -109,9 +109,10 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
 }
 
 /// What lies along the outputs; nothing for layers that no one splits.
-fn letter(role: LinearRole) -> Option<char> {
+fn letter(decoder: &DecoderConfig, role: LinearRole) -> Option<char> {
     match (role, role.mlp_part()) {
-        (LinearRole::Query, _) => Some('q'),
+        // What rotates of the queries stands behind what does not: heads do not lie one after the other.
+        (LinearRole::Query, _) => decoder.latent.is_none().then_some('q'),
         (LinearRole::Key, _) => Some('k'),
         (LinearRole::Value, _) => Some('v'),
         (_, Some(MlpPart::Gate)) => Some('g'),
