@@ -127,7 +127,7 @@ fn sharing(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) ->
     for (name, kind) in &mut shared.weight_types {
         kind.share = both.weight_types[name].share;
     }
-    shared.keep = 0.6;
+    shared.keep = 0.7;
     shared
 }
 
