@@ -69,6 +69,27 @@ impl Patient {
         refused(&self.dir)
     }
 
+    /// How many weights a tensor becomes: three where queries, keys and values are one, two where gate and up are, as many times
+    /// that as there are experts in it.
+    fn weights(&self, tensor: &Tensor) -> usize {
+        // What rotates of the queries and keys of latent attention, and what does not.
+        let latent = self.tensors.iter().any(|tensor| tensor.name.contains(".kv_a_proj_with_mqa."));
+        let parts = [".q_proj.", ".q_b_proj.", ".kv_a_proj_with_mqa.", ".kv_b_proj."];
+        let fused = ["c_attn.", "query_key_value.", "Wqkv.", "qkv_proj."];
+        let experts = tensor.shape.first().copied().unwrap_or(0);
+        match tensor.name.as_str() {
+            name if name.ends_with("experts.gate_up_proj") || name.contains("moe.input_linear.") => 2 * experts,
+            name if name.ends_with("experts.down_proj") || name.contains("moe.output_linear.") => experts,
+            name if name.ends_with("experts.gate_up_proj_bias") => 2 * experts,
+            name if name.ends_with("experts.down_proj_bias") => experts,
+            name if name.contains("shared_mlp.input_linear.") => 2,
+            name if fused.iter().any(|part| name.contains(part)) => 3,
+            name if name.contains("gate_up_proj.") => 2,
+            name if latent && parts.iter().any(|part| name.contains(part)) => 2,
+            _ => 1,
+        }
+    }
+
     fn half(&self) -> usize {
         self.tensors.len() / 2
     }
@@ -98,23 +119,6 @@ fn only(error: ConvertError, what: &str) -> PlanProblem {
 /// Whether a tensor is the output head, whose absence has two explanations.
 fn is_head(name: &str) -> bool {
     ["lm_head.weight", "language_model.lm_head.weight", "embed_out.weight"].contains(&name)
-}
-
-/// How many weights a tensor becomes: three where queries, keys and values are one, two where gate and up are, as many times
-/// that as there are experts in it.
-fn weights(tensor: &Tensor) -> usize {
-    let fused = ["c_attn.", "query_key_value.", "Wqkv.", "qkv_proj."];
-    let experts = tensor.shape.first().copied().unwrap_or(0);
-    match tensor.name.as_str() {
-        name if name.ends_with("experts.gate_up_proj") || name.contains("moe.input_linear.") => 2 * experts,
-        name if name.ends_with("experts.down_proj") || name.contains("moe.output_linear.") => experts,
-        name if name.ends_with("experts.gate_up_proj_bias") => 2 * experts,
-        name if name.ends_with("experts.down_proj_bias") => experts,
-        name if name.contains("shared_mlp.input_linear.") => 2,
-        name if fused.iter().any(|part| name.contains(part)) => 3,
-        name if name.contains("gate_up_proj.") => 2,
-        _ => 1,
-    }
 }
 
 /// `tensor` in another shape, with as many bytes as that takes.
@@ -186,7 +190,7 @@ fn any_missing_tensor_is_named_with_what_it_was_needed_for() {
             let PlanProblem::MissingSource { tensor: name, targets, nearest, .. } = only(error, &what) else {
                 panic!("{what}")
             };
-            assert_eq!((name, targets.len(), nearest), (tensor.name.clone(), weights(tensor), None), "{what}");
+            assert_eq!((name, targets.len(), nearest), (tensor.name.clone(), patient.weights(tensor), None), "{what}");
         }
     }
 }
@@ -242,7 +246,7 @@ fn any_reshaped_tensor_is_named_with_both_shapes() {
                     panic!("{what}")
                 };
                 assert_eq!((&name, &expected, &found), (&tensor.name, shape, &other), "{what}");
-                assert_eq!(targets.len(), weights(tensor), "{what}");
+                assert_eq!(targets.len(), patient.weights(tensor), "{what}");
             }
         }
     }
