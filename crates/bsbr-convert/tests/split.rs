@@ -87,6 +87,22 @@ fn every_layer_in_parts_of_every_kind_gives_the_logits_of_transformers_and_calib
     }
 }
 
+#[test]
+fn codes_have_the_path_of_the_numbers_they_stand_for() {
+    let paths = |name| {
+        let (_temp, dir) = checkout(name, "config.json");
+        let linears = checkpoint_linears(&ModelSource::open(&dir).expect("a sound model")).expect("layers");
+        linears.into_iter().map(|linear| linear.shape.path).collect::<Vec<_>>()
+    };
+    let (mut numbers, codes) = (paths("gpt_oss"), paths("gpt_oss_hub"));
+    // One has five experts, the other four.
+    numbers.retain(|path| !path.ends_with(".4"));
+    assert_eq!(codes, numbers);
+    for path in ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.experts.down_proj.3"] {
+        assert!(codes.iter().any(|found| found == path), "{path}: {codes:?}");
+    }
+}
+
 fn compressed(decoder: &Decoder, split: &SavedSplit) -> (Decoder, Vec<CompressedGroup>) {
     let mut compressed = decoder.divided(split).expect("parts that fit");
     let solve = |group| compress_alone(decoder, group, None, &SplitConfig::solve_settings(&svd())).expect("a solution");
