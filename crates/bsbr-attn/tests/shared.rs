@@ -27,22 +27,20 @@ fn indexed() -> BlockAttentionConfig {
 
 /// The settings two caches may share keys under, with and without a window.
 fn cases() -> Vec<(Option<BlockAttentionConfig>, AttentionOptions)> {
-    let options = AttentionOptions::new(WIDTH);
-    let windowed = AttentionOptions { window: Some(100), ..options };
-    let long = AttentionOptions { window: Some(400), ..options };
+    let options = |window| AttentionOptions { window, ..AttentionOptions::new(WIDTH) };
     [None, Some(indexed())]
         .into_iter()
-        .flat_map(|attention| [options, windowed, long].map(|it| (attention.clone(), it)))
+        .flat_map(|attention| [None, Some(100), Some(400)].map(|window| (attention.clone(), options(window))))
         .collect()
 }
 
-fn cache(runner: &Runner, attention: Option<BlockAttentionConfig>, options: AttentionOptions) -> AttentionCache {
+fn cache(runner: &Runner, attention: Option<BlockAttentionConfig>, options: &AttentionOptions) -> AttentionCache {
     let config = CacheConfig {
         batch: 1,
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: WIDTH,
-        options,
+        options: options.clone(),
         attention,
         dtype: DType::F32,
         stored: DType::F32,
@@ -73,7 +71,7 @@ fn the_same_queries_read_the_same_through_another_cache_whatever_the_pieces() {
         for (attention, options) in cases() {
             for piece in [TOKENS, 7, 100] {
                 let (mut owner, mut reader) =
-                    (cache(&runner, attention.clone(), options), cache(&runner, attention.clone(), options));
+                    (cache(&runner, attention.clone(), &options), cache(&runner, attention.clone(), &options));
                 let mut at = 0;
                 while at < TOKENS {
                     let end = (at + piece).min(TOKENS);
@@ -85,7 +83,7 @@ fn the_same_queries_read_the_same_through_another_cache_whatever_the_pieces() {
                     at = end;
                 }
                 assert_eq!(reader.retrieved().keys, owner.retrieved().keys, "{attention:?} {options:?}");
-                assert_eq!((reader.bytes(), reader.len()), (cache(&runner, attention.clone(), options).bytes(), 0));
+                assert_eq!((reader.bytes(), reader.len()), (cache(&runner, attention.clone(), &options).bytes(), 0));
             }
         }
     }
@@ -97,18 +95,18 @@ fn other_queries_read_what_they_would_of_an_index_that_the_owner_founded() {
         let [first, other] = [1, 4].map(|seed| rows(&runner, HEADS, seed));
         let [keys, values] = [2, 3].map(|seed| rows(&runner, KV_HEADS, seed));
         for (attention, options) in cases() {
-            let mut owner = cache(&runner, attention.clone(), options);
+            let mut owner = cache(&runner, attention.clone(), &options);
             owner.prefill(first.clone(), keys.clone(), values.clone(), None).unwrap();
-            let found = cache(&runner, attention.clone(), options).read_shared(&owner, other.clone()).unwrap();
+            let found = cache(&runner, attention.clone(), &options).read_shared(&owner, other.clone()).unwrap();
             // Their own cache, founded by the queries of the other.
-            let mut own = cache(&runner, attention.clone(), options);
+            let mut own = cache(&runner, attention.clone(), &options);
             let founding = Tensor::cat(vec![part(&first, 0, FOUNDED), part(&other, FOUNDED, TOKENS)], 2);
             let expected = own.prefill(founding, keys.clone(), values.clone(), None).unwrap();
             let error = difference(&part(&found, FOUNDED, TOKENS), &part(&expected, FOUNDED, TOKENS));
             assert!(error <= 1e-4, "{attention:?} {options:?} differs by {error}");
             // Up to there everything is read.
             let before =
-                cache(&runner, None, options).prefill(other.clone(), keys.clone(), values.clone(), None).unwrap();
+                cache(&runner, None, &options).prefill(other.clone(), keys.clone(), values.clone(), None).unwrap();
             let error = difference(&part(&found, 0, FOUNDED), &part(&before, 0, FOUNDED));
             assert!(error <= 1e-5, "{attention:?} {options:?} differs by {error} before the index");
         }
@@ -125,25 +123,25 @@ fn what_the_owner_does_not_hold_is_refused() {
         let none =
             BlockAttentionConfig { retrieval: Retrieval::None, chunk_size: 8, block_size: 4, ..Default::default() };
         let held = |attention: Option<BlockAttentionConfig>| {
-            let mut owner = cache(&runner, attention, options);
+            let mut owner = cache(&runner, attention, &options);
             owner.prefill(query.clone(), keys.clone(), values.clone(), None).unwrap();
             owner
         };
         let refused = |own: Option<BlockAttentionConfig>, owner: &AttentionCache, query: Tensor<4>| {
-            let error = cache(&runner, own, options).read_shared(owner, query).unwrap_err();
+            let error = cache(&runner, own, &options).read_shared(owner, query).unwrap_err();
             assert!(matches!(error, AttentionError::Input(_) | AttentionError::Shape { .. }), "{error}");
         };
         refused(None, &held(Some(none)), query.clone());
         refused(Some(state), &held(None), query.clone());
         refused(Some(indexed()), &held(None), query.clone());
-        refused(None, &cache(&runner, None, options), query.clone());
+        refused(None, &cache(&runner, None, &options), query.clone());
         refused(None, &held(None), query.clone().narrow(1, 0, 2));
         let longer = Tensor::cat(vec![query.clone(), query.clone()], 2);
         refused(None, &held(None), longer);
         // Keys that an index was made of serve a layer that reads all of them.
         let full = held(None);
-        let expected = cache(&runner, None, options).read_shared(&full, query.clone()).unwrap();
-        let found = cache(&runner, None, options).read_shared(&held(Some(indexed())), query.clone()).unwrap();
+        let expected = cache(&runner, None, &options).read_shared(&full, query.clone()).unwrap();
+        let found = cache(&runner, None, &options).read_shared(&held(Some(indexed())), query.clone()).unwrap();
         assert!(difference(&found, &expected) <= 1e-6);
     }
 }

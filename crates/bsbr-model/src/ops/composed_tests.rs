@@ -165,6 +165,7 @@ fn heads_of_narrow_vectors_are_the_same() {
             meta_key: None,
             state_basis: None,
             gates: None,
+            sink_logits: None,
             adapters: None,
         };
         let before = norm(HIDDEN, &device);
