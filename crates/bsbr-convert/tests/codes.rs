@@ -343,6 +343,7 @@ fn codes_in_place_of_a_norm_or_of_what_is_kept_aside_are_refused() {
     data.extend([0; 36]);
     let object = header.as_object_mut().expect("an object");
     object.remove("final_norm.weight").expect("a norm");
+    let known = object["__metadata__"].clone();
     let gap = object.clone();
     object.clear();
     // In the order of their bytes, the norm last; what was its place moves up.
@@ -355,7 +356,8 @@ fn codes_in_place_of_a_norm_or_of_what_is_kept_aside_are_refused() {
         let from = moved.len();
         moved.extend_from_slice(&data[start..stop]);
         if entry["dtype"] == "U8" {
-            formats.insert(format!("format.{name}"), json!("Q4_0"));
+            let format = format!("format.{name}");
+            formats.insert(format.clone(), known[&format].clone());
         }
         object.insert(
             name,
