@@ -1,5 +1,5 @@
-//! A linear layer of every format its weights may be stored in, for one token, eight and many; codes in both arithmetics. The bytes
-//! of a step are those of the weights.
+//! A linear layer of every format its weights may be stored in, for one token, eight and many, in every arithmetic. The bytes of a
+//! step are those of the weights.
 
 use std::hint::black_box;
 
@@ -24,8 +24,13 @@ fn weights(c: &mut Criterion) {
             .collect();
         for tokens in [1, 8, 256] {
             let x: Vec<f32> = (0..tokens * INPUTS).map(|at| (at as f32).sin()).collect();
-            for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
-                if arithmetic == Arithmetic::Int8 && !(format.is_quantised() && tokens <= 8) {
+            for arithmetic in [Arithmetic::F32, Arithmetic::Int8, Arithmetic::Bf16] {
+                let same_as_f32 = match arithmetic {
+                    Arithmetic::F32 => false,
+                    Arithmetic::Int8 => !format.has_groups(),
+                    Arithmetic::Bf16 => tokens <= 8,
+                };
+                if same_as_f32 {
                     continue;
                 }
                 group.throughput(Throughput::Bytes((OUTPUTS * row) as u64));

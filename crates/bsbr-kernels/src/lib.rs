@@ -39,6 +39,7 @@ mod level;
 mod prefetch;
 mod product;
 mod stored;
+mod team;
 mod vector;
 
 pub mod attention;

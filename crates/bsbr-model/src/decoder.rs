@@ -140,8 +140,8 @@ impl Decoder {
         Self { stored, ..self }
     }
 
-    /// The same weights multiplied in another arithmetic where they are stored as codes; f32 unless changed. It concerns few tokens
-    /// read at a time on the CPU, up to half the numbers in a vector register (8 with AVX-512): more meet widened weights in f32.
+    /// The same weights multiplied in another arithmetic on the CPU; f32 unless changed. Weights that training made tensors of stay
+    /// in f32.
     pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
         for place in self.config.decoder.linear_places() {
             if let Some(projection) = self.projection_mut(place) {

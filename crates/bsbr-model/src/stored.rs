@@ -19,7 +19,7 @@ pub struct StoredLinear {
     /// `[outputs, inputs]`.
     #[module(skip)]
     pub weight: StoredMatrix,
-    /// What few tokens are multiplied in.
+    /// What it is multiplied in.
     #[module(skip)]
     pub arithmetic: Arithmetic,
     /// `[outputs]`.
@@ -59,7 +59,7 @@ pub struct StoredTable {
     /// `[rows, width]`.
     #[module(skip)]
     pub rows: StoredMatrix,
-    /// What few tokens are multiplied in where the table is the head.
+    /// What it is multiplied in where the table is the head.
     #[module(skip)]
     pub arithmetic: Arithmetic,
 }

@@ -130,15 +130,18 @@ impl Format {
     }
 }
 
-/// What codes of weights are multiplied in where tokens are few. Many tokens meet widened weights in f32 in any case, and so do
-/// weights that are no codes.
+/// What stored weights are multiplied in. What a processor does not know how to do fast it does in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
-    /// f32 over exactly the numbers that the codes mean.
+    /// f32 over exactly the numbers that the weights mean.
     #[default]
     F32,
-    /// Integers: tokens become codes of 8 bits too, 32 numbers to a scale. Faster, and less exact by what 8 bits cannot hold.
+    /// Codes of weights in integers: tokens become codes of 8 bits too, 32 numbers to a scale. Faster, and less exact by what 8 bits
+    /// cannot hold. Weights that are no codes are multiplied in f32, and so are many tokens on a processor without VNNI.
     Int8,
+    /// Many tokens in products of bf16 with sums in f32, which needs AVX-512 BF16: numbers of tokens, and of weights that are no bf16
+    /// themselves, lose all but 8 bits of their mantissa. Few tokens, whose products are not what takes the time, in f32.
+    Bf16,
 }
 
 impl fmt::Display for Format {

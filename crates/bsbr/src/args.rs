@@ -71,10 +71,10 @@ impl NarrowCacheArgs {
     }
 }
 
-/// What weights that are codes are multiplied in.
+/// What weights are multiplied in.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct ArithmeticArgs {
-    /// What few tokens are multiplied in with quantised weights: int8 is faster and less exact
+    /// What weights are multiplied in; faster and less exact: int8 (quantised weights), bf16 (many tokens at once)
     #[arg(long, value_enum, default_value_t = ArithmeticName::F32)]
     arithmetic: ArithmeticName,
 }
@@ -83,6 +83,7 @@ pub(crate) struct ArithmeticArgs {
 enum ArithmeticName {
     F32,
     Int8,
+    Bf16,
 }
 
 impl From<ArithmeticArgs> for Arithmetic {
@@ -90,6 +91,7 @@ impl From<ArithmeticArgs> for Arithmetic {
         match args.arithmetic {
             ArithmeticName::F32 => Self::F32,
             ArithmeticName::Int8 => Self::Int8,
+            ArithmeticName::Bf16 => Self::Bf16,
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
-
 use super::{
     CausalOptions,
     block_tile::{BlockTile, Head, NearHead, Scratch},
@@ -15,6 +13,7 @@ use crate::{
     index::{KeyIndex, SECTION},
     level,
     stored::{Stored, StoredRows},
+    team::share_with,
 };
 
 /// Numbers of the block scores of a tile: where there are many blocks a tile has fewer queries.
@@ -199,7 +198,7 @@ pub fn block_attention_into(
     };
     let tasks = tasks::split(output, log_mass, group, tokens, width, next);
     let sums = [const { AtomicU64::new(0) }; 3];
-    tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
+    share_with(tasks, Scratch::default, |scratch, mut task| {
         let (batch, kv_head) = (task.pair / kv_heads, task.pair % kv_heads);
         let group_heads = kv_head * group..(kv_head + 1) * group;
         let mut queries = std::mem::take(&mut scratch.query);

@@ -3,7 +3,6 @@
 use std::{mem, ops::Range};
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::{
     CausalOptions,
@@ -13,6 +12,7 @@ use crate::{
     heads::Heads,
     level,
     stored::{Stored, StoredRows},
+    team::share_with,
     vector,
 };
 
@@ -60,7 +60,7 @@ pub fn causal_attention<'a>(
     let mut tasks = super::tasks::split(&mut output, &mut log_mass, group, tokens, width, |from| from + tile);
     // The longest first, so that no thread is left with one at the end.
     tasks.reverse();
-    tasks.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, mut task| {
+    share_with(tasks, Scratch::default, |scratch, mut task| {
         let (first, end) = (call.start + task.tokens.start, call.start + task.tokens.end);
         call.read(task.pair, task.tokens.clone(), options.first_visible(first)..end, scratch);
         let count = task.tokens.len();
@@ -124,12 +124,12 @@ impl Call<'_> {
             .map(|from| from..end.min(from + PART))
             .collect();
         let jobs = (0..batch * kv_heads).flat_map(|pair| parts.iter().map(move |part| (pair, part.clone())));
-        let jobs: Vec<(usize, Range<usize>)> = jobs.collect();
-        let read = jobs.into_par_iter().with_max_len(1).map_init(Scratch::default, |scratch, (pair, positions)| {
+        let mut read: Vec<Sums> = Vec::new();
+        read.resize_with(batch * kv_heads * parts.len(), Sums::default);
+        share_with(jobs.zip(&mut read).collect(), Scratch::default, |scratch, ((pair, positions), read)| {
             self.read(pair, 0..tokens, positions, scratch);
-            mem::take(&mut scratch.sums)
+            *read = mem::take(&mut scratch.sums);
         });
-        let read: Vec<Sums> = read.collect();
         let rows = self.group * tokens;
         let pairs = output.chunks_exact_mut((rows * width).max(1)).zip(log_mass.chunks_exact_mut(rows.max(1)));
         for ((output, log_mass), parts) in pairs.zip(read.chunks_exact(parts.len().max(1))) {

@@ -31,7 +31,6 @@ pub use activation::{Activation, activate, activate_gated};
 pub use clamped_gate::clamp_gated;
 pub use divergence::{log_sum_exp, mean_gap};
 pub use heads::{HeadOrder, Rotation, write_heads};
-pub use level::in_pool;
 #[cfg(test)]
 pub(crate) use level::levels;
 pub use norm::{NormKind, RowNorm, normalise};
@@ -39,3 +38,5 @@ pub use panels::{Packing, Panels, Rows};
 pub use product::{Linear, gated, project, project_joined, project_passing};
 pub use softcap::softcap;
 pub use softmax::softmax;
+
+pub use crate::team::in_pool;

@@ -10,7 +10,10 @@ use super::{
     norm::RowNorm,
     scratch::Scratch,
     transpose::{SIDE, transposed},
-    weights::int8::TokenCodes,
+    weights::{
+        bf16::StripPairs,
+        int8::{TokenCodes, strips::StripCodes},
+    },
 };
 
 /// Numbers of some tokens where they lie in memory: token `t` has `groups` runs of `group_width` numbers, run `g` at
@@ -110,8 +113,18 @@ pub struct Panels {
     width: usize,
     lanes: usize,
     pub(super) arch: Arch,
-    /// Rows in 8 bits, made where a map asks for them.
+    shorter: Shorter,
+}
+
+/// The same numbers in fewer bits, made where a map asks for them.
+#[derive(Debug, Default)]
+struct Shorter {
+    /// Rows in 8 bits.
     codes: OnceLock<TokenCodes>,
+    /// Strips in 8 bits.
+    strip_codes: OnceLock<StripCodes>,
+    /// Strips in bf16.
+    strip_pairs: OnceLock<StripPairs>,
 }
 
 impl Panels {
@@ -211,7 +224,7 @@ impl Panels {
         let size = tokens.checked_next_multiple_of(lanes).and_then(|tokens| tokens.checked_mul(width));
         let Some(size) = size else { panic!("{tokens} tokens of {width} numbers cannot be counted") };
         let data = Scratch::new(size);
-        Self { data, tokens, width, lanes, arch, codes: OnceLock::new() }
+        Self { data, tokens, width, lanes, arch, shorter: Shorter::default() }
     }
 
     /// Number of tokens.
@@ -231,7 +244,7 @@ impl Panels {
 
     /// All numbers, strip by strip, to be changed.
     pub(super) fn numbers_mut(&mut self) -> &mut [f32] {
-        self.codes.take();
+        self.shorter = Shorter::default();
         &mut self.data
     }
 
@@ -239,7 +252,19 @@ impl Panels {
     pub(super) fn codes(&self) -> &TokenCodes {
         assert_eq!(self.lanes, 1, "only rows become codes");
         let rows = &self.data[..self.tokens * self.width];
-        self.codes.get_or_init(|| TokenCodes::new(self.arch, rows, self.width))
+        self.shorter.codes.get_or_init(|| TokenCodes::new(self.arch, rows, self.width))
+    }
+
+    /// Tokens that stand in strips in 8 bits.
+    pub(super) fn strip_codes(&self) -> &StripCodes {
+        let of = || StripCodes::new(self.arch, &self.data, self.width, self.lanes);
+        self.shorter.strip_codes.get_or_init(of)
+    }
+
+    /// Tokens that stand in strips in bf16.
+    pub(super) fn strip_pairs(&self) -> &StripPairs {
+        let of = || StripPairs::new(self.arch, &self.data, self.width, self.lanes);
+        self.shorter.strip_pairs.get_or_init(of)
     }
 
     /// The strips, each with its number of tokens.

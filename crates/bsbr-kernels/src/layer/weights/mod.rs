@@ -2,12 +2,13 @@
 //!
 //! A number of a block is made in a register, from its code and the scales of the block, exactly as
 //! [`bsbr_weights::decode`] defines it; it never reaches memory where few tokens meet it. Where many do, the rows of a
-//! task are widened once and all strips of tokens read them from the cache.
+//! task are widened once and all strips of tokens read them from the cache. Other arithmetics than f32 have modules of their own.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(super) mod bf16;
 #[cfg(target_arch = "x86_64")]
 mod floats;
 pub(super) mod int8;
@@ -74,4 +75,4 @@ fn group_scale(words: [u32; 3], group: usize) -> (u8, u8) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,7 +4,7 @@ use super::*;
 use crate::layer::{level::levels, testing::Numbers};
 
 /// Bytes that mean something: any codes, scales of moderate size.
-pub(super) fn bytes(numbers: &mut Numbers, format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
+pub(in crate::layer) fn bytes(numbers: &mut Numbers, format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
     if !format.is_quantised() {
         let numbers = numbers.normal(outputs * inputs, 0.0, 1.0);
         return match format {

@@ -6,8 +6,13 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod plain;
+pub(in crate::layer) mod strips;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_rows;
+#[cfg(target_arch = "x86_64")]
+mod vnni_strips;
 
 use bsbr_weights::Matrix;
 use pulp::{Arch, Simd, WithSimd};

@@ -35,7 +35,7 @@ fn products_are_those_of_the_codes_in_f64_and_of_a_token_alone_at_every_level() 
 }
 
 /// The product of a row with a token, from the codes of both, and how large its summands are together.
-fn exact(row: Matrix<'_>, x: &TokenCodes) -> (f64, f64) {
+pub(super) fn exact(row: Matrix<'_>, x: &TokenCodes) -> (f64, f64) {
     let (format, mut sum, mut size) = (row.format(), 0.0, 0.0);
     for group in 0..x.inputs / GROUP {
         let block = group * GROUP / format.block();

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Four groups of a quantised format.
-trait Codes {
+pub(super) trait Codes {
     /// Quads of a block, or blocks of a quad.
     const QUADS: Layout;
     /// Bytes of a block.
@@ -44,7 +44,7 @@ trait Codes {
 
 /// How quads and blocks lie.
 #[derive(PartialEq)]
-enum Layout {
+pub(super) enum Layout {
     /// Four blocks to a quad.
     Blocks,
     /// Two quads to a block.
@@ -55,7 +55,7 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident, $layout:ident, $bytes:expr, $less:expr,
         |$data:ident, $part:ident, $pair:ident| $codes:expr, $scales:expr, $offsets:expr;)*) => {$(
         $(#[$doc])*
-        struct $name;
+        pub(super) struct $name;
         impl Codes for $name {
             const QUADS: Layout = Layout::$layout;
             const BYTES: usize = $bytes;
