@@ -101,11 +101,8 @@ fn the_inner_numbers_of_an_mlp_are_those_of_f64_with_and_without_a_gate() {
                 {
                     let expected = if with_gate { silu(gate) * up } else { silu(up) };
                     let rounding = (inputs + 8) as f64 * f64::from(f32::EPSILON);
-                    let bound = if with_gate {
-                        (gate_size * up.abs() + gate.abs() * size) * rounding
-                    } else {
-                        size * rounding
-                    };
+                    let bound =
+                        if with_gate { (gate_size * up.abs() + gate.abs() * size) * rounding } else { size * rounding };
                     let error = (*found as f64 - expected).abs();
                     assert!(error <= bound + 1e-30, "{arch:?} {inputs} to {outputs}: {found}, expected {expected}");
                 }
@@ -235,7 +232,10 @@ fn other_arithmetics_give_what_f32_gives_where_they_lose_nothing() {
                 for (found, expected) in [(found.0, expected.0), (found.1, expected.1), (found.2, expected.2)] {
                     let bound = 1e-5 * largest(&expected);
                     for (found, expected) in found.iter().zip(&expected) {
-                        assert!((found - expected).abs() <= bound, "{arithmetic:?} {format} {arch:?} {tokens}: {found} {expected}");
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{arithmetic:?} {format} {arch:?} {tokens}: {found} {expected}"
+                        );
                     }
                 }
             }

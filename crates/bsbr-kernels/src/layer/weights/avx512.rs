@@ -4,7 +4,7 @@
 //! mean, and one permutation looks 16 of them up.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, iter::StepBy, ops::Range};
 
 use bsbr_weights::{Format, Matrix};
 
@@ -296,8 +296,8 @@ unsafe fn dots_codes<C: Codes>(weights: Matrix<'_>, x: &[f32], sums: &mut [f32])
         unsafe {
             match x.len() / inputs {
                 1 => tile::<C, 4, 1>(weights, x, sums),
-                2 => tile::<C, 8, 2>(weights, x, sums),
-                3 | 4 => tile::<C, 6, 4>(weights, x, sums),
+                2 => tile::<C, 4, 2>(weights, x, sums),
+                3 | 4 => tile::<C, 4, 4>(weights, x, sums),
                 _ => tile::<C, 3, TOKENS>(weights, x, sums),
             }
         }
@@ -333,38 +333,67 @@ unsafe fn tile<C: Codes, const R: usize, const T: usize>(weights: Matrix<'_>, x:
         for block in 0..blocks {
             for group in 0..C::BLOCK / GROUP {
                 let at = (block * C::BLOCK + group * GROUP) * T;
-                for (row, total) in row.iter().zip(&mut total) {
+                let mut numbers = [[_mm512_setzero_ps(); 2]; R];
+                for (row, numbers) in row.iter().zip(&mut numbers) {
                     let ahead = AHEAD + block * C::BYTES + group * C::BYTES / (C::BLOCK / GROUP);
                     for line in (0..C::BYTES * GROUP / C::BLOCK).step_by(64) {
                         // Nothing is read, so that any address will do.
                         _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(ahead + line).cast());
                     }
                     // SAFETY: a row has `blocks` blocks.
-                    let numbers = unsafe { C::group(row.as_ptr().add(block * C::BYTES), group) };
-                    for (t, total) in total.iter_mut().enumerate() {
+                    *numbers = unsafe { C::group(row.as_ptr().add(block * C::BYTES), group) };
+                }
+                // A token is read once for all rows: tokens do not always fit the nearest cache.
+                for t in 0..T {
+                    for half in 0..2 {
                         // SAFETY: there are `blocks` times `BLOCK` numbers of each token.
-                        unsafe { multiply(&numbers, groups.as_ptr().add(at + t * GROUP), total) };
+                        let x = unsafe { _mm512_loadu_ps(groups.as_ptr().add(at + t * GROUP + 16 * half)) };
+                        for (total, numbers) in total.iter_mut().zip(&numbers) {
+                            total[t] = _mm512_fmadd_ps(numbers[half], x, total[t]);
+                        }
                     }
                 }
             }
         }
-        let done = blocks * C::BLOCK;
-        if done < inputs {
-            for (row, total) in row.iter().zip(&mut total) {
-                // SAFETY: the same instructions.
-                let numbers = unsafe { part_of_group::<C>(&row[blocks * C::BYTES..]) };
-                for (t, total) in total.iter_mut().enumerate() {
-                    let mut padded = [0.0; GROUP];
-                    padded[..inputs - done].copy_from_slice(&x[t.min(tokens - 1) * inputs..][done..inputs]);
-                    // SAFETY: 32 numbers.
-                    unsafe { multiply(&numbers, padded.as_ptr(), total) };
-                }
+        // A copy: what others are shown is kept in memory.
+        let made = total;
+        // SAFETY: the same instructions; the rows are those of the sums.
+        unsafe { finish::<C, R, T>(&made, &row, (x, inputs), sums, (first..outputs).step_by(apart)) };
+    }
+}
+
+/// Adds the products of numbers that are no whole group, and writes the sums of the rows `outputs`.
+///
+/// A function of its own: loops that are not unrolled would have the sums of the caller kept in memory.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
+unsafe fn finish<C: Codes, const R: usize, const T: usize>(
+    total: &[[__m512; T]; R],
+    rows: &[&[u8]; R],
+    (x, inputs): (&[f32], usize),
+    sums: &mut [f32],
+    outputs: StepBy<Range<usize>>,
+) {
+    let all = sums.len() / (x.len() / inputs);
+    let blocks = inputs / C::BLOCK;
+    let done = blocks * C::BLOCK;
+    // Past the last row and token there is no place.
+    for (output, (row, total)) in outputs.zip(rows.iter().zip(total)) {
+        let rest = if done < inputs {
+            // SAFETY: the same instructions.
+            unsafe { part_of_group::<C>(&row[blocks * C::BYTES..]) }
+        } else {
+            [_mm512_setzero_ps(); 2]
+        };
+        for (t, (&total, x)) in total.iter().zip(x.chunks_exact(inputs)).enumerate() {
+            let mut total = total;
+            if done < inputs {
+                let mut padded = [0.0; GROUP];
+                padded[..inputs - done].copy_from_slice(&x[done..]);
+                // SAFETY: 32 numbers.
+                unsafe { multiply(&rest, padded.as_ptr(), &mut total) };
             }
-        }
-        for (output, total) in (first..outputs).step_by(apart).zip(&total) {
-            for (t, total) in total.iter().enumerate().take(tokens) {
-                sums[t * outputs + output] = _mm512_reduce_add_ps(*total);
-            }
+            sums[t * all + output] = _mm512_reduce_add_ps(total);
         }
     }
 }

@@ -39,9 +39,8 @@ unsafe fn of_width<const R: usize, const V: usize>(
     out: &mut [f32],
 ) -> usize {
     for first in (0..weights.rows).step_by(R) {
-        let row: [*const u32; R] = std::array::from_fn(|r| {
-            weights.pairs[(first + r).min(weights.rows - 1) * weights.count..].as_ptr()
-        });
+        let row: [*const u32; R] =
+            std::array::from_fn(|r| weights.pairs[(first + r).min(weights.rows - 1) * weights.count..].as_ptr());
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         for at in 0..weights.count {
             // SAFETY: pairs of the strip and of the rows.

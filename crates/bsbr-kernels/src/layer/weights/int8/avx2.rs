@@ -10,7 +10,7 @@ use super::{
         avx2::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantised},
         floats::Mxfp4,
     },
-    GROUP, QUAD, TokenCodes,
+    GROUP, TokenCodes,
 };
 
 /// As [`super::dots`], whose checks hold.
@@ -48,11 +48,12 @@ unsafe fn dots_codes<Q: Quantised>(weights: Matrix<'_>, x: &TokenCodes, sums: &m
             let mut total = [_mm256_setzero_ps(); ROWS];
             let mut summed = [0.0; ROWS];
             for group in 0..groups {
-                let at = (group / QUAD * x.tokens + token) * QUAD + group % QUAD;
+                let at = x.scale_at(token, group);
                 let (block, own) = (group * GROUP / Q::BLOCK, group % (Q::BLOCK / GROUP));
                 // SAFETY: a row has so many blocks, a token so many groups.
                 unsafe {
-                    let other = _mm256_loadu_si256(x.codes.as_ptr().add(at * GROUP).cast());
+                    let half = |half| _mm_loadu_si128(x.codes.as_ptr().add(x.half_at(token, group, half)).cast());
+                    let other = _mm256_set_m128i(half(1), half(0));
                     for (r, row) in row.iter().enumerate() {
                         let data = row.as_ptr().add(block * Q::BYTES);
                         let (codes, (scales, summand)) = (Q::codes(data, own), Q::scales(data, own));

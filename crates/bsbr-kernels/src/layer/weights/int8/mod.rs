@@ -10,6 +10,8 @@ pub(in crate::layer) mod strips;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 #[cfg(target_arch = "x86_64")]
+mod vnni_codes;
+#[cfg(target_arch = "x86_64")]
 mod vnni_rows;
 #[cfg(target_arch = "x86_64")]
 mod vnni_strips;
@@ -26,19 +28,25 @@ const QUAD: usize = 4;
 /// The largest code.
 const LARGEST: f32 = 127.0;
 
-/// Tokens in 8 bits. Arrays are `[quads, tokens, ..]`, the last quad filled up with zeros.
+/// Codes of a half of a group.
+const HALF: usize = GROUP / 2;
+
+/// Tokens whose scales stand together.
+const TOGETHER: usize = 4;
+
+/// Tokens in 8 bits, the last quad and the last tokens that stand together filled up with zeros.
 #[derive(Debug)]
 pub(in crate::layer) struct TokenCodes {
     tokens: usize,
     inputs: usize,
-    /// `[quads, tokens, QUAD, GROUP]`.
+    /// `[quads, tokens, 2, QUAD, HALF]`: first halves of the groups of a quad before the second ones.
     codes: Vec<i8>,
-    /// Less the sum of each four codes, `[quads, tokens, QUAD, GROUP / 4]`: what an offset of unsigned codes of weights adds too
-    /// much.
+    /// Less the sum of each half of a group, `[quads, tokens / TOGETHER, 2, QUAD, TOGETHER]`: what an offset of unsigned codes of
+    /// weights adds too much.
     less: Vec<i32>,
-    /// `[quads, tokens, QUAD]`.
+    /// `[quads, tokens / TOGETHER, QUAD, TOGETHER]`.
     scales: Vec<f32>,
-    /// The sum of the numbers that the codes of a group mean, `[quads, tokens, QUAD]`.
+    /// The sum of the numbers that the codes of a group mean, like the scales.
     totals: Vec<f32>,
 }
 
@@ -47,12 +55,13 @@ impl TokenCodes {
     pub(in crate::layer) fn new(arch: Arch, rows: &[f32], inputs: usize) -> Self {
         let tokens = rows.len().checked_div(inputs).unwrap_or(0);
         assert!(inputs.is_multiple_of(GROUP) && rows.len() == tokens * inputs, "rows of {inputs} numbers");
-        let groups = (inputs / GROUP).next_multiple_of(QUAD) * tokens;
+        let quads = (inputs / GROUP).div_ceil(QUAD);
+        let groups = quads * QUAD * tokens.next_multiple_of(TOGETHER);
         let mut codes = Self {
             tokens,
             inputs,
-            codes: vec![0; groups * GROUP],
-            less: vec![0; groups * GROUP / 4],
+            codes: vec![0; quads * QUAD * tokens * GROUP],
+            less: vec![0; 2 * groups],
             scales: vec![0.0; groups],
             totals: vec![0.0; groups],
         };
@@ -62,6 +71,25 @@ impl TokenCodes {
 
     fn quads(&self) -> usize {
         (self.inputs / GROUP).div_ceil(QUAD)
+    }
+
+    /// Where the first half of the first group of a quad is.
+    #[inline(always)]
+    fn quad_at(&self, quad: usize, token: usize) -> usize {
+        (quad * self.tokens + token) * QUAD * GROUP
+    }
+
+    /// Where the codes of half a group are.
+    #[inline(always)]
+    fn half_at(&self, token: usize, group: usize, half: usize) -> usize {
+        self.quad_at(group / QUAD, token) + (half * QUAD + group % QUAD) * HALF
+    }
+
+    /// Where the scale and the total of a group are.
+    #[inline(always)]
+    fn scale_at(&self, token: usize, group: usize) -> usize {
+        let together = group / QUAD * self.tokens.div_ceil(TOGETHER) + token / TOGETHER;
+        (together * QUAD + group % QUAD) * TOGETHER + token % TOGETHER
     }
 }
 
@@ -78,14 +106,17 @@ impl WithSimd for Encode<'_> {
         let Self { rows, codes: to } = self;
         for (token, row) in rows.chunks_exact(to.inputs.max(1)).enumerate() {
             for (group, numbers) in row.as_chunks::<GROUP>().0.iter().enumerate() {
-                let at = (group / QUAD * to.tokens + token) * QUAD + group % QUAD;
-                let codes = &mut to.codes[at * GROUP..(at + 1) * GROUP];
-                let scale = encode(numbers, codes);
+                let mut codes = [0; GROUP];
+                let scale = encode(numbers, &mut codes);
+                let at = to.scale_at(token, group);
                 let mut total = 0;
-                for (less, four) in to.less[at * GROUP / 4..].iter_mut().zip(codes.as_chunks::<4>().0) {
-                    let sum: i32 = four.iter().map(|&code| i32::from(code)).sum();
-                    *less = -sum;
+                for (half, codes) in codes.as_chunks::<HALF>().0.iter().enumerate() {
+                    let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
+                    let quad = at / (QUAD * TOGETHER);
+                    to.less[(2 * quad + half) * QUAD * TOGETHER + at % (QUAD * TOGETHER)] = -sum;
                     total += sum;
+                    let from = to.half_at(token, group, half);
+                    to.codes[from..from + HALF].copy_from_slice(codes);
                 }
                 to.scales[at] = scale;
                 to.totals[at] = scale * total as f32;
@@ -105,8 +136,7 @@ fn encode(numbers: &[f32; GROUP], codes: &mut [i8]) -> f32 {
     if factor == 0.0 { 0.0 } else { scale }
 }
 
-/// `sums[t][o] = weights_o . x_t`, `[tokens, outputs]`, for weights of a format whose codes are
-/// integers.
+/// `sums[t][o] = weights_o . x_t`, `[tokens, outputs]`, for weights of a format whose codes are integers.
 ///
 /// What a token gets does not depend, bit for bit, on the others.
 ///

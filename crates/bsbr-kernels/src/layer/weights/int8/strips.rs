@@ -57,13 +57,8 @@ impl StripCodes {
         assert!(lanes.is_multiple_of(LANES), "strips of {lanes} tokens");
         let groups = inputs / GROUP;
         let all = strips.len() / size * groups * lanes;
-        let mut made = Self {
-            lanes,
-            groups,
-            codes: vec![0; strips.len() / QUAD],
-            scales: vec![0.0; all],
-            totals: vec![0.0; all],
-        };
+        let mut made =
+            Self { lanes, groups, codes: vec![0; strips.len() / QUAD], scales: vec![0.0; all], totals: vec![0.0; all] };
         let part = (groups * lanes).max(1);
         let codes = made.codes.par_chunks_mut(size / QUAD);
         let numbers = made.scales.par_chunks_mut(part).zip(made.totals.par_chunks_mut(part));
@@ -264,7 +259,10 @@ mod tests {
     use crate::layer::{
         level::levels,
         testing::Numbers,
-        weights::{int8::TokenCodes, tests::bytes},
+        weights::{
+            int8::{HALF, TokenCodes},
+            tests::bytes,
+        },
     };
 
     /// `[strips, inputs, lanes]` of rows `[tokens, inputs]`.
@@ -293,12 +291,14 @@ mod tests {
                     let expected = TokenCodes::new(arch, row, inputs);
                     let (strip, lane) = (found.strip(token / lanes), token % lanes);
                     for group in 0..inputs / GROUP {
-                        assert_eq!(strip.scales[group * lanes + lane], expected.scales[group]);
-                        assert_eq!(strip.totals[group * lanes + lane], expected.totals[group]);
+                        let at = expected.scale_at(0, group);
+                        assert_eq!(strip.scales[group * lanes + lane], expected.scales[at]);
+                        assert_eq!(strip.totals[group * lanes + lane], expected.totals[at]);
                     }
                     for input in 0..inputs {
                         let code = (strip.codes[input / QUAD * lanes + lane] >> (8 * (input % QUAD))) as u8;
-                        assert_eq!(i32::from(code) - LARGER, i32::from(expected.codes[input]), "{token} {input}");
+                        let at = expected.half_at(0, input / GROUP, input % GROUP / HALF) + input % HALF;
+                        assert_eq!(i32::from(code) - LARGER, i32::from(expected.codes[at]), "{token} {input}");
                     }
                 }
             }
@@ -323,7 +323,8 @@ mod tests {
                         for (token, x) in x.chunks(inputs).enumerate() {
                             let row = TokenCodes::new(arch, x, inputs);
                             for output in 0..outputs {
-                                let (expected, size) = super::super::tests::exact(matrix.rows(output..output + 1), &row);
+                                let (expected, size) =
+                                    super::super::tests::exact(matrix.rows(output..output + 1), &row);
                                 let error = (f64::from(found[output * lanes + token]) - expected).abs();
                                 assert!(error <= 16.0 * size * f64::from(f32::EPSILON), "{format} {arch:?} {error}");
                             }

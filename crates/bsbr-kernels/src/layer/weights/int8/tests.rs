@@ -42,7 +42,8 @@ pub(super) fn exact(row: Matrix<'_>, x: &TokenCodes) -> (f64, f64) {
         let own = Group::of(format, &row.bytes()[block * format.block_bytes()..], group % (format.block() / GROUP));
         for n in 0..GROUP {
             let scale = f64::from(own.scales[n / 16]);
-            let code = f64::from(x.codes[group * GROUP + n]) * f64::from(x.scales[group]);
+            let code = x.codes[x.half_at(0, group, n / HALF) + n % HALF];
+            let code = f64::from(code) * f64::from(x.scales[x.scale_at(0, group)]);
             sum += (scale * f64::from(own.codes[n]) - f64::from(own.offset)) * code;
             // An offset of the codes is added and taken off again.
             size += ((scale * 128.0).abs() + f64::from(own.offset).abs()) * code.abs();
@@ -62,8 +63,8 @@ fn codes_of_a_token_are_within_half_a_step_of_it() {
         let codes = TokenCodes::new(arch, &x, 96);
         for (at, x) in x.iter().enumerate() {
             let (token, group, n) = (at / 96, at % 96 / GROUP, at % GROUP);
-            let place = token * QUAD + group;
-            let found = codes.scales[place] * f32::from(codes.codes[place * GROUP + n]);
+            let place = codes.scale_at(token, group);
+            let found = codes.scales[place] * f32::from(codes.codes[codes.half_at(token, group, n / HALF) + n % HALF]);
             if at / GROUP == 130 / GROUP {
                 assert_eq!(found, 0.0, "a group with a number that is none");
             } else {

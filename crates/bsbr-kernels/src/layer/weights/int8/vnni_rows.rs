@@ -1,4 +1,4 @@
-//! Codes of weights taken out of their blocks, 64 at a time.
+//! Codes of weights taken out of their blocks, 128 at a time.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 use bsbr_weights::{Format, Matrix};
 
 use super::{
-    GROUP, QUAD,
+    GROUP, HALF, QUAD, TOGETHER,
     strips::{LARGER, RowCodes},
-    vnni::{Codes, Layout, Mxfp4, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
+    vnni_codes::{Codes, Layout, Mxfp4, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
 };
 
 /// As [`RowCodes::take_out`] from the first group on, where the processor has VNNI.
@@ -43,32 +43,39 @@ unsafe fn of_format<C: Codes>(weights: Matrix<'_>, rows: &mut RowCodes) {
                 Layout::Halves => (&bytes[quad / 2 * C::BYTES..][..C::BYTES], quad % 2),
             };
             let first = row * groups + quad * QUAD;
-            // SAFETY: all blocks of the quad are there.
-            let (scales, offsets) = unsafe { (C::scales(block.as_ptr(), part), C::offsets(block.as_ptr(), part)) };
-            if let Some(to) = rows.offsets.get_mut(first..first + QUAD) {
-                // SAFETY: four numbers.
-                unsafe { _mm_storeu_ps(to.as_mut_ptr(), offsets) };
-            }
-            for (pair, scales) in scales.into_iter().enumerate() {
-                // SAFETY: as above.
-                let codes = unsafe { C::codes(block.as_ptr(), part, pair) };
-                let at = first + 2 * pair;
-                let to = &mut rows.codes[at * GROUP..(at + 2) * GROUP];
-                let signed = _mm512_sub_epi8(codes, _mm512_set1_epi8(less as i8));
-                let (mut sums, mut numbers) = ([0_i64; 8], [0.0_f32; 16]);
+            let (mut scales, mut offsets) = ([[0.0_f32; 16]; 2], [0.0_f32; 16]);
+            // SAFETY: all blocks of the quad are there; four times the same row.
+            let halves = unsafe {
+                for (to, of) in scales.iter_mut().zip(C::scales([block.as_ptr(); TOGETHER], part)) {
+                    _mm512_storeu_ps(to.as_mut_ptr(), of);
+                }
+                _mm512_storeu_ps(offsets.as_mut_ptr(), C::offsets([block.as_ptr(); TOGETHER], part));
+                C::codes(block.as_ptr(), part)
+            };
+            let mut sums = [[0_i32; QUAD]; 2];
+            for (half, codes) in halves.into_iter().enumerate() {
+                let (mut signed, mut eights) = ([[0_i8; HALF]; QUAD], [[0_i64; 2]; QUAD]);
                 // SAFETY: 64 bytes each.
                 unsafe {
-                    _mm512_storeu_si512(to.as_mut_ptr().cast(), signed);
-                    _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_sad_epu8(codes, _mm512_setzero_si512()));
-                    _mm512_storeu_ps(numbers.as_mut_ptr(), scales);
+                    let of = _mm512_sub_epi8(codes, _mm512_set1_epi8(less as i8));
+                    _mm512_storeu_si512(signed.as_mut_ptr().cast(), of);
+                    _mm512_storeu_si512(eights.as_mut_ptr().cast(), _mm512_sad_epu8(codes, _mm512_setzero_si512()));
                 }
-                // Sums of eight codes each, scales of four.
-                let size = 4 / rows.parts;
-                for (part, sums) in sums.chunks_exact(size).enumerate() {
-                    let to = at * rows.parts + part;
-                    let sum = sums.iter().sum::<i64>() as i32 - 8 * size as i32 * less;
-                    rows.starts[to] = -LARGER * sum;
-                    rows.scales[to] = numbers[2 * size * part];
+                for group in 0..QUAD {
+                    let to = (first + group) * GROUP + half * HALF;
+                    rows.codes[to..to + HALF].copy_from_slice(&signed[group]);
+                    sums[half][group] = eights[group].iter().sum::<i64>() as i32 - HALF as i32 * less;
+                }
+            }
+            for group in 0..QUAD {
+                let to = (first + group) * rows.parts;
+                for part in 0..rows.parts {
+                    let own = if rows.parts == 2 { sums[part][group] } else { sums[0][group] + sums[1][group] };
+                    rows.starts[to + part] = -LARGER * own;
+                    rows.scales[to + part] = scales[part][TOGETHER * group];
+                }
+                if let Some(offset) = rows.offsets.get_mut(first + group) {
+                    *offset = offsets[TOGETHER * group];
                 }
             }
         }

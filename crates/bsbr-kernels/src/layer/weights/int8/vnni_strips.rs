@@ -75,8 +75,7 @@ unsafe fn tile<const R: usize, const V: usize, const PARTS: usize, const OFFSET:
                 let quads = GROUP / 4 / PARTS;
                 for quad in part * quads..(part + 1) * quads {
                     let from = x.codes.as_ptr().add((group * GROUP / 4 + quad) * x.lanes + lane);
-                    let tokens: [__m512i; V] =
-                        std::array::from_fn(|v| _mm512_loadu_si512(from.add(v * LANES).cast()));
+                    let tokens: [__m512i; V] = std::array::from_fn(|v| _mm512_loadu_si512(from.add(v * LANES).cast()));
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let codes = weights.codes.as_ptr().add((row[r] + group) * GROUP + 4 * quad);
                         let codes = _mm512_set1_epi32(codes.cast::<i32>().read_unaligned());
