@@ -390,25 +390,38 @@ impl Decoder {
     }
 
     fn logits_packed(&self, hidden: Tensor<2>, packing: Packing) -> Tensor<2> {
-        let hidden = match &self.project_out {
+        self.scores(self.head_inputs(hidden, packing), 0..self.config.decoder.vocab_size, packing)
+    }
+
+    /// What the head reads of final hidden states.
+    pub(crate) fn head_inputs(&self, hidden: Tensor<2>, packing: Packing) -> Tensor<2> {
+        match &self.project_out {
             Some(projection) => {
                 let bias = projection.bias.as_ref().map(Param::val);
                 ops::linear(hidden, Weight::Tensor(projection.weight.val()), bias, packing)
             }
             None => hidden,
-        };
-        let (weight, bias) = match &self.head {
+        }
+    }
+
+    /// Scores of part of the vocabulary from [what the head reads](Self::head_inputs), `[tokens, part]`.
+    pub(crate) fn scores(&self, inputs: Tensor<2>, part: Range<usize>, packing: Packing) -> Tensor<2> {
+        let (mut weight, mut bias) = match &self.head {
             Some(head) => head.as_weight(),
             None => (self.embed.as_weight(), self.head_bias.as_ref().map(Param::val)),
         };
-        let mut logits = ops::linear(hidden, weight, bias, packing);
+        if part != (0..self.config.decoder.vocab_size) {
+            bias = bias.map(|bias| bias.narrow(0, part.start, part.len()));
+            weight = weight.part(part);
+        }
+        let mut scores = ops::linear(inputs, weight, bias, packing);
         let settings = self.config.decoder.head;
         if let Some(scale) = settings.scale {
-            logits = logits * scale;
+            scores = scores * scale;
         }
         match settings.softcap {
-            Some(cap) => ops::softcap(logits, cap),
-            None => logits,
+            Some(cap) => ops::softcap(scores, cap),
+            None => scores,
         }
     }
 

@@ -50,9 +50,9 @@ impl Projection {
     }
 
     /// The layer as a whole: its weight, whatever holds it, and its bias. A split layer has no such weight before it is made.
-    pub(crate) fn as_weight(&self) -> (Weight<'_>, Option<Tensor<1>>) {
+    pub(crate) fn as_weight(&self) -> (Weight, Option<Tensor<1>>) {
         let weight = match self {
-            Self::Stored(linear) => Weight::Stored(&linear.weight, linear.arithmetic),
+            Self::Stored(linear) => Weight::Stored(linear.weight.clone(), linear.arithmetic),
             Self::Dense(linear) => Weight::Tensor(linear.weight.val()),
             Self::Split(split) => Weight::Tensor(split.dense_weight()),
         };

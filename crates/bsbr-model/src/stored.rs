@@ -1,5 +1,7 @@
 //! Weights that stay as their file stores them.
 
+use std::ops::Range;
+
 use bsbr_weights::{Arithmetic, StoredMatrix};
 use burn::{
     module::{Module, Param},
@@ -34,7 +36,7 @@ impl StoredLinear {
         let rows = shape.iter().product::<usize>() / inputs.max(1);
         shape[D - 1] = outputs;
         let bias = self.bias.as_ref().map(Param::val);
-        let weight = Weight::Stored(&self.weight, self.arithmetic);
+        let weight = Weight::Stored(self.weight.clone(), self.arithmetic);
         ops::linear(x.reshape([rows, inputs]), weight, bias, ops::Packing::ByNumber).reshape(shape)
     }
 
@@ -89,29 +91,38 @@ impl Table {
     }
 
     /// The table as the weight of a head.
-    pub(crate) fn as_weight(&self) -> Weight<'_> {
+    pub(crate) fn as_weight(&self) -> Weight {
         match self {
             Self::Dense(table) => Weight::Tensor(table.weight.val().transpose()),
-            Self::Stored(table) => Weight::Stored(&table.rows, table.arithmetic),
+            Self::Stored(table) => Weight::Stored(table.rows.clone(), table.arithmetic),
         }
     }
 }
 
 /// The weight of a linear layer.
+#[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "it is made and taken, never kept")]
-pub(crate) enum Weight<'a> {
+pub(crate) enum Weight {
     /// `[inputs, outputs]`.
     Tensor(Tensor<2>),
     /// `[outputs, inputs]`, as it is stored.
-    Stored(&'a StoredMatrix, Arithmetic),
+    Stored(StoredMatrix, Arithmetic),
 }
 
-impl Weight<'_> {
+impl Weight {
+    /// The part of it that makes some of the outputs.
+    pub(crate) fn part(&self, outputs: Range<usize>) -> Self {
+        match self {
+            Self::Tensor(weight) => Self::Tensor(weight.clone().narrow(1, outputs.start, outputs.len())),
+            Self::Stored(weight, arithmetic) => Self::Stored(weight.rows(outputs), *arithmetic),
+        }
+    }
+
     /// `[inputs, outputs]`, on the device of `x` and in its type.
     pub(crate) fn like(self, x: &Tensor<2>) -> Tensor<2> {
         match self {
             Self::Tensor(weight) => weight,
-            Self::Stored(weight, _) => widened(weight, &x.device()).cast(x.dtype()).transpose(),
+            Self::Stored(weight, _) => widened(&weight, &x.device()).cast(x.dtype()).transpose(),
         }
     }
 }

@@ -29,7 +29,7 @@ mod weights;
 
 pub use activation::{Activation, activate, activate_gated};
 pub use clamped_gate::clamp_gated;
-pub use divergence::{log_sum_exp, mean_gap};
+pub use divergence::ScoreSums;
 pub use heads::{HeadOrder, Rotation, write_heads};
 #[cfg(test)]
 pub(crate) use level::levels;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::windows::{SLAB, Slab, read};
+use super::windows::{SLAB, read, said};
 use crate::{Decoder, ModelError, Reads};
 
 /// Windows of a text and what the original makes of them.
@@ -46,12 +46,15 @@ impl<'a> Reference<'a> {
             let last = window.len() - 1;
             for from in (self.skip.min(last)..last).step_by(SLAB * self.every) {
                 let rows = SLAB.min(last - from);
-                let slab = |decoder: &Decoder, states: &Tensor<2>| {
-                    let states = states.clone().narrow(0, from, rows);
-                    Slab::of(decoder, states, rows)
-                };
-                let (original, variant) = (slab(self.original, states)?, slab(variant, &found)?);
-                kl += original.compare(&variant, 0..rows).into_iter().map(|(closeness, _)| closeness.kl).sum::<f64>();
+                let models = [(self.original, states), (variant, &found)];
+                let models = models.map(|(decoder, states)| (decoder, states.clone().narrow(0, from, rows)));
+                let [original, variant] = &said(&models, &window[from + 1..=from + rows])?[..] else { continue };
+                kl += original
+                    .rows
+                    .iter()
+                    .zip(&variant.rows)
+                    .map(|(row, variant)| row.compare(0, variant).kl)
+                    .sum::<f64>();
                 count += rows;
             }
         }

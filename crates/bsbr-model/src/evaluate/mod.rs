@@ -11,6 +11,8 @@ mod prompts;
 mod recall;
 mod report;
 mod rows;
+#[cfg(not(feature = "flex"))]
+mod score_sums;
 mod windows;
 
 pub(crate) use divergence::{Divergence, Reference};

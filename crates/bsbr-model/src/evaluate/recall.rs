@@ -101,9 +101,10 @@ pub fn recall(decoder: &Decoder, prompts: &[Prompt]) -> Result<Recall, ModelErro
                 TurnScores { task: prompt.task, depth: turn.depth, digits: turn.answer.len(), right: 0, nll: 0.0 };
             for (place, &digit) in turn.answer.iter().enumerate() {
                 let logits = numbers(decoder.logits(state.clone()))?;
-                let row = Row::new(&logits);
+                let mut row = Row::new(digit, 0);
+                row.push(&logits, &[]);
                 turn_scores.right += usize::from(row.first() == Some(digit));
-                turn_scores.nll += row.loss(&logits, digit);
+                turn_scores.nll += row.loss();
                 // Nobody reads behind the last digit but the next question.
                 if place + 1 < turn.answer.len() || prompt.turns.len() > 1 {
                     state = decoder.hidden(&[vec![digit]], &mut cache)?;

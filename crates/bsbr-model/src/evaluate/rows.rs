@@ -1,18 +1,27 @@
 //! Scores of single tokens, and what sets two rows of them apart.
 
 #[cfg(feature = "flex")]
-use bsbr_kernels::layer::{log_sum_exp, mean_gap};
+use bsbr_kernels::layer::ScoreSums;
 use burn::tensor::Tensor;
 
+#[cfg(not(feature = "flex"))]
+use super::score_sums::ScoreSums;
 use crate::ModelError;
 
-/// What the scores of one token say.
+/// How many of the best tokens are told apart.
+const BEST: usize = 10;
+
+/// What the scores of one token say. They come in parts of the vocabulary, one after the other.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
-    /// Log of the sum of the exponentials.
-    log_sum: f64,
-    /// The ten best tokens, best first.
-    best: Vec<usize>,
+    sums: ScoreSums,
+    /// The best tokens with their scores, best first; equal scores go to the lower token.
+    best: Vec<(f32, usize)>,
+    /// The token that follows, and its score.
+    following: usize,
+    score: f32,
+    /// Scores so far.
+    seen: usize,
 }
 
 /// How close the scores of a variant are to those of the original.
@@ -25,47 +34,64 @@ pub(super) struct Closeness {
 }
 
 impl Row {
-    pub(super) fn new(scores: &[f32]) -> Self {
-        Self { log_sum: log_sum_exp(scores), best: best(scores) }
+    /// Of no scores yet, before the token that follows; beside them come those of so many variants.
+    pub(super) fn new(following: u32, variants: usize) -> Self {
+        let sums = ScoreSums::new(variants);
+        Self { sums, best: Vec::with_capacity(BEST + 1), following: following as usize, score: f32::NAN, seen: 0 }
     }
 
-    /// Negative log-likelihood of a token.
-    pub(super) fn loss(&self, scores: &[f32], token: u32) -> f64 {
-        self.log_sum - f64::from(scores[token as usize])
+    /// Takes the scores of the next part of the vocabulary in, and those of the variants.
+    pub(super) fn push(&mut self, scores: &[f32], variants: &[&[f32]]) {
+        self.sums.push(scores, variants);
+        if let Some(&score) = self.following.checked_sub(self.seen).and_then(|at| scores.get(at)) {
+            self.score = score;
+        }
+        rank(&mut self.best, scores, self.seen);
+        self.seen += scores.len();
+    }
+
+    /// Negative log-likelihood of the token that follows.
+    pub(super) fn loss(&self) -> f64 {
+        self.sums.log_sum() - f64::from(self.score)
     }
 
     /// The best token.
     #[cfg(feature = "text")]
     pub(super) fn first(&self) -> Option<u32> {
-        self.best.first().map(|&token| token as u32)
+        self.best.first().map(|&(_, token)| token as u32)
     }
 
-    /// `self` and `scores` of the original against those of a variant.
-    pub(super) fn compare(&self, scores: &[f32], variant: &Self, variant_scores: &[f32]) -> Closeness {
+    /// The original against its variant of this number.
+    pub(super) fn compare(&self, number: usize, variant: &Self) -> Closeness {
         let share = |k: usize| {
-            let k = k.min(scores.len());
-            let common = self.best[..k].iter().filter(|token| variant.best[..k].contains(token)).count();
-            common as f64 / k as f64
+            let k = k.min(self.best.len());
+            let among = |&(_, token): &(f32, usize)| variant.best[..k].iter().any(|&(_, other)| other == token);
+            self.best[..k].iter().filter(|best| among(best)).count() as f64 / k as f64
         };
-        let kl = mean_gap(scores, variant_scores) - self.log_sum + variant.log_sum;
+        let kl = self.sums.mean_gap(number) - self.sums.log_sum() + variant.sums.log_sum();
         Closeness { top: [1, 5, 10].map(share), kl }
+    }
+}
+
+/// Keeps the best of `best` and of `scores`, whose first is that of token `first`.
+fn rank(best: &mut Vec<(f32, usize)>, scores: &[f32], first: usize) {
+    let mut worst = best.last().map_or(f32::NEG_INFINITY, |&(score, _)| score);
+    for (at, &score) in scores.iter().enumerate() {
+        if best.len() == BEST && score <= worst {
+            continue;
+        }
+        let place = best.partition_point(|&(other, _)| other >= score);
+        best.insert(place, (score, first + at));
+        best.truncate(BEST);
+        worst = best.last().map_or(worst, |&(score, _)| score);
     }
 }
 
 /// The ten best tokens, best first; equal scores go to the lower token.
 pub(super) fn best(scores: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = Vec::with_capacity(11);
-    let mut worst = f32::NEG_INFINITY;
-    for (token, &score) in scores.iter().enumerate() {
-        if order.len() == 10 && score <= worst {
-            continue;
-        }
-        let at = order.partition_point(|&other| scores[other] >= score);
-        order.insert(at, token);
-        order.truncate(10);
-        worst = order.last().map_or(worst, |&last| scores[last]);
-    }
-    order
+    let mut best = Vec::with_capacity(BEST + 1);
+    rank(&mut best, scores, 0);
+    best.into_iter().map(|(_, token)| token).collect()
 }
 
 pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -77,18 +103,4 @@ pub(super) fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>, ModelError> {
     tensor
         .try_into_vec_as::<f32>()
         .map_err(|error| ModelError::Input(format!("numbers cannot be read back: {error:?}")))
-}
-
-#[cfg(not(feature = "flex"))]
-fn log_sum_exp(scores: &[f32]) -> f64 {
-    let highest = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    highest + scores.iter().map(|&score| (f64::from(score) - highest).exp()).sum::<f64>().ln()
-}
-
-/// `sum_i softmax(a)_i (a_i - b_i)`.
-#[cfg(not(feature = "flex"))]
-fn mean_gap(a: &[f32], b: &[f32]) -> f64 {
-    let log_sum = log_sum_exp(a);
-    let pairs = a.iter().zip(b).map(|(&a, &b)| (f64::from(a), f64::from(b)));
-    pairs.map(|(a, b)| ((a - log_sum).exp(), a - b)).filter(|&(p, _)| p != 0.0).map(|(p, gap)| p * gap).sum()
 }

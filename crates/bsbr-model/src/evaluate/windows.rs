@@ -12,10 +12,13 @@ use super::{
     report::{Agreement, EvaluateConfig, EvaluationReport, Perplexity, PositionBucket, VariantReport},
     rows::{Closeness, Row, cosine, numbers},
 };
-use crate::{Decoder, DecoderCache, ModelError, PREFILL_PIECE, Reads};
+use crate::{Decoder, DecoderCache, ModelError, PREFILL_PIECE, Reads, ops::Packing};
 
 /// Positions whose scores are held at once, for each model.
 pub(super) const SLAB: usize = 128;
+
+/// Tokens of the vocabulary whose scores are held at once: with those of a run of positions they stay in a cache.
+const PART: usize = 4096;
 
 /// Parts a window is divided into for perplexity by position.
 const POSITION_BUCKETS: usize = 8;
@@ -65,11 +68,12 @@ struct Comparisons {
     last_quarter: Comparison,
 }
 
-/// Scores of some tokens, `[tokens, vocab_size]`, what they say, and the states `[tokens, hidden_size]` they come from.
-pub(super) struct Slab {
-    scores: Vec<f32>,
-    rows: Vec<Row>,
-    states: Vec<f32>,
+/// What a model says of the tokens that follow some states.
+pub(super) struct Said {
+    /// A row to a state.
+    pub(super) rows: Vec<Row>,
+    /// How long its scores took.
+    elapsed: Duration,
 }
 
 /// Runs `original` and every variant over windows of `tokens` and compares them. `each` hears after every window how
@@ -108,23 +112,20 @@ pub fn evaluate(
         }
         for at in (0..window - 1).step_by(SLAB) {
             let count = SLAB.min(window - 1 - at);
-            let mut reference: Option<Slab> = None;
-            for (index, (decoder, tally)) in decoders(original, variants).zip(&mut tallies).enumerate() {
-                let start = Instant::now();
-                let states = hidden[index].clone().narrow(0, at, count);
-                let (scores, states) = (numbers(decoder.logits(states.clone()))?, numbers(states)?);
-                tally.elapsed += start.elapsed();
-                let slab = Slab::new(scores, states, count);
-                for (row, loss) in slab.losses(&text[at + 1..]).into_iter().enumerate() {
-                    tally.nll[at + row] += loss;
+            let states: Vec<_> = hidden.iter().map(|states: &Tensor<2>| states.clone().narrow(0, at, count)).collect();
+            let models: Vec<_> = decoders(original, variants).zip(states.iter().cloned()).collect();
+            let said = said(&models, &text[at + 1..=at + count])?;
+            for (said, tally) in said.iter().zip(&mut tallies) {
+                tally.elapsed += said.elapsed;
+                for (row, nll) in said.rows.iter().zip(&mut tally.nll[at..]) {
+                    *nll += row.loss();
                 }
-                let Some(reference) = &reference else {
-                    reference = Some(slab);
-                    continue;
-                };
-                let from = skip.min(last_quarter).saturating_sub(at).min(count);
-                let comparison = &mut comparisons[index - 1];
-                for (row, (closeness, cosine)) in (from..count).zip(reference.compare(&slab, from..count)) {
+            }
+            let from = skip.min(last_quarter).saturating_sub(at).min(count);
+            let states = states.into_iter().map(numbers).collect::<Result<Vec<_>, _>>()?;
+            for (number, comparison) in comparisons.iter_mut().enumerate() {
+                // Sums are made here: their order must not depend on threads.
+                for (row, (closeness, cosine)) in (from..count).zip(compare(&said, &states, number, from..count)) {
                     for (first, sums) in [(skip, &mut comparison.later), (last_quarter, &mut comparison.last_quarter)] {
                         if at + row >= first {
                             sums.add(closeness, cosine);
@@ -165,42 +166,57 @@ pub(super) fn read(decoder: &Decoder, text: &[u32]) -> Result<(Tensor<2>, Decode
     Ok((Tensor::cat(pieces?, 0), cache))
 }
 
-impl Slab {
-    /// What `decoder` says behind `count` states.
-    pub(super) fn of(decoder: &Decoder, states: Tensor<2>, count: usize) -> Result<Self, ModelError> {
-        Ok(Self::new(numbers(decoder.logits(states.clone()))?, numbers(states)?, count))
+/// What models say behind states of their own, `[tokens, hidden_size]`, of the tokens that follow each. All are compared with the
+/// first: a row of it holds what sets the others apart from it.
+///
+/// The vocabulary comes in parts: scores of all of it, for so many tokens, would be the largest thing in memory.
+pub(super) fn said(models: &[(&Decoder, Tensor<2>)], following: &[u32]) -> Result<Vec<Said>, ModelError> {
+    let Some((first, _)) = models.first() else { return Ok(Vec::new()) };
+    let vocabulary = first.config().decoder.vocab_size;
+    let inputs = models.iter().map(|(decoder, states)| decoder.head_inputs(states.clone(), Packing::ByNumber));
+    let inputs: Vec<_> = inputs.collect();
+    let mut all: Vec<Said> = (0..models.len())
+        .map(|model| {
+            let variants = if model == 0 { models.len() - 1 } else { 0 };
+            let rows = following.iter().map(|&token| Row::new(token, variants)).collect();
+            Said { rows, elapsed: Duration::ZERO }
+        })
+        .collect();
+    for start in (0..vocabulary).step_by(PART) {
+        let part = start..vocabulary.min(start + PART);
+        let mut scores = Vec::with_capacity(models.len());
+        for (((decoder, _), inputs), said) in models.iter().zip(&inputs).zip(&mut all) {
+            let begin = Instant::now();
+            scores.push(numbers(decoder.scores(inputs.clone(), part.clone(), Packing::ByNumber))?);
+            said.elapsed += begin.elapsed();
+        }
+        let of = |model: usize, row: usize| -> &[f32] { &scores[model][row * part.len()..(row + 1) * part.len()] };
+        for (model, said) in all.iter_mut().enumerate() {
+            let begin = Instant::now();
+            let others = if model == 0 { 1..models.len() } else { 0..0 };
+            said.rows.par_iter_mut().enumerate().for_each(|(at, row)| {
+                let others: Vec<&[f32]> = others.clone().map(|other| of(other, at)).collect();
+                row.push(of(model, at), &others);
+            });
+            said.elapsed += begin.elapsed();
+        }
     }
+    Ok(all)
+}
 
-    fn new(scores: Vec<f32>, states: Vec<f32>, count: usize) -> Self {
-        let rows = scores.par_chunks_exact(scores.len() / count).map(Row::new).collect();
-        Self { scores, rows, states }
-    }
-
-    fn scores(&self, row: usize) -> &[f32] {
-        let width = self.scores.len() / self.rows.len();
-        &self.scores[row * width..(row + 1) * width]
-    }
-
-    fn states(&self, row: usize) -> &[f32] {
-        let width = self.states.len() / self.rows.len();
-        &self.states[row * width..(row + 1) * width]
-    }
-
-    /// Negative log-likelihoods of the tokens that follow.
-    fn losses(&self, following: &[u32]) -> Vec<f64> {
-        let rows = self.rows.iter().zip(following).enumerate();
-        rows.map(|(at, (row, &token))| row.loss(self.scores(at), token)).collect()
-    }
-
-    /// Closeness and cosine of some rows of `variant`. Sums are left to the caller: their order must not depend on threads.
-    pub(super) fn compare(&self, variant: &Self, rows: Range<usize>) -> Vec<(Closeness, f64)> {
-        let compare = |row: usize| {
-            let scores = (self.scores(row), variant.scores(row));
-            let closeness = self.rows[row].compare(scores.0, &variant.rows[row], scores.1);
-            (closeness, cosine(self.states(row), variant.states(row)))
-        };
-        rows.into_par_iter().map(compare).collect()
-    }
+/// Closeness and cosine of some rows of a variant, whose states and those of the original are `states`.
+fn compare(said: &[Said], states: &[Vec<f32>], number: usize, rows: Range<usize>) -> Vec<(Closeness, f64)> {
+    let (original, variant) = (&said[0], &said[number + 1]);
+    let count = original.rows.len();
+    let of = |model: usize, row: usize| {
+        let width = states[model].len() / count;
+        &states[model][row * width..(row + 1) * width]
+    };
+    let compare = |row: usize| {
+        let closeness = original.rows[row].compare(number, &variant.rows[row]);
+        (closeness, cosine(of(0, row), of(number + 1, row)))
+    };
+    rows.into_par_iter().map(compare).collect()
 }
 
 impl Tally {

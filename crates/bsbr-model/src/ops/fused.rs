@@ -149,7 +149,7 @@ impl Map {
         Some(Self { weight: Held::Stored(weight.clone(), arithmetic), inputs, outputs, bias })
     }
 
-    fn of(weight: &Weight<'_>, bias: Option<&Tensor<1>>) -> Option<Self> {
+    fn of(weight: &Weight, bias: Option<&Tensor<1>>) -> Option<Self> {
         match weight {
             Weight::Tensor(weight) => Self::new(weight, bias),
             Weight::Stored(weight, arithmetic) => Self::stored(weight, *arithmetic, bias),
@@ -240,12 +240,7 @@ pub(super) fn normalise<const D: usize>(norm: &Normalisation, x: &Tensor<D>) -> 
     Some(tensor(numbers, shape))
 }
 
-pub(super) fn linear(
-    x: &Tensor<2>,
-    weight: &Weight<'_>,
-    bias: Option<&Tensor<1>>,
-    packing: Packing,
-) -> Option<Tensor<2>> {
+pub(super) fn linear(x: &Tensor<2>, weight: &Weight, bias: Option<&Tensor<1>>, packing: Packing) -> Option<Tensor<2>> {
     let [tokens, width] = x.dims();
     let (map, x) = (Map::of(weight, bias)?, Numbers::new(x)?);
     let x = Panels::pack_as(Rows::new(x.get(), width), None, packing.into());

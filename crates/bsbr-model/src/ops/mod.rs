@@ -94,7 +94,7 @@ pub(crate) fn normalise<const D: usize>(norm: &Normalisation, x: Tensor<D>) -> T
 }
 
 /// `[tokens, inputs]` to `[tokens, outputs]`: times a weight, plus a bias.
-pub(crate) fn linear(x: Tensor<2>, weight: Weight<'_>, bias: Option<Tensor<1>>, packing: Packing) -> Tensor<2> {
+pub(crate) fn linear(x: Tensor<2>, weight: Weight, bias: Option<Tensor<1>>, packing: Packing) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if let Some(y) = fused::linear(&x, &weight, bias.as_ref(), packing) {
         return y;

@@ -171,7 +171,7 @@ mod fused_and_plain {
             let stored = StoredMatrix::new(format, [outputs, inputs], bytes.collect::<Vec<u8>>()).unwrap();
             for tokens in TOKENS {
                 let (x, bias) = (random([tokens, inputs], &device), random([outputs], &device));
-                let weight = || Weight::Stored(&stored, Arithmetic::F32);
+                let weight = || Weight::Stored(stored.clone(), Arithmetic::F32);
                 let dense = weight().like(&x);
                 let expected = plain::linear(x.clone(), dense, Some(bias.clone()));
                 let found = linear(x, weight(), Some(bias), Packing::ByNumber);
