@@ -43,6 +43,17 @@ fn both_spellings_say_the_same_and_keys_that_lie_are_not_read() {
 }
 
 #[test]
+fn kimi_k2_is_read_as_the_class_that_it_runs() {
+    for file in ["config.json", "config_v4.json"] {
+        let [own, as_kimi] = ["deepseek_v3", "kimi_k2"].map(|name| {
+            read("deepseek_v3", file, &json!({"model_type": name, "architectures": ["DeepseekV3ForCausalLM"]}))
+                .expect(name)
+        });
+        assert_eq!(own, as_kimi, "{file}");
+    }
+}
+
+#[test]
 fn routers_and_layers_are_read_as_each_class_reads_them() {
     let groups = |changes| {
         let decoder = read("deepseek_v2", "config.json", &changes).expect("sound");

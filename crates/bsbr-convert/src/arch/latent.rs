@@ -21,7 +21,8 @@ use crate::rules::{Architecture, Op, Rule, SourceModel};
 pub(super) const DEEPSEEK_V3: Architecture = Architecture {
     id: "deepseek_v3",
     version: 1,
-    model_types: &["deepseek_v3"],
+    // Kimi K2 runs the code of DeepSeek-V3 under a name of its own.
+    model_types: &["deepseek_v3", "kimi_k2"],
     prefixes: &["model.", ""],
     anchor: "{p}embed_tokens.weight",
     alternatives: &["attention_bias"],
