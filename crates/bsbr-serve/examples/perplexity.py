@@ -2,8 +2,8 @@
 
     python perplexity.py http://127.0.0.1:8080 MODEL-DIRECTORY TEXT-FILE [LENGTH]
 
-Beside it, `bsbr eval -m MODEL-DIRECTORY --text TEXT-WITH-PREFIX --seq-len TOKENS` with the files and numbers that it prints: lm-eval
-reads a text behind the first special token of the model, so that token goes before the text there too.
+Beside it, `bsbr eval -m MODEL-DIRECTORY --text TEXT-WITH-PREFIX --seq-len TOKENS --cache-dtype f16` with the files and numbers that it
+prints (and the preset or settings that the server runs with): lm-eval reads a text behind the first special token of the model, so that token goes before the text there too.
 """
 
 import json
@@ -51,7 +51,6 @@ def counted(doc, results):
     arguments = {
         "model": json.load(urllib.request.urlopen(base + "/v1/models"))["data"][0]["id"],
         "base_url": base + "/v1/completions", "tokenizer": model, "tokenized_requests": True, "max_length": length + 1,  # One for the token that lm-eval has generated and drops.
-       
         "num_concurrent": 1, "max_retries": 1,
     }
     manager = TaskManager(include_path=str(folder))
@@ -62,4 +61,5 @@ perplexity = math.exp(bits * math.log(2) * len(text.encode()) / len(tokens))
 with_prefix = pathlib.Path(path).with_suffix(".prefixed.txt")
 with_prefix.write_text(prefix + text)
 print(f"bits per byte {bits:.6f}, perplexity {perplexity:.4f} of {len(tokens)} tokens through lm-eval")
-print(f"compare: bsbr eval -m {model} --text {with_prefix} --seq-len {len(tokens) + 1} --windows 1")
+# The server keeps keys and values in f16 unless it is told otherwise.
+print(f"compare: bsbr eval -m {model} --text {with_prefix} --seq-len {len(tokens) + 1} --windows 1 --cache-dtype f16")
