@@ -242,3 +242,52 @@ fn other_arithmetics_give_what_f32_gives_where_they_lose_nothing() {
         }
     }
 }
+
+#[test]
+fn an_arithmetic_is_the_one_asked_for_wherever_the_processor_has_it() {
+    let mut numbers = Numbers::new(10);
+    let (inputs, outputs) = (96, 50);
+    // What loses something gives other numbers than f32; what falls back on f32 gives the very same.
+    for (arithmetic, format) in [
+        (Arithmetic::Int8, Format::Q8_0),
+        (Arithmetic::Int8, Format::Q4_1),
+        (Arithmetic::Int8, Format::F16),
+        (Arithmetic::Bf16, Format::Bf16),
+        (Arithmetic::Bf16, Format::Q4_0),
+    ] {
+        let stored = bytes(&mut numbers, format, outputs, inputs);
+        let map = |arithmetic| Linear {
+            weight: Matrix::new(format, [outputs, inputs], &stored).unwrap(),
+            bias: None,
+            arithmetic,
+        };
+        for arch in levels() {
+            for tokens in [1, 3, 70, 130] {
+                let x = numbers.normal(tokens * inputs, 0.0, 1.0);
+                let panels = Panels::pack_at(arch, Rows::new(&x, inputs), None);
+                let few = panels.lanes() == 1;
+                let other = match arithmetic {
+                    Arithmetic::Int8 => format.has_groups() && (few || has(arch, "avx512vnni")),
+                    Arithmetic::Bf16 => !few && has(arch, "avx512bf16"),
+                    Arithmetic::F32 => false,
+                };
+                let of = |arithmetic| rows(&project(&panels, &[map(arithmetic)])[0]);
+                let same = of(arithmetic) == of(Arithmetic::F32);
+                assert_eq!(same, !other, "{arithmetic:?} {format} {arch:?} {tokens}");
+            }
+        }
+    }
+}
+
+/// Whether a level with AVX-512 has an instruction set besides.
+fn has(arch: Arch, feature: &str) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let Arch::V4(_) = arch {
+        return match feature {
+            "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
+            _ => is_x86_feature_detected!("avx512bf16"),
+        };
+    }
+    let _ = (arch, feature);
+    false
+}
