@@ -1,5 +1,6 @@
 //! Text in, text out: Hugging Face tokenizers.
 
+mod byte_pairs;
 mod bytes;
 mod chat;
 mod companions;
@@ -54,10 +55,15 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`] with the name.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ModelError> {
         let problem = |error: tokenizers::Error| ModelError::Tokenizer(format!("{name}: {error}"));
-        // Some mistakes of JSON are not told from parts of an unknown kind further on.
-        let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
-        syntax.map_err(|error| ModelError::Tokenizer(format!("{name}: it is no JSON: {error}")))?;
-        let mut inner = contained(|| Tokenizer::from_bytes(bytes)).map_err(problem)?;
+        let mut inner = match contained(|| Ok(byte_pairs::read(bytes))).map_err(problem)? {
+            Some(tokenizer) => tokenizer,
+            None => {
+                // Some mistakes of JSON are not told from parts of an unknown kind further on.
+                let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+                syntax.map_err(|error| ModelError::Tokenizer(format!("{name}: it is no JSON: {error}")))?;
+                contained(|| Tokenizer::from_bytes(bytes)).map_err(problem)?
+            }
+        };
         inner.with_truncation(None).map_err(problem)?.with_padding(None);
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()

@@ -3,8 +3,9 @@
 //! Two kinds are known: byte-level BPE (`gpt2`), for the ways of splitting a text that are listed in [`split`], and the
 //! SentencePiece BPE of Llama (`llama`). Everything else is told as a reason why there is none: weights do not need it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
@@ -47,25 +48,69 @@ pub(super) fn read(metadata: &Metadata) -> Result<Result<Vec<u8>, String>, Conve
         Ok(parts) => parts,
         Err(reason) => return Ok(Err(reason)),
     };
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens(metadata)?,
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": post_processor(metadata, begins)?,
-        "decoder": decoder,
-        "model": model,
-    });
-    Ok(Ok(tokenizer.to_string().into_bytes()))
+    let tokenizer = Tokenizer {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: added_tokens(metadata)?,
+        normalizer,
+        pre_tokenizer,
+        post_processor: post_processor(metadata, begins)?,
+        decoder,
+        model,
+    };
+    Ok(serde_json::to_vec(&tokenizer).map_err(|error| format!("its tokenizer is no JSON: {error}")))
 }
 
-struct Parts {
+/// The content of the file.
+#[derive(Serialize)]
+struct Tokenizer<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: Bpe<'a>,
+}
+
+/// The model with its vocabulary. It is written from where its texts are: as a tree of JSON values a vocabulary of 262,144 tokens
+/// takes more memory than the weights of a small model.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "BPE")]
+struct Bpe<'a> {
+    dropout: (),
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: (),
+    end_of_word_suffix: (),
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "with_ids")]
+    vocab: &'a [String],
+    merges: Merges<'a>,
+}
+
+/// Two tokens each: apart, or with a space between them.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Merges<'a> {
+    Pairs(Vec<[&'a str; 2]>),
+    Lines(&'a [String]),
+}
+
+/// Tokens with their places in the list.
+fn with_ids<S: Serializer>(tokens: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().zip(0_usize..))
+}
+
+struct Parts<'a> {
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
-    model: Value,
+    model: Bpe<'a>,
     /// Whether texts begin with a token of their own unless the file says otherwise.
     begins: bool,
 }
@@ -105,7 +150,7 @@ fn split(pre: &str) -> Option<Split> {
     })
 }
 
-fn byte_level(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError> {
+fn byte_level(metadata: &Metadata) -> Result<Result<Parts<'_>, String>, ConvertError> {
     let Some(pre) = metadata.optional_str("tokenizer.ggml.pre")? else {
         return Ok(Err("the file does not say how its tokenizer splits a text (no `tokenizer.ggml.pre`)".to_owned()));
     };
@@ -113,7 +158,8 @@ fn byte_level(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError
         return Ok(Err(format!("how the tokenizer splits a text (`tokenizer.ggml.pre` = {pre}) is not known here")));
     };
     let merges = metadata.texts("tokenizer.ggml.merges")?;
-    let vocabulary = match vocabulary(metadata.texts("tokenizer.ggml.tokens")?) {
+    let tokens = metadata.texts("tokenizer.ggml.tokens")?;
+    let vocabulary = match vocabulary(tokens) {
         Ok(vocabulary) => vocabulary,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -125,16 +171,22 @@ fn byte_level(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError
     if let Some(merge) = broken {
         return Ok(Err(format!("its tokenizer is broken: `{merge}` merges no two tokens into a third")));
     }
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_tokens,
-        "vocab": ids(&vocabulary), "merges": merges,
-    });
+    let model = Bpe {
+        dropout: (),
+        unk_token: None,
+        continuing_subword_prefix: (),
+        end_of_word_suffix: (),
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: whole_tokens,
+        vocab: tokens,
+        merges: Merges::Lines(merges),
+    };
     let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     Ok(Ok(Parts { normalizer, pre_tokenizer, decoder, model, begins }))
 }
 
-fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertError> {
+fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts<'_>, String>, ConvertError> {
     let tokens = metadata.texts("tokenizer.ggml.tokens")?;
     let scores = metadata.numbers("tokenizer.ggml.scores")?;
     if scores.len() != tokens.len() || scores.iter().any(|score| score.is_nan()) {
@@ -163,11 +215,17 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
         normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-        "vocab": ids(&vocabulary), "merges": merges,
-    });
+    let model = Bpe {
+        dropout: (),
+        unk_token: Some(unknown),
+        continuing_subword_prefix: (),
+        end_of_word_suffix: (),
+        fuse_unk: true,
+        byte_fallback: true,
+        ignore_merges: false,
+        vocab: tokens,
+        merges: Merges::Pairs(merges),
+    };
     Ok(Ok(Parts {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         pre_tokenizer: Value::Null,
@@ -180,7 +238,7 @@ fn sentencepiece(metadata: &Metadata) -> Result<Result<Parts, String>, ConvertEr
 /// SentencePiece has no merges but scores: any two tokens whose union is a token merge, the best union first.
 ///
 /// `None` for more merges than any real vocabulary gives: their texts would fill the memory.
-fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) -> Option<Vec<[String; 2]>> {
+fn merges<'a>(tokens: &'a [String], scores: &[f64], vocabulary: &HashMap<&str, usize>) -> Option<Vec<[&'a str; 2]>> {
     let mut found = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let mut halves: Vec<(usize, usize, &str, &str)> = token
@@ -199,7 +257,7 @@ fn merges(tokens: &[String], scores: &[f64], vocabulary: &HashMap<&str, usize>) 
         }
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2)));
-    Some(found.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect())
+    Some(found.into_iter().map(|(_, _, _, left, right)| [left, right]).collect())
 }
 
 /// The tokens with their ids, or what is wrong with them.
@@ -211,11 +269,6 @@ fn vocabulary(tokens: &[String]) -> Result<HashMap<&str, usize>, String> {
         }
     }
     Ok(vocabulary)
-}
-
-fn ids(vocabulary: &HashMap<&str, usize>) -> Map<String, Value> {
-    let sorted: BTreeSet<(usize, &str)> = vocabulary.iter().map(|(token, id)| (*id, *token)).collect();
-    sorted.into_iter().map(|(id, token)| (token.to_owned(), json!(id))).collect()
 }
 
 /// Tokens that are found in a text before anything else.
