@@ -7,6 +7,9 @@ use pulp::Simd;
 
 use crate::heads::{Heads, Rows};
 
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
+
 /// Keys or values, `[batch, heads, rows, width]`.
 #[derive(Debug, Clone, Copy)]
 pub enum Stored<'a> {
@@ -111,14 +114,14 @@ impl<'a> StoredRows<'a> {
         'a: 'b,
     {
         let (count, width) = (self.len(), self.width());
-        if !matches!(self, Self::F32(_)) {
-            numbers.resize(count * width, 0.0);
+        if let Self::F32(rows) = self {
+            return *rows;
         }
+        let numbers = lined_up(numbers, count * width);
         match self {
-            Self::F32(rows) => return *rows,
             Self::F16(rows) if rows.stride() == width => widen_f16(simd, &rows.data()[..count * width], numbers),
             Self::Bf16(rows) if rows.stride() == width => widen_bf16(&rows.data()[..count * width], numbers),
-            Self::F16(_) | Self::Bf16(_) => {
+            Self::F32(_) | Self::F16(_) | Self::Bf16(_) => {
                 for (at, numbers) in numbers.chunks_exact_mut(width.max(1)).enumerate() {
                     self.copy(simd, at, numbers);
                 }
@@ -153,12 +156,20 @@ impl<'a> StoredRows<'a> {
     #[inline(always)]
     pub(crate) fn gathered<'b, S: Simd>(&self, simd: S, positions: &[u32], numbers: &'b mut Vec<f32>) -> Rows<'b> {
         let width = self.width();
-        numbers.resize(positions.len() * width, 0.0);
+        let numbers = lined_up(numbers, positions.len() * width);
         for (to, &at) in numbers.chunks_exact_mut(width.max(1)).zip(positions) {
             self.copy(simd, at as usize, to);
         }
         Rows::contiguous(numbers, positions.len(), width)
     }
+}
+
+/// Room for so many numbers that begins where a line of the cache does: registers that lie across two take twice the time.
+#[inline(always)]
+fn lined_up(room: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    room.resize((count + LINE).max(room.len()), 0.0);
+    let start = room.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    &mut room[start..start + count]
 }
 
 #[inline(always)]
