@@ -348,6 +348,9 @@ fn a_wrong_order_of_rows_in_newer_checkpoints_shows() {
         let plain = unpermuted(name, |layer, part| format!("model.layers.{layer}.self_attn.{part}_proj.weight"));
         assert_shows(&format!("{name} as its file has it"), plain, 0.1);
     }
+    let within =
+        unpermuted("glm4v", |layer, part| format!("model.language_model.layers.{layer}.self_attn.{part}_proj.weight"));
+    assert_shows("glm4v as its file has it", within, 0.1);
     // Query, key and value in their usual order.
     let usual = misruled("codegen", |checkpoint, spec| {
         let (layer, part, _) = attention_weight(spec)?;

@@ -43,6 +43,7 @@ fn the_outer_flag_ties_the_head_and_the_inner_one_only_where_either_counts() {
             assert_eq!(tied("qwen3_vl", outer, inner), outer.unwrap_or(false), "qwen3_vl {outer:?} {inner:?}");
             let either = outer == Some(true) || inner == Some(true);
             assert_eq!(tied("qwen2_5_vl", outer, inner), either, "qwen2_5_vl {outer:?} {inner:?}");
+            assert_eq!(tied("glm4v", outer, inner), either, "glm4v {outer:?} {inner:?}");
         }
     }
 }
@@ -55,6 +56,7 @@ fn other_parts_are_kept_aside_under_either_names_and_given_back() {
         ("qwen2_5_vl", 18, ["visual.", "visual."]),
         ("qwen2_5_vl_new", 18, ["model.visual.", "model.visual."]),
         ("qwen3_vl", 27, ["model.visual.", "model.visual."]),
+        ("glm4v", 20, ["model.visual.", "model.visual."]),
         ("gemma4", 16, ["model.vision_tower.", "model.embed_vision."]),
     ] {
         let (temp, dir) = checkout(name, "config.json");

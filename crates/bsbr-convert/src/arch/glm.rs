@@ -52,6 +52,10 @@ pub(super) const GLM4: Architecture = Architecture {
     ..GLM
 };
 
+/// The decoder of GLM-4.1V: that of GLM-4 with biases in every file.
+pub(super) const GLM4V: Architecture =
+    Architecture { id: "glm4v_text", model_types: &["glm4v_text"], alternatives: &[], read_config: read_glm4v, ..GLM4 };
+
 /// The third stands before the MLP, as in Llama.
 const SANDWICH_NORMS: &[Rule] = &[
     copy("{p}layers.{i}.input_layernorm.weight", &["layers.{i}.attention_norm.weight"]),
@@ -79,6 +83,15 @@ fn read_config(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
 
 fn read_glm4(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
     let mut model = read_config(config)?;
+    model.decoder.block.form = BlockForm::Sandwich;
+    Ok(model)
+}
+
+fn read_glm4v(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let rope = RopeKeys { part: Some(("partial_rotary_factor", 1.0)), mrope: true, ..RopeKeys::LLAMA };
+    let defaults = Defaults { eps: ("rms_norm_eps", 1e-5), head_dim: None, max_positions: 32_768, rope, ..DEFAULTS };
+    let mut model = keys::read(config, &defaults)?;
+    keys::set_attention_biases(&mut model, true, false);
     model.decoder.block.form = BlockForm::Sandwich;
     Ok(model)
 }

@@ -125,6 +125,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     latent::DEEPSEEK_V3,
     latent::GLM4_MOE_LITE,
     latent::MISTRAL4,
+    glm::GLM4V,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

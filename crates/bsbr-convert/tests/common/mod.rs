@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 69] = [
+pub const BOTH_STYLES: [&str; 70] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -83,6 +83,7 @@ pub const BOTH_STYLES: [&str; 69] = [
     "deepseek_v3",
     "glm4_moe_lite",
     "mistral4",
+    "glm4v",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
