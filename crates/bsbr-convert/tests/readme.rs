@@ -42,6 +42,8 @@ fn traits(rules: &[Rule]) -> String {
         ("learned positions", has("position.weight")),
         ("paired neighbours", permuted),
         ("latent attention", has("attention.latent.")),
+        ("a gate on attention", rules.iter().any(|rule| matches!(rule, Rule::Map { targets, .. } if targets.contains(&"layers.{i}.attention.query.weight") && targets.contains(&"layers.{i}.attention.gate.weight")))),
+        ("recurrent layers", has("attention.decay.")),
         (
             "keys shared by layers",
             rules.iter().any(|rule| matches!(rule, Rule::IgnoreIn { when: When::SharedKeys, .. })),

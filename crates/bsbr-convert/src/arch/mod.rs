@@ -40,6 +40,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen;
+mod qwen3_5;
 mod qwen_moe;
 mod rope;
 mod seed_oss;
@@ -125,6 +126,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     latent::DEEPSEEK_V3,
     latent::GLM4_MOE_LITE,
     latent::MISTRAL4,
+    qwen3_5::QWEN3_5,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

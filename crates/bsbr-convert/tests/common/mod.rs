@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 69] = [
+pub const BOTH_STYLES: [&str; 70] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -83,11 +83,12 @@ pub const BOTH_STYLES: [&str; 69] = [
     "deepseek_v3",
     "glm4_moe_lite",
     "mistral4",
+    "qwen3_5",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 50] = [
+pub const VARIANTS: [&str; 51] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -138,11 +139,12 @@ pub const VARIANTS: [&str; 50] = [
     "ernie4_5_moe_biases",
     "qwen2_moe_plain",
     "mixtral_windows",
+    "qwen3_5_text",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 13] = [
+pub const NEWER_STYLE: [&str; 14] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -156,6 +158,7 @@ pub const NEWER_STYLE: [&str; 13] = [
     "gemma4_text_hub",
     "deepseek_v3_hub",
     "mistral4_new",
+    "qwen3_5_hub",
 ];
 
 /// Those with weights that are codes in one tensor and scales in another, in one style.
