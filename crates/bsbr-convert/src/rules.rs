@@ -353,6 +353,10 @@ pub enum Dim {
     RecurrentKeys,
     /// Width of its values.
     RecurrentValues,
+    /// Its heads of queries and keys.
+    RecurrentKeyHeads,
+    /// Its heads of values.
+    RecurrentValueHeads,
     /// Product.
     Mul(&'static Dim, &'static Dim),
     /// Quotient; must be exact.
@@ -384,6 +388,8 @@ impl Dim {
             Self::SharedSize => decoder.experts.as_ref()?.shared?.intermediate_size,
             Self::RecurrentKeys => decoder.recurrent.as_ref()?.keys_width(),
             Self::RecurrentValues => decoder.recurrent.as_ref()?.values_width(),
+            Self::RecurrentKeyHeads => decoder.recurrent.as_ref()?.key_heads,
+            Self::RecurrentValueHeads => decoder.recurrent.as_ref()?.value_heads,
             Self::Mul(a, b) => of(a)?.checked_mul(of(b)?)?,
             Self::Add(a, b) => of(a)?.checked_add(of(b)?)?,
             Self::Div(a, b) => {
@@ -412,6 +418,8 @@ impl fmt::Display for Dim {
             Self::SharedSize => f.write_str("shared_size"),
             Self::RecurrentKeys => f.write_str("recurrent_keys"),
             Self::RecurrentValues => f.write_str("recurrent_values"),
+            Self::RecurrentKeyHeads => f.write_str("recurrent_key_heads"),
+            Self::RecurrentValueHeads => f.write_str("recurrent_value_heads"),
             Self::Mul(a, b) => write!(f, "{a}*{b}"),
             Self::Div(a, b) => write!(f, "({a}/{b})"),
             Self::Add(a, b) => write!(f, "({a}+{b})"),

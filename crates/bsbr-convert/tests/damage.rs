@@ -87,6 +87,8 @@ impl Patient {
             name if fused.iter().any(|part| name.contains(part)) => 3,
             name if name.contains("gate_up_proj.") => 2,
             name if name.contains(".linear_attn.in_proj_qkv.") => 3,
+            name if name.contains(".linear_attn.in_proj_qkvz.") => 4,
+            name if name.contains(".linear_attn.in_proj_ba.") => 2,
             // Queries and their gate.
             name if recurrent && name.contains(".q_proj.") => 2,
             name if latent && parts.iter().any(|part| name.contains(part)) => 2,

@@ -824,6 +824,34 @@ fn what_recurrent_layers_and_gates_do_besides_shows() {
         let plus_one = of_part("read_norm.weight", |values, _| values.iter_mut().for_each(|x| *x += 1.0));
         assert_shows(&format!("{name} with a norm of 1 + weight on what is read"), plus_one, 0.1);
     }
+    // All queries, then all keys, values and gates; all rates, then all decays.
+    let blocks = misruled("qwen3_next", |checkpoint, spec| {
+        let (layer, part, _) = attention_weight(spec)?;
+        let at = |name: &str| checkpoint.get(&format!("model.layers.{layer}.linear_attn.{name}.weight"));
+        let [keys, values] = [16, 24];
+        match part {
+            "query" => Some(rows(at("in_proj_qkvz")?, spec, [0].into_iter(), keys)),
+            "key" => Some(rows(at("in_proj_qkvz")?, spec, [keys].into_iter(), keys)),
+            "value" => Some(rows(at("in_proj_qkvz")?, spec, [2 * keys].into_iter(), values)),
+            "gate" => Some(rows(at("in_proj_qkvz")?, spec, [2 * keys + values].into_iter(), values)),
+            _ => None,
+        }
+    });
+    assert_shows("qwen3_next in blocks", blocks, 0.1);
+    for (what, starts) in [("in blocks", [[0, 1, 2, 3], [4, 5, 6, 7]]), ("the other way", [[2, 3, 6, 7], [0, 1, 4, 5]])]
+    {
+        let otherwise = misruled("qwen3_next", |checkpoint, spec| {
+            let layer = spec.name.strip_prefix("layers.")?.split_once('.')?.0;
+            let tensor = checkpoint.get(&format!("model.layers.{layer}.linear_attn.in_proj_ba.weight"))?;
+            let part = ["rate.weight", "decay.weight"].iter().position(|part| spec.name.ends_with(part))?;
+            Some(rows(tensor, spec, starts[part].into_iter(), 1))
+        });
+        assert_shows(&format!("qwen3_next with rates and decays {what}"), otherwise, 0.1);
+    }
+    for name in ["qwen3_5_moe", "qwen3_next"] {
+        let loose = changed_experts(name, |it| it.router.normalised = None);
+        assert_shows(&format!("{name} with weights as they are"), loose, 0.01);
+    }
     let keys = without("qwen3_5_text", "/rope_parameters/partial_rotary_factor", json!(0.25));
     assert_shows("qwen3_5_text with a smaller part that rotates", keys, 0.1);
     let unscaled = without("qwen3_5_text", "/rope_parameters/rope_type", json!("default"));

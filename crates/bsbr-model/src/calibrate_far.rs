@@ -206,11 +206,7 @@ impl<'a> Errors<'a> {
 }
 
 /// Sum of squares behind the gate, where there is one, and the projection of what heads read.
-pub(crate) fn squares(
-    read: Tensor<4>,
-    gate: Option<&Tensor<4>>,
-    projection: &Tensor<2>,
-) -> Result<f64, ModelError> {
+pub(crate) fn squares(read: Tensor<4>, gate: Option<&Tensor<4>>, projection: &Tensor<2>) -> Result<f64, ModelError> {
     let read = match gate {
         Some(gate) => read * gate.clone(),
         None => read,

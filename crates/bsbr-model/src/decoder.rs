@@ -196,12 +196,13 @@ impl Decoder {
         if policy == PositionPolicy::Slide || (stretched && old.expected != expected_length) || tokens > old.length {
             return None;
         }
+        let states = old.states_at(tokens)?;
         let mut fresh = self.new_cache(&[expected_length]).ok()?;
         let new = fresh.texts.first_mut()?;
         if new.frequencies != old.frequencies {
             return None;
         }
-        new.states = old.states_at(tokens)?;
+        new.states = states;
         // Layers that read the cache of another hold nothing, and recurrent ones no keys.
         let empty = |layer: usize| {
             self.config.cache_owner(layer).is_some() || self.config.decoder.layer_recurrent(layer).is_some()

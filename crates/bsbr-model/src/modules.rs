@@ -11,8 +11,8 @@ use burn::{
 use crate::{
     Activation, AdapterTarget, BlockConfig, BlockForm, ClampedGate, ExpertsConfig, Projection, Table,
     latent::LatentProjections,
-    recurrent::DeltaRule,
     ops::{self, Packing},
+    recurrent::DeltaRule,
 };
 
 /// LayerNorm or RMSNorm.

@@ -3,7 +3,10 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation::{sigmoid, silu}},
+    tensor::{
+        Device, Tensor,
+        activation::{sigmoid, silu},
+    },
 };
 
 use crate::{
@@ -71,12 +74,7 @@ fn by_head(x: Tensor<2>, heads: usize, width: usize) -> Tensor<4> {
 impl Projections {
     /// What the output projection takes of what the heads read, `[1, heads, tokens, width]`: without the zeros that fill values up,
     /// of recurrent layers normalised, and times its gate. `normed` are the inputs of the projections, `[tokens, hidden_size]`.
-    pub(crate) fn opened(
-        &self,
-        read: Tensor<4>,
-        normed: impl FnOnce() -> Tensor<2>,
-        packing: Packing,
-    ) -> Tensor<4> {
+    pub(crate) fn opened(&self, read: Tensor<4>, normed: impl FnOnce() -> Tensor<2>, packing: Packing) -> Tensor<4> {
         let read = self.values_read(read);
         let Some(gate) = &self.gate else { return read };
         let [_, heads, _, width] = read.dims();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, GatedDelta, HeadNorm, LatentAttention, LayerKeys, LinearPlace,
-    ModelConfig, Positions,
+    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, GatedDelta, HeadNorm, LatentAttention, LayerKeys,
+    LinearPlace, ModelConfig, Positions,
 };
 
 /// One weight of a decoder.

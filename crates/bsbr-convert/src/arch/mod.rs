@@ -127,6 +127,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     latent::GLM4_MOE_LITE,
     latent::MISTRAL4,
     qwen3_5::QWEN3_5,
+    qwen3_5::QWEN3_5_MOE,
+    qwen3_5::QWEN3_NEXT,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

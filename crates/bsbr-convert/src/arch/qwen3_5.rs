@@ -1,16 +1,22 @@
-//! Qwen 3.5: three of four layers keep a state by the gated delta rule in place of keys and values, the others have attention whose
+//! Qwen 3.5, its mixtures and Qwen3-Next before them: three of four layers keep a state by the gated delta rule in place of keys and values, the others have attention whose
 //! reading is multiplied by a gate. Norms multiply by `1 + weight`, but for the one on what recurrent layers read.
 
-use bsbr_model::{Activation, GatedDelta, HeadNorm, Norm};
+use bsbr_model::{Activation, GatedDelta, HeadNorm, Norm, RouterConfig};
 
+use super::experts::{
+    self, DENSE_MLP, EXPERTS, ExpertKeys, LAYOUTS, MLP_GATE, NORMALISED_SOFTMAX, QWEN_SHARED, QWEN_SHARED_GATE,
+};
 use super::keys::{self, Defaults};
 use super::names::{
     LLAMA_EMBED, LLAMA_FINAL_NORM, LLAMA_HEAD, LLAMA_MLP, LLAMA_NORMS, QKV_WEIGHT, copy_if, map_if, table,
 };
+use super::qwen_moe::keep_by_step;
 use super::rope::RopeKeys;
 use crate::ConvertError;
 use crate::json::ConfigFile;
-use crate::rules::Dim::{HeadDim, Heads, N, RecurrentKeys, RecurrentValues};
+use crate::rules::Dim::{
+    self, Div, HeadDim, Heads, N, RecurrentKeyHeads, RecurrentKeys, RecurrentValueHeads, RecurrentValues,
+};
 use crate::rules::Op::Split;
 use crate::rules::Rule::IgnorePart;
 use crate::rules::When::{Attention, Recurrent};
@@ -25,8 +31,64 @@ pub(super) const QWEN3_5: Architecture = Architecture {
     alternatives: &[],
     layouts: &[],
     rejects: &[],
-    rules: table![LLAMA_EMBED, LLAMA_NORMS, ATTENTION, RECURRENT, LLAMA_MLP, NEXT_TOKENS, LLAMA_FINAL_NORM, LLAMA_HEAD],
-    read_config: read,
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        ATTENTION,
+        PROJECTIONS,
+        RECURRENT,
+        LLAMA_MLP,
+        NEXT_TOKENS,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_dense,
+};
+
+pub(super) const QWEN3_5_MOE: Architecture = Architecture {
+    id: "qwen3_5_moe_text",
+    model_types: &["qwen3_5_moe_text"],
+    layouts: LAYOUTS,
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        ATTENTION,
+        PROJECTIONS,
+        RECURRENT,
+        MLP_GATE,
+        EXPERTS,
+        QWEN_SHARED,
+        QWEN_SHARED_GATE,
+        NEXT_TOKENS,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_moe,
+    ..QWEN3_5
+};
+
+pub(super) const QWEN3_NEXT: Architecture = Architecture {
+    id: "qwen3_next",
+    model_types: &["qwen3_next"],
+    prefixes: &["model.", ""],
+    layouts: LAYOUTS,
+    rules: table![
+        LLAMA_EMBED,
+        LLAMA_NORMS,
+        ATTENTION,
+        PROJECTIONS_BY_HEAD,
+        RECURRENT,
+        DENSE_MLP,
+        MLP_GATE,
+        EXPERTS,
+        QWEN_SHARED,
+        QWEN_SHARED_GATE,
+        NEXT_TOKENS,
+        LLAMA_FINAL_NORM,
+        LLAMA_HEAD
+    ],
+    read_config: read_next,
+    ..QWEN3_5
 };
 
 /// Rows of a head: its queries, then its gate.
@@ -44,7 +106,7 @@ const ATTENTION: &[Rule] = &[
     copy_if("{p}layers.{i}.self_attn.o_proj.weight", &["layers.{i}.attention.output.weight"], Attention),
 ];
 
-const RECURRENT: &[Rule] = &[
+const PROJECTIONS: &[Rule] = &[
     map_if(
         "{p}layers.{i}.linear_attn.in_proj_qkv.weight",
         QKV_WEIGHT,
@@ -53,9 +115,31 @@ const RECURRENT: &[Rule] = &[
     ),
     copy_if("{p}layers.{i}.linear_attn.in_proj_z.weight", &["layers.{i}.attention.gate.weight"], Recurrent),
     copy_if("{p}layers.{i}.linear_attn.in_proj_a.weight", &["layers.{i}.attention.decay.weight"], Recurrent),
+    copy_if("{p}layers.{i}.linear_attn.in_proj_b.weight", &["layers.{i}.attention.rate.weight"], Recurrent),
+];
+
+/// For each key head: its query, its key, values and gates of the value heads that share it; rates and decays of these.
+const PROJECTIONS_BY_HEAD: &[Rule] = &[
+    map_if(
+        "{p}layers.{i}.linear_attn.in_proj_qkvz.weight",
+        &[QKV_WEIGHT[0], QKV_WEIGHT[1], QKV_WEIGHT[2], "layers.{i}.attention.gate.weight"],
+        &[Split { groups: RecurrentKeyHeads, parts: &[OF_KEY, OF_KEY, OF_VALUES, OF_VALUES] }],
+        Recurrent,
+    ),
+    map_if(
+        "{p}layers.{i}.linear_attn.in_proj_ba.weight",
+        &["layers.{i}.attention.rate.weight", "layers.{i}.attention.decay.weight"],
+        &[Split { groups: RecurrentKeyHeads, parts: &[SHARING, SHARING] }],
+        Recurrent,
+    ),
+];
+const OF_KEY: Dim = Div(&RecurrentKeys, &RecurrentKeyHeads);
+const OF_VALUES: Dim = Div(&RecurrentValues, &RecurrentKeyHeads);
+const SHARING: Dim = Div(&RecurrentValueHeads, &RecurrentKeyHeads);
+
+const RECURRENT: &[Rule] = &[
     copy_if("{p}layers.{i}.linear_attn.dt_bias", &["layers.{i}.attention.decay.bias"], Recurrent),
     copy_if("{p}layers.{i}.linear_attn.A_log", &["layers.{i}.attention.decay_log"], Recurrent),
-    copy_if("{p}layers.{i}.linear_attn.in_proj_b.weight", &["layers.{i}.attention.rate.weight"], Recurrent),
     copy_if("{p}layers.{i}.linear_attn.conv1d.weight", &["layers.{i}.attention.conv.weight"], Recurrent),
     copy_if("{p}layers.{i}.linear_attn.norm.weight", &["layers.{i}.attention.read_norm.weight"], Recurrent),
     copy_if("{p}layers.{i}.linear_attn.out_proj.weight", &["layers.{i}.attention.output.weight"], Recurrent),
@@ -72,8 +156,47 @@ const DEFAULTS: Defaults = Defaults {
     ..Defaults::LLAMA
 };
 
-fn read(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
-    let mut model = keys::read(config, &DEFAULTS)?;
+const KEYS: ExpertKeys = ExpertKeys {
+    count: (&["num_experts", "num_local_experts"], Some(256)),
+    chosen: (&["num_experts_per_tok"], Some(8)),
+    size: (&["moe_intermediate_size"], Some(512)),
+};
+
+fn read_dense(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    read(config, &DEFAULTS)
+}
+
+fn read_moe(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    // No layer has an MLP by itself, and the class no width of one.
+    let config = match config.get("intermediate_size") {
+        Some(_) => config.clone(),
+        None => {
+            let size = config.optional_usize("moe_intermediate_size")?.unwrap_or(512);
+            config.with("intermediate_size", size.into())
+        }
+    };
+    let mut model = read(&config, &Defaults { kv_heads: Some(2), ..DEFAULTS })?;
+    experts::read(&config, &mut model, &KEYS, NORMALISED_SOFTMAX)?;
+    let shared = config.optional_usize("shared_expert_intermediate_size")?.unwrap_or(512);
+    experts::share(&mut model, shared, true);
+    Ok(model)
+}
+
+fn read_next(config: &ConfigFile) -> Result<SourceModel, ConvertError> {
+    let rope = RopeKeys { mrope: false, ..DEFAULTS.rope };
+    let mut model = read(config, &Defaults { kv_heads: Some(2), rope, ..DEFAULTS })?;
+    let keys = ExpertKeys { count: (KEYS.count.0, Some(512)), chosen: (KEYS.chosen.0, Some(10)), ..KEYS };
+    let normalised = experts::read_normalised(config, true)?;
+    experts::read(config, &mut model, &keys, RouterConfig { normalised, ..NORMALISED_SOFTMAX })?;
+    let shared = config.optional_usize("shared_expert_intermediate_size")?.unwrap_or(512);
+    experts::share(&mut model, shared, true);
+    keep_by_step(config, &mut model)?;
+    Ok(model)
+}
+
+/// What all of them have but for their MLPs.
+fn read(config: &ConfigFile, defaults: &Defaults) -> Result<SourceModel, ConvertError> {
+    let mut model = keys::read(config, defaults)?;
     if config.bool_or("attention_bias", false)? {
         return Err(keys::rejected(config, "attention_bias", "the decoder has no biases beside recurrent layers"));
     }

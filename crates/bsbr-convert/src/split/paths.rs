@@ -85,8 +85,9 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
             let path = if groups.len() > 1 { format!("{path}.{number}") } else { path.to_owned() };
             let targets: Vec<(LinearPlace, usize)> =
                 places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();
-            let fused: Vec<(char, usize)> =
-                targets.iter().filter_map(|(place, width)| Some((letter(decoder, *place)?, *width))).collect();
+            // All of them, or none: beside what has no letter nothing is split.
+            let fused = targets.iter().map(|(place, width)| Some((letter(decoder, place.role)?, *width)));
+            let fused = fused.collect::<Option<Vec<(char, usize)>>>().unwrap_or_default();
             linears.push(CheckpointLinear {
                 shape: LinearShape {
                     path,
@@ -109,17 +110,14 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
 }
 
 /// What lies along the outputs; nothing for layers that no one splits.
-fn letter(decoder: &DecoderConfig, LinearPlace { layer, role }: LinearPlace) -> Option<char> {
+fn letter(decoder: &DecoderConfig, role: LinearRole) -> Option<char> {
     match (role, role.mlp_part()) {
-        // What rotates of the queries stands behind what does not, and gates behind queries: heads do not lie one after the other.
-        (LinearRole::Query, _) => {
-            let gated = decoder.attention_gate && decoder.layer_recurrent(layer).is_none();
-            (decoder.latent.is_none() && !gated).then_some('q')
-        }
+        // What rotates of the queries stands behind what does not: heads do not lie one after the other.
+        (LinearRole::Query, _) => decoder.latent.is_none().then_some('q'),
         (LinearRole::Key, _) => Some('k'),
         (LinearRole::Value, _) => Some('v'),
         (_, Some(MlpPart::Gate)) => Some('g'),
         (_, Some(MlpPart::Up)) => Some('u'),
-        (LinearRole::Output, _) | (_, Some(MlpPart::Down) | None) => None,
+        (LinearRole::Output | LinearRole::AttentionGate, _) | (_, Some(MlpPart::Down) | None) => None,
     }
 }

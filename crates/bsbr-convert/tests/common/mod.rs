@@ -88,7 +88,7 @@ pub const BOTH_STYLES: [&str; 70] = [
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 51] = [
+pub const VARIANTS: [&str; 53] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -140,11 +140,13 @@ pub const VARIANTS: [&str; 51] = [
     "qwen2_moe_plain",
     "mixtral_windows",
     "qwen3_5_text",
+    "qwen3_5_moe",
+    "qwen3_next",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 14] = [
+pub const NEWER_STYLE: [&str; 15] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -159,6 +161,7 @@ pub const NEWER_STYLE: [&str; 14] = [
     "deepseek_v3_hub",
     "mistral4_new",
     "qwen3_5_hub",
+    "qwen3_5_moe_fused",
 ];
 
 /// Those with weights that are codes in one tensor and scales in another, in one style.

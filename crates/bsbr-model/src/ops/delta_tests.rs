@@ -19,7 +19,11 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new([heads, tokens, key_dim, value_dim]: Sizes, (seed, fading, alike): (u64, f64, f64), device: &Device) -> Self {
+    fn new(
+        [heads, tokens, key_dim, value_dim]: Sizes,
+        (seed, fading, alike): (u64, f64, f64),
+        device: &Device,
+    ) -> Self {
         device.seed(seed);
         let random = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), device);
         // The more alike keys are, the larger the corrections of corrections.

@@ -139,8 +139,7 @@ impl LayerObjective {
             None => SharedRows::default(),
         };
         let (read, meta) = student.read(layer, (&projections, None), &trace.normed, &mut shared)?;
-        let opened =
-            |own: &Projections, read: Tensor<4>| own.opened(read, || trace.normed.clone(), Packing::ByNumber);
+        let opened = |own: &Projections, read: Tensor<4>| own.opened(read, || trace.normed.clone(), Packing::ByNumber);
         let adapter = projections.adapter(AdapterTarget::Output);
         let found =
             ops::join_heads(opened(&projections, read), (&projections.output, adapter), None, Packing::ByNumber);

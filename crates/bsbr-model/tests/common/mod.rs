@@ -6,8 +6,8 @@ pub(crate) mod naive;
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups,
-    ExpertsConfig, GatedDelta, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm,
-    PerLayerInputs, Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
+    ExpertsConfig, GatedDelta, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig,
+    Norm, PerLayerInputs, Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};

@@ -326,7 +326,10 @@ impl Naive {
             let mixed: Vec<f64> = (0..inputs[token].len())
                 .map(|channel| {
                     let seen = (0..kernel).filter(|back| *back <= token);
-                    silu(seen.map(|back| conv[channel * kernel + kernel - 1 - back] * inputs[token - back][channel]).sum())
+                    silu(
+                        seen.map(|back| conv[channel * kernel + kernel - 1 - back] * inputs[token - back][channel])
+                            .sum(),
+                    )
                 })
                 .collect();
             let unit = |head: &[f64]| -> Vec<f64> {
@@ -355,7 +358,9 @@ impl Naive {
                 let size = (dot(&out, &out) / value_dim as f64 + self.config.decoder.norm_eps).sqrt();
                 let weight = &self.weights[&at("read_norm.weight")];
                 let gates = &gate[head * value_dim..][..value_dim];
-                read.extend(out.iter().zip(weight).zip(gates).map(|((x, weight), gate)| x / size * weight * silu(*gate)));
+                read.extend(
+                    out.iter().zip(weight).zip(gates).map(|((x, weight), gate)| x / size * weight * silu(*gate)),
+                );
             }
             made.push(read);
         }
