@@ -122,7 +122,12 @@ const PROJECTIONS: &[Rule] = &[
 const PROJECTIONS_BY_HEAD: &[Rule] = &[
     map_if(
         "{p}layers.{i}.linear_attn.in_proj_qkvz.weight",
-        &[QKV_WEIGHT[0], QKV_WEIGHT[1], QKV_WEIGHT[2], "layers.{i}.attention.gate.weight"],
+        &[
+            "layers.{i}.attention.query.weight",
+            "layers.{i}.attention.key.weight",
+            "layers.{i}.attention.value.weight",
+            "layers.{i}.attention.gate.weight",
+        ],
         &[Split { groups: RecurrentKeyHeads, parts: &[OF_KEY, OF_KEY, OF_VALUES, OF_VALUES] }],
         Recurrent,
     ),

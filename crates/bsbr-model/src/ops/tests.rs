@@ -82,7 +82,7 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         key: Some(of(HEADS)),
         value: Some(of(1)),
         latent: None,
-        attention_gate: false,
+        gate: None,
         recurrent: None,
         output: map(HEADS * WIDTH, HIDDEN, bias, device).into(),
         query_norm: norm.clone(),
