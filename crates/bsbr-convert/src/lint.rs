@@ -68,6 +68,7 @@ fn exclusive(a: When, b: When) -> bool {
     match (a, b) {
         (When::Flag(x), When::Not(y)) | (When::Not(x), When::Flag(y)) => x == y,
         (When::Experts, When::Dense) | (When::Dense, When::Experts) => true,
+        (When::Attention, When::Recurrent) | (When::Recurrent, When::Attention) => true,
         (When::OwnKeys | When::OwnValues, When::SharedKeys) | (When::SharedKeys, When::OwnKeys | When::OwnValues) => {
             true
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bsbr_model::{DecoderConfig, ModelConfig, PREFILL_PIECE, WeightSpec, weight_specs};
+use bsbr_model::{DecoderConfig, GatedDelta, ModelConfig, PREFILL_PIECE, WeightSpec, weight_specs};
 
 use crate::ConvertError;
 use crate::policy::WeightsPolicy;
@@ -150,7 +150,7 @@ fn f32_bytes(spec: &WeightSpec) -> u64 {
 
 fn without_weights(config: &ModelConfig, cache_bytes_per_token: usize, tokens: usize) -> MemoryNeed {
     MemoryNeed {
-        cache: cache_bytes_per_token as u64 * tokens as u64,
+        cache: cache_bytes_per_token as u64 * tokens as u64 + 4 * config.decoder.state_width() as u64,
         working: REST + OF_A_TOKEN * config.decoder.vocab_size as u64 + working_bytes(&config.decoder),
         ..MemoryNeed::default()
     }
@@ -160,6 +160,8 @@ fn without_weights(config: &ModelConfig, cache_bytes_per_token: usize, tokens: u
 fn working_bytes(d: &DecoderConfig) -> u64 {
     let layers = || (0..d.layers).map(|layer| d.shape(layer));
     let attention = layers().map(|shape| 2 * (d.heads + shape.kv_heads) * shape.head_dim).max().unwrap_or(0);
+    let of_recurrent = |recurrent: &GatedDelta| 3 * recurrent.channels() + 2 * recurrent.values_width();
+    let attention = attention.max(d.recurrent.as_ref().map_or(0, of_recurrent));
     let inner = layers().map(|shape| shape.intermediate_size).max().unwrap_or(0);
     let inputs = d.embedding.per_layer.map_or(0, |inputs| 2 * d.layers * inputs.width);
     let experts = d.experts.as_ref().map_or(0, |experts| experts.chosen * experts.intermediate_size);

@@ -72,11 +72,11 @@ impl WeightsPolicy {
     }
 }
 
-/// Whether a weight may be codes: linear weights and tables of embeddings, but not norms, routers, gates, tables of positions and what BSBR
-/// adds, of which little would be saved.
+/// Whether a weight may be codes: linear weights and tables of embeddings, but not norms, routers, gates of experts, decays and rates of
+/// recurrent layers, tables of positions and what BSBR adds, of which little would be saved.
 pub(crate) fn takes_codes(spec: &WeightSpec) -> bool {
     let Some(name) = spec.name.strip_suffix(".weight") else { return false };
     let part = name.rsplit('.').next().unwrap_or(name);
-    let other = part.ends_with("norm") || ["router", "shared_gate", "position"].contains(&part);
+    let other = part.ends_with("norm") || ["router", "shared_gate", "position", "decay", "rate"].contains(&part);
     spec.shape.len() == 2 && !spec.whole && !name.starts_with(EXTRA_PREFIX) && !other
 }

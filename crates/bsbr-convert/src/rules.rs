@@ -216,6 +216,10 @@ pub enum When {
     OwnValues,
     /// In layers that read the keys and values of another.
     SharedKeys,
+    /// In layers with attention.
+    Attention,
+    /// In layers that keep a state in place of keys and values.
+    Recurrent,
     /// If all of these hold.
     All(&'static [When]),
 }
@@ -224,7 +228,13 @@ impl When {
     /// Whether the rule applies to `model`, in some layer at least; `None` for a flag nobody sets.
     pub fn holds(self, model: &SourceModel) -> Option<bool> {
         match self {
-            Self::Always | Self::Dense | Self::OwnKeys | Self::OwnValues | Self::SharedKeys => Some(true),
+            Self::Always
+            | Self::Dense
+            | Self::OwnKeys
+            | Self::OwnValues
+            | Self::SharedKeys
+            | Self::Attention
+            | Self::Recurrent => Some(true),
             Self::Experts => Some(model.decoder.experts.is_some()),
             Self::Flag(name) => model.flag(name),
             Self::Not(name) => model.flag(name).map(|set| !set),
@@ -240,6 +250,8 @@ impl When {
             Self::OwnKeys => decoder.key_owner(layer).is_none(),
             Self::OwnValues => decoder.shape(layer).keys == LayerKeys::Own,
             Self::SharedKeys => decoder.key_owner(layer).is_some(),
+            Self::Attention => decoder.layer_recurrent(layer).is_none(),
+            Self::Recurrent => decoder.layer_recurrent(layer).is_some(),
             Self::All(parts) => parts.iter().all(|part| part.holds_in(decoder, layer)),
             Self::Always | Self::Flag(_) | Self::Not(_) => true,
         }
@@ -255,6 +267,8 @@ impl fmt::Display for When {
             Self::OwnKeys => f.write_str("layers with own keys"),
             Self::OwnValues => f.write_str("layers with own values"),
             Self::SharedKeys => f.write_str("layers with shared keys"),
+            Self::Attention => f.write_str("layers with attention"),
+            Self::Recurrent => f.write_str("recurrent layers"),
             Self::Flag(name) => f.write_str(name),
             Self::Not(name) => write!(f, "not {name}"),
             Self::All(parts) => f.write_str(&parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
@@ -335,6 +349,14 @@ pub enum Dim {
     ExpertSize,
     /// Inner width of the expert that every token goes through.
     SharedSize,
+    /// Width of the queries, and of the keys, of a recurrent layer.
+    RecurrentKeys,
+    /// Width of its values.
+    RecurrentValues,
+    /// Its heads of queries and keys.
+    RecurrentKeyHeads,
+    /// Its heads of values.
+    RecurrentValueHeads,
     /// Product.
     Mul(&'static Dim, &'static Dim),
     /// Quotient; must be exact.
@@ -364,6 +386,10 @@ impl Dim {
             Self::Experts => decoder.experts.as_ref()?.count,
             Self::ExpertSize => decoder.experts.as_ref()?.intermediate_size,
             Self::SharedSize => decoder.experts.as_ref()?.shared?.intermediate_size,
+            Self::RecurrentKeys => decoder.recurrent.as_ref()?.keys_width(),
+            Self::RecurrentValues => decoder.recurrent.as_ref()?.values_width(),
+            Self::RecurrentKeyHeads => decoder.recurrent.as_ref()?.key_heads,
+            Self::RecurrentValueHeads => decoder.recurrent.as_ref()?.value_heads,
             Self::Mul(a, b) => of(a)?.checked_mul(of(b)?)?,
             Self::Add(a, b) => of(a)?.checked_add(of(b)?)?,
             Self::Div(a, b) => {
@@ -390,6 +416,10 @@ impl fmt::Display for Dim {
             Self::Experts => f.write_str("experts"),
             Self::ExpertSize => f.write_str("expert_size"),
             Self::SharedSize => f.write_str("shared_size"),
+            Self::RecurrentKeys => f.write_str("recurrent_keys"),
+            Self::RecurrentValues => f.write_str("recurrent_values"),
+            Self::RecurrentKeyHeads => f.write_str("recurrent_key_heads"),
+            Self::RecurrentValueHeads => f.write_str("recurrent_value_heads"),
             Self::Mul(a, b) => write!(f, "{a}*{b}"),
             Self::Div(a, b) => write!(f, "({a}/{b})"),
             Self::Add(a, b) => write!(f, "({a}+{b})"),

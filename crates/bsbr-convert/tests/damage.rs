@@ -74,6 +74,7 @@ impl Patient {
     fn weights(&self, tensor: &Tensor) -> usize {
         // What rotates of the queries and keys of latent attention, and what does not.
         let latent = self.tensors.iter().any(|tensor| tensor.name.contains(".kv_a_proj_with_mqa."));
+        let recurrent = self.tensors.iter().any(|tensor| tensor.name.contains(".linear_attn."));
         let parts = [".q_proj.", ".q_b_proj.", ".kv_a_proj_with_mqa.", ".kv_b_proj."];
         let fused = ["c_attn.", "query_key_value.", "Wqkv.", "qkv_proj."];
         let experts = tensor.shape.first().copied().unwrap_or(0);
@@ -85,6 +86,11 @@ impl Patient {
             name if name.contains("shared_mlp.input_linear.") => 2,
             name if fused.iter().any(|part| name.contains(part)) => 3,
             name if name.contains("gate_up_proj.") => 2,
+            name if name.contains(".linear_attn.in_proj_qkv.") => 3,
+            name if name.contains(".linear_attn.in_proj_qkvz.") => 4,
+            name if name.contains(".linear_attn.in_proj_ba.") => 2,
+            // Queries and their gate.
+            name if recurrent && name.contains(".q_proj.") => 2,
             name if latent && parts.iter().any(|part| name.contains(part)) => 2,
             _ => 1,
         }

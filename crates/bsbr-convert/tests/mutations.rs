@@ -771,3 +771,92 @@ fn every_unusual_value_shows() {
         assert_shows(&format!("{name} with {pointer} = {value}"), without(name, pointer, value), 0.1);
     }
 }
+
+#[test]
+fn what_recurrent_layers_and_gates_do_besides_shows() {
+    for (name, prefix) in [("qwen3_5", "model.language_model."), ("qwen3_5_text", "model.")] {
+        let open = changed(name, |d| d.attention_gate = false);
+        assert_shows(&format!("{name} without a gate on attention"), open, 0.1);
+        let plain = changed(name, |d| d.norm = Norm::Rms);
+        assert_shows(&format!("{name} with norms of the weight alone"), plain, 0.1);
+        let whole = changed(name, |d| rotate(d, d.head_dim));
+        assert_shows(&format!("{name} with whole heads that rotate"), whole, 0.1);
+        // Of the tensor that holds queries, keys and values of a recurrent layer, rows as they would lie in another order.
+        for order in [["key", "query", "value"], ["value", "query", "key"], ["query", "value", "key"]] {
+            let otherwise = misruled(name, |checkpoint, spec| {
+                let (layer, part, _) = attention_weight(spec)?;
+                let tensor = checkpoint.get(&format!("{prefix}layers.{layer}.linear_attn.in_proj_qkv.weight"))?;
+                let sizes = checkpoint[&format!("{prefix}layers.{layer}.linear_attn.out_proj.weight")].shape[1];
+                let width = |part: &str| if part == "value" { sizes } else { (tensor.shape[0] - sizes) / 2 };
+                let at = order.iter().position(|&other| other == part)?;
+                let start = order[..at].iter().map(|part| width(part)).sum::<usize>();
+                Some(rows(tensor, spec, [start].into_iter(), width(part)))
+            });
+            assert_shows(&format!("{name} in the order {order:?}"), otherwise, 0.1);
+        }
+        // All queries, then all gates.
+        let blocks = misruled(name, |checkpoint, spec| {
+            let (layer, part, _) = attention_weight(spec)?;
+            let tensor = checkpoint.get(&format!("{prefix}layers.{layer}.self_attn.q_proj.weight"))?;
+            let start = ["query", "gate"].iter().position(|&other| other == part)? * spec.shape[0];
+            Some(rows(tensor, spec, [start].into_iter(), spec.shape[0]))
+        });
+        assert_shows(&format!("{name} with queries before gates"), blocks, 0.1);
+        let of_part = |wanted: &'static str, change: fn(&mut Vec<f32>, &WeightSpec)| {
+            misruled(name, move |checkpoint, spec| {
+                let layer = spec.name.strip_prefix("layers.")?.strip_suffix(wanted)?.strip_suffix(".attention.")?;
+                let source = match wanted {
+                    "conv.weight" => "conv1d.weight",
+                    "decay.bias" => "dt_bias",
+                    "decay_log" => "A_log",
+                    _ => "norm.weight",
+                };
+                let mut values = checkpoint.get(&format!("{prefix}layers.{layer}.linear_attn.{source}"))?.values();
+                change(&mut values, spec);
+                Some(values)
+            })
+        };
+        let backwards = of_part("conv.weight", |values, spec| {
+            values.chunks_exact_mut(spec.shape[2]).for_each(<[f32]>::reverse);
+        });
+        assert_shows(&format!("{name} with a convolution backwards"), backwards, 0.1);
+        let unmoved = of_part("decay.bias", |values, _| values.fill(0.0));
+        assert_shows(&format!("{name} without the bias of decays"), unmoved, 0.01);
+        let alike = of_part("decay_log", |values, _| values.fill(0.0));
+        assert_shows(&format!("{name} with one rate of decay"), alike, 0.1);
+        let plus_one = of_part("read_norm.weight", |values, _| values.iter_mut().for_each(|x| *x += 1.0));
+        assert_shows(&format!("{name} with a norm of 1 + weight on what is read"), plus_one, 0.1);
+    }
+    // All queries, then all keys, values and gates; all rates, then all decays.
+    let blocks = misruled("qwen3_next", |checkpoint, spec| {
+        let (layer, part, _) = attention_weight(spec)?;
+        let at = |name: &str| checkpoint.get(&format!("model.layers.{layer}.linear_attn.{name}.weight"));
+        let [keys, values] = [16, 24];
+        match part {
+            "query" => Some(rows(at("in_proj_qkvz")?, spec, [0].into_iter(), keys)),
+            "key" => Some(rows(at("in_proj_qkvz")?, spec, [keys].into_iter(), keys)),
+            "value" => Some(rows(at("in_proj_qkvz")?, spec, [2 * keys].into_iter(), values)),
+            "gate" => Some(rows(at("in_proj_qkvz")?, spec, [2 * keys + values].into_iter(), values)),
+            _ => None,
+        }
+    });
+    assert_shows("qwen3_next in blocks", blocks, 0.1);
+    for (what, starts) in [("in blocks", [[0, 1, 2, 3], [4, 5, 6, 7]]), ("the other way", [[2, 3, 6, 7], [0, 1, 4, 5]])]
+    {
+        let otherwise = misruled("qwen3_next", |checkpoint, spec| {
+            let layer = spec.name.strip_prefix("layers.")?.split_once('.')?.0;
+            let tensor = checkpoint.get(&format!("model.layers.{layer}.linear_attn.in_proj_ba.weight"))?;
+            let part = ["rate.weight", "decay.weight"].iter().position(|part| spec.name.ends_with(part))?;
+            Some(rows(tensor, spec, starts[part].into_iter(), 1))
+        });
+        assert_shows(&format!("qwen3_next with rates and decays {what}"), otherwise, 0.1);
+    }
+    for name in ["qwen3_5_moe", "qwen3_next"] {
+        let loose = changed_experts(name, |it| it.router.normalised = None);
+        assert_shows(&format!("{name} with weights as they are"), loose, 0.01);
+    }
+    let keys = without("qwen3_5_text", "/rope_parameters/partial_rotary_factor", json!(0.25));
+    assert_shows("qwen3_5_text with a smaller part that rotates", keys, 0.1);
+    let unscaled = without("qwen3_5_text", "/rope_parameters/rope_type", json!("default"));
+    assert_shows("qwen3_5_text without its scaling", unscaled, 0.01);
+}

@@ -32,6 +32,12 @@ fn traits(rules: &[Rule]) -> String {
         Rule::Map { ops, .. } => ops.iter().any(|op| op.to_string().contains("rope-permute")),
         _ => false,
     });
+    let gated = rules.iter().any(|rule| match rule {
+        Rule::Map { targets, .. } => {
+            ["query", "gate"].iter().all(|part| targets.contains(&&*format!("layers.{{i}}.attention.{part}.weight")))
+        }
+        _ => false,
+    });
     let known = [
         ("experts", experts),
         ("a shared expert", has("mlp.shared.")),
@@ -42,6 +48,8 @@ fn traits(rules: &[Rule]) -> String {
         ("learned positions", has("position.weight")),
         ("paired neighbours", permuted),
         ("latent attention", has("attention.latent.")),
+        ("a gate on attention", gated),
+        ("recurrent layers", has("attention.decay.")),
         (
             "keys shared by layers",
             rules.iter().any(|rule| matches!(rule, Rule::IgnoreIn { when: When::SharedKeys, .. })),

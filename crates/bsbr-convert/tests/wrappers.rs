@@ -58,6 +58,8 @@ fn other_parts_are_kept_aside_under_either_names_and_given_back() {
         ("qwen3_vl", 27, ["model.visual.", "model.visual."]),
         ("glm4v", 20, ["model.visual.", "model.visual."]),
         ("gemma4", 16, ["model.vision_tower.", "model.embed_vision."]),
+        ("qwen3_5", 21, ["model.visual.", "model.visual."]),
+        ("qwen3_5_hub", 24, ["model.visual.", "mtp."]),
     ] {
         let (temp, dir) = checkout(name, "config.json");
         // Of a format that no weight has.

@@ -54,6 +54,8 @@ fn main() -> Result<(), ModelError> {
         query_temperature: None,
         layer_shapes: vec![],
         latent: None,
+        attention_gate: false,
+        recurrent: None,
         experts: None,
     };
     let model = Decoder::load(ModelConfig::original(decoder), &mut Weights(1), &Device::flex())?;

@@ -43,7 +43,7 @@ pub struct AttentionMap {
     pub part: usize,
     /// Positions of the tokens whose reading is shown.
     pub rows: Vec<usize>,
-    /// First to last.
+    /// Those with attention, first to last.
     pub layers: Vec<LayerMap>,
 }
 
@@ -129,6 +129,8 @@ pub fn attention_map(
     let rows = rows(tokens.len(), settings.decoder.layers * settings.decoder.heads, part, config.rows);
     let watching = decoder.clone().with_kernel(Kernel::Plain).new_cache(&[tokens.len()])?;
     let rotations = decoder.inputs(&[tokens.to_vec()], &cache, Packing::ByNumber).rotations;
+    let with_attention =
+        (0..settings.decoder.layers).filter(|&it| settings.decoder.layer_recurrent(it).is_none()).count();
     let mut watcher = Watcher { decoder, watching, rotations, part, rows: &rows };
     let (mut layers, mut failed) = (Vec::with_capacity(settings.decoder.layers), None);
     decoder.trace(tokens, &mut cache, &mut |trace: LayerTrace| {
@@ -139,7 +141,7 @@ pub fn attention_map(
             Ok(layer) => layers.push(layer),
             Err(error) => failed = Some(error),
         }
-        each(layers.len(), settings.decoder.layers);
+        each(layers.len(), with_attention);
     })?;
     match failed {
         Some(error) => Err(error),

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::{
     ModelConfig, ModelError, PositionPolicy, Positions, Reads,
+    recurrent::RecurrentState,
     rotary::{rotary_set, rotary_sets},
 };
 
@@ -24,6 +25,10 @@ pub struct DecoderCache {
 pub(crate) struct TextCache {
     /// One per layer.
     pub(crate) layers: Vec<AttentionCache>,
+    /// Those of the recurrent layers, whose caches above stay empty.
+    pub(crate) states: Vec<Option<RecurrentState>>,
+    /// The same as they were behind an earlier token, and how many tokens there were.
+    pub(crate) marked: Option<(usize, Vec<Option<RecurrentState>>)>,
     /// Tokens read so far.
     pub(crate) length: usize,
     /// The first of them that the layers no longer hold, under the `slide` policy.
@@ -42,6 +47,14 @@ impl TextCache {
     /// Where the next token stands.
     pub(crate) fn position(&self) -> usize {
         self.length - self.forgotten
+    }
+
+    /// The states behind the first `tokens` tokens, if they are known still.
+    pub(crate) fn states_at(&self, tokens: usize) -> Option<Vec<Option<RecurrentState>>> {
+        if tokens == self.length || self.states.iter().all(Option::is_none) {
+            return Some(self.states.clone());
+        }
+        self.marked.as_ref().filter(|(length, _)| *length == tokens).map(|(_, states)| states.clone())
     }
 }
 
@@ -106,6 +119,10 @@ impl DecoderCache {
             });
             Ok(TextCache {
                 layers: layers.collect::<Result<_, bsbr_attn::AttentionError>>()?,
+                states: (0..decoder.layers)
+                    .map(|layer| decoder.layer_recurrent(layer).map(|recurrent| RecurrentState::new(recurrent, device)))
+                    .collect(),
+                marked: None,
                 length: 0,
                 forgotten: 0,
                 held: Vec::new(),
@@ -182,7 +199,23 @@ impl DecoderCache {
 
     /// Bytes kept for text `text`, room for growth included.
     pub fn bytes_of(&self, text: usize) -> usize {
-        self.texts[text].layers.iter().map(AttentionCache::bytes).sum()
+        let text = &self.texts[text];
+        let marked = text.marked.iter().flat_map(|(_, states)| states);
+        let states = text.states.iter().chain(marked).flatten().map(RecurrentState::bytes);
+        text.layers.iter().map(AttentionCache::bytes).sum::<usize>() + states.sum::<usize>()
+    }
+
+    /// Keeps the states that recurrent layers have now besides those to come, so that the tokens up to here can be
+    /// [taken over](crate::Decoder::begin_with); what was kept before is let go of. Nothing for decoders without such layers.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such text.
+    pub fn mark(&mut self, text: usize) {
+        let text = &mut self.texts[text];
+        if text.states.iter().any(Option::is_some) {
+            text.marked = Some((text.length, text.states.clone()));
+        }
     }
 
     /// Adds the texts of another cache of the same decoder behind those that are here.

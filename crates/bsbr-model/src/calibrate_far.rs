@@ -172,6 +172,8 @@ struct Errors<'a> {
     attention: BlockAttentionConfig,
     options: bsbr_attn::AttentionOptions,
     projection: Tensor<2>,
+    /// On what the heads read.
+    gate: Option<Tensor<4>>,
     whole: f64,
 }
 
@@ -186,9 +188,10 @@ impl<'a> Errors<'a> {
             attention,
             options: decoder.new_cache(&[1])?.texts[0].layers[layer].config().options.clone(),
             projection: decoder.blocks[layer].attention.output.dense_weight(&decoder.device()),
+            gate: decoder.blocks[layer].attention.opening(&trace.normed, config.decoder.heads),
             whole: 1.0,
         };
-        errors.whole = squares(trace.read.clone(), &errors.projection)?.max(f64::MIN_POSITIVE);
+        errors.whole = squares(trace.read.clone(), errors.gate.as_ref(), &errors.projection)?.max(f64::MIN_POSITIVE);
         Ok(errors)
     }
 
@@ -198,12 +201,16 @@ impl<'a> Errors<'a> {
         let far_shift = self.attention.far_shift + shift;
         let attention = BlockAttentionConfig { far_shift, ..self.attention.clone() };
         let output = attend(query.clone(), keys.clone(), values.clone(), None, Some(&attention), self.options.clone())?;
-        Ok(squares(output - read.clone(), &self.projection)? / self.whole)
+        Ok(squares(output - read.clone(), self.gate.as_ref(), &self.projection)? / self.whole)
     }
 }
 
-/// Sum of squares behind the projection of what heads read.
-pub(crate) fn squares(read: Tensor<4>, projection: &Tensor<2>) -> Result<f64, ModelError> {
+/// Sum of squares behind the gate, where there is one, and the projection of what heads read.
+pub(crate) fn squares(read: Tensor<4>, gate: Option<&Tensor<4>>, projection: &Tensor<2>) -> Result<f64, ModelError> {
+    let read = match gate {
+        Some(gate) => read * gate.clone(),
+        None => read,
+    };
     let [_, heads, tokens, width] = read.dims();
     // What fills values up to the width of a head is no input of the projection.
     let values = projection.dims()[0] / heads;

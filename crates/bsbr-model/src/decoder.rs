@@ -17,6 +17,7 @@ use crate::{
     layer_attention::{LayerTrace, Pass, SharedRows},
     modules::{Block, LayerInputs, Normalisation},
     ops::{self, Packing},
+    recurrent::RecurrentState,
     rotary::{Places, Rotation, rotary_set, rotary_sets},
     stored::Weight,
 };
@@ -178,7 +179,8 @@ impl Decoder {
     /// memory is shared until either of them grows. `expected_length` is that of the new text, as for [`Decoder::new_cache`].
     ///
     /// `None` where it would differ from reading these tokens anew: where the cache has let go of what that needs (kinds of
-    /// attention that keep statistics in place of keys; the tokens on which the index of the keys is founded, unless all of them
+    /// attention that keep statistics in place of keys; recurrent layers, whose states are those behind all tokens or where
+    /// [`DecoderCache::mark`] was called; the tokens on which the index of the keys is founded, unless all of them
     /// are taken over), where positions depend on how long the text becomes and that differs, and under the `slide` and `grouped`
     /// policies. [`bsbr_attn::AttentionCache::first`] says more.
     pub fn begin_with(
@@ -194,13 +196,18 @@ impl Decoder {
         if policy == PositionPolicy::Slide || (stretched && old.expected != expected_length) || tokens > old.length {
             return None;
         }
+        let states = old.states_at(tokens)?;
         let mut fresh = self.new_cache(&[expected_length]).ok()?;
         let new = fresh.texts.first_mut()?;
         if new.frequencies != old.frequencies {
             return None;
         }
-        // Layers that read the cache of another hold nothing.
-        let held = |layer: usize| if self.config.cache_owner(layer).is_some() { 0 } else { tokens };
+        new.states = states;
+        // Layers that read the cache of another hold nothing, and recurrent ones no keys.
+        let empty = |layer: usize| {
+            self.config.cache_owner(layer).is_some() || self.config.decoder.layer_recurrent(layer).is_some()
+        };
+        let held = |layer: usize| if empty(layer) { 0 } else { tokens };
         let of_layer = |(layer, cache): (usize, &AttentionCache)| cache.first(held(layer));
         new.layers = old.layers.iter().enumerate().map(of_layer).collect::<Option<_>>()?;
         new.length = tokens;
@@ -215,7 +222,10 @@ impl Decoder {
     /// As [`Decoder::new_cache`].
     pub fn expected_cache_bytes(&self, tokens: usize) -> Result<usize, ModelError> {
         let mut cache = self.new_cache(&[tokens])?;
-        let own = (0..self.blocks.len()).filter(|&layer| self.config.cache_owner(layer).is_none());
+        let keeps = |&layer: &usize| {
+            self.config.cache_owner(layer).is_none() && self.config.decoder.layer_recurrent(layer).is_none()
+        };
+        let own = (0..self.blocks.len()).filter(keeps);
         own.for_each(|layer| cache.make_room(0, layer, 1));
         Ok(cache.bytes())
     }
@@ -233,7 +243,8 @@ impl Decoder {
         self.hidden_seen(tokens, cache, None)
     }
 
-    /// [`Decoder::hidden`] of the next tokens of one text; `visit` sees what attention read in every layer, first to last.
+    /// [`Decoder::hidden`] of the next tokens of one text; `visit` sees what attention read in every layer that has it, first to
+    /// last.
     ///
     /// # Errors
     ///
@@ -361,12 +372,11 @@ impl Decoder {
             let own = per_layer.as_ref().map(|all| self.inputs_of(layer, all));
             x = block.forward_packed((x, own), packing, |projections, norm, x| {
                 let (heads, read) = pass.attend(layer, (projections, norm), x, places)?;
-                if let Some(visit) = &mut visit {
+                if let (Some(visit), Some([query, keys, values])) = (&mut visit, heads) {
                     let normed = match norm {
                         Some(norm) => norm.forward(x.clone()),
                         None => x.clone(),
                     };
-                    let [query, keys, values] = heads;
                     visit(LayerTrace { layer, normed, query, keys, values, read: read.clone() });
                 }
                 Ok::<_, ModelError>(read)
@@ -455,8 +465,15 @@ impl Decoder {
                 })
         };
         let slides = self.config.position_policy == PositionPolicy::Slide;
+        let same_states = |states: &[Option<RecurrentState>]| {
+            states.len() == decoder.layers
+                && states.iter().enumerate().all(|(layer, state)| match (state, decoder.layer_recurrent(layer)) {
+                    (Some(state), Some(recurrent)) => state.fits(recurrent),
+                    (state, recurrent) => state.is_none() && recurrent.is_none(),
+                })
+        };
         let holds = |text: &TextCache| !slides || text.held.len() == text.position();
-        if !cache.texts.iter().all(|text| fits(&text.layers) && holds(text)) {
+        if !cache.texts.iter().all(|text| fits(&text.layers) && same_states(&text.states) && holds(text)) {
             let problem = "the cache was made for another model or other settings: make it with Decoder::new_cache";
             return Err(ModelError::Input(problem.into()));
         }

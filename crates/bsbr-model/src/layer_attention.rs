@@ -14,7 +14,8 @@ use burn::{
 use crate::{
     DecoderCache, DecoderConfig, ModelConfig, ModelError,
     modules::{Normalisation, Projections},
-    ops::{self, Heads},
+    ops::{self, Heads, Packing},
+    recurrent::DeltaRule,
     rotary::{Places, Rotation},
 };
 
@@ -31,7 +32,7 @@ pub struct LayerTrace {
     pub keys: Tensor<4>,
     /// Values, `[1, kv_heads, tokens, head_dim]`.
     pub values: Tensor<4>,
-    /// What the heads read, before the output projection, `[1, heads, tokens, head_dim]`.
+    /// What the heads read, before their gate and the output projection, `[1, heads, tokens, head_dim]`.
     pub read: Tensor<4>,
 }
 
@@ -110,15 +111,18 @@ pub(crate) struct Pass<'a> {
 
 impl Pass<'_> {
     /// Attention of one layer over packed tokens `[tokens, hidden_size]` before their `norm`: queries, keys and values, and
-    /// what the heads read, `[1, heads, tokens, head_dim]`.
+    /// what the heads read, `[1, heads, tokens, head_dim]`. Of a recurrent layer what is read alone.
     pub(crate) fn attend(
         &mut self,
         layer: usize,
         (projections, norm): (&Projections, Option<&Normalisation>),
         x: &Tensor<2>,
         places: Places<'_>,
-    ) -> Result<([Tensor<4>; 3], Tensor<4>), ModelError> {
+    ) -> Result<(Option<[Tensor<4>; 3]>, Tensor<4>), ModelError> {
         let Some((first, _)) = self.pieces.first() else { return Err(ModelError::EmptyInput) };
+        if let Some(rule) = &projections.recurrent {
+            return Ok((None, self.recur(layer, (projections, rule, norm), x, places.packing)?));
+        }
         let made = self.cache.texts[*first].layers[layer].config();
         let normed = made.attention.as_ref().is_some_and(|attention| attention.needs_meta()).then(|| match norm {
             Some(norm) => norm.forward(x.clone()),
@@ -152,7 +156,30 @@ impl Pass<'_> {
             cache.prefill(query, key, value, meta)
         };
         let mut outputs = ops::each(&heads[0], caches, read).into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok((heads, if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
+        Ok((Some(heads), if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) }))
+    }
+}
+
+impl Pass<'_> {
+    /// What a recurrent layer reads of packed tokens, `[1, value_heads, tokens, value_dim]`; its states are those behind them.
+    fn recur(
+        &mut self,
+        layer: usize,
+        (projections, rule, norm): (&Projections, &DeltaRule, Option<&Normalisation>),
+        x: &Tensor<2>,
+        packing: Packing,
+    ) -> Result<Tensor<4>, ModelError> {
+        let mut pieces = Vec::with_capacity(self.pieces.len());
+        for (text, range) in self.pieces {
+            let state = self.cache.texts[*text].states.get(layer).cloned().flatten();
+            let state = state.ok_or_else(|| ModelError::Input(format!("the cache has no state of layer {layer}")))?;
+            pieces.push((range.clone(), state));
+        }
+        let (read, states) = ops::recurrent(x, norm, (projections, rule), pieces, packing);
+        for ((text, _), state) in self.pieces.iter().zip(states) {
+            self.cache.texts[*text].states[layer] = Some(state);
+        }
+        Ok(read)
     }
 }
 

@@ -36,7 +36,7 @@
 //!     vocab_size: 10, hidden_size: 8, layers: 2, heads: 2, kv_heads: 1, head_dim: 4, intermediate_size: 16,
 //!     max_positions: 64, norm: Norm::Rms, norm_eps: 1e-5,
 //!     positions: Positions::Rotary { theta: 10000.0, rotary_dim: 4, scaling: None },
-//!     activation: Activation::Silu, gated_mlp: true, clamped_gate: None, sink_logits: false, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, layer_shapes: vec![], latent: None, experts: None,
+//!     activation: Activation::Silu, gated_mlp: true, clamped_gate: None, sink_logits: false, attention_scale: 0.5, scale_by_layer: false, query_temperature: None, layer_shapes: vec![], latent: None, attention_gate: false, recurrent: None, experts: None,
 //!     attention_softcap: None, windows: vec![], qkv_bias: false, attention_output_bias: false, mlp_bias: false,
 //!     tied_head: true, embedding: Default::default(), block: Default::default(), head: Default::default(),
 //!     layer_rotary: vec![],
@@ -70,6 +70,7 @@ mod modules;
 mod ops;
 mod projection;
 mod reads;
+mod recurrent;
 mod rotary;
 mod sampling;
 mod slide;
@@ -94,7 +95,7 @@ pub use calibrate_meta::{MetaCalibration, MetaCalibrationConfig, MetaLayer, cali
 pub use calibrate_state::{StateCalibration, StateCalibrationConfig, StateLayer, calibrate_states};
 pub use config::{
     Activation, AdapterConfig, AdapterTarget, BlockConfig, BlockForm, ClampedGate, DecoderConfig, EmbeddingConfig,
-    ExpertGroups, ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape,
+    ExpertGroups, ExpertsConfig, GatedDelta, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape,
     ModelConfig, Norm, PerLayerInputs, PositionPolicy, Positions, QueryTemperature, RotaryScaling, RouterConfig,
     RouterKind, SharedExpert,
 };
@@ -120,6 +121,7 @@ pub use modules::{
 };
 pub use projection::{BlockInput, LinearPlace, LinearRole, MlpPart, Projection};
 pub use reads::Reads;
+pub use recurrent::DeltaRule;
 pub use rotary::rotary_frequencies;
 pub use sampling::{Sampler, SamplingConfig};
 pub use stored::{StoredLinear, StoredTable, Table};

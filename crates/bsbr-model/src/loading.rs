@@ -268,6 +268,7 @@ impl Loader<'_> {
         let projection = |loader: &mut Self, role| loader.layer_projection(layer, role, decoder);
         let form = decoder.block.form;
         let shape = decoder.shape(layer);
+        let recurrent = decoder.layer_recurrent(layer);
         let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
         let width = shape.head_dim;
         let value_norm = decoder.block.value_norm && own_keys;
@@ -286,9 +287,16 @@ impl Loader<'_> {
                 key: own_keys.then(|| projection(self, key)).transpose()?,
                 value: (shape.keys == LayerKeys::Own).then(|| projection(self, value)).transpose()?,
                 latent: decoder.latent.map(|latent| self.latent(layer, latent, decoder)).transpose()?,
+                gate: (decoder.attention_gate || recurrent.is_some())
+                    .then(|| projection(self, LinearRole::AttentionGate))
+                    .transpose()?,
+                recurrent: recurrent.map(|recurrent| self.recurrent(layer, recurrent, decoder)).transpose()?,
                 output: projection(self, LinearRole::Output)?,
-                query_norm: self.head_norm(&at("attention.query_norm"), (decoder.heads, width), decoder)?,
-                key_norm: match own_keys {
+                query_norm: match recurrent {
+                    None => self.head_norm(&at("attention.query_norm"), (decoder.heads, width), decoder)?,
+                    Some(_) => None,
+                },
+                key_norm: match own_keys && recurrent.is_none() {
                     true => self.head_norm(&at("attention.key_norm"), (shape.kv_heads, width), decoder)?,
                     false => None,
                 },

@@ -12,6 +12,7 @@ use crate::{
     Activation, AdapterTarget, BlockConfig, BlockForm, ClampedGate, ExpertsConfig, Projection, Table,
     latent::LatentProjections,
     ops::{self, Packing},
+    recurrent::DeltaRule,
 };
 
 /// LayerNorm or RMSNorm.
@@ -101,6 +102,10 @@ pub struct Projections {
     pub output: Projection,
     /// Of latent attention, where `query`, `key` and `value` make what does not rotate, of narrow vectors.
     pub latent: Option<LatentProjections>,
+    /// Of what the heads read, to their width.
+    pub gate: Option<Projection>,
+    /// Of a layer that keeps a state in place of keys and values.
+    pub recurrent: Option<DeltaRule>,
     /// Of the queries.
     pub query_norm: Option<HeadNormalisation>,
     /// Of the keys.
@@ -383,7 +388,8 @@ impl Block {
     ) -> Result<Tensor<2>, E> {
         let factor = self.config.residual_multiplier.unwrap_or(1.0);
         let read = attend(&self.attention, self.attention_norm.as_ref(), &x)?;
-        let read = self.attention.values_read(read);
+        let gate_inputs = || self.attention_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
+        let read = self.attention.opened(read, gate_inputs, packing);
         let output = (&self.attention.output, self.attention.adapter(AdapterTarget::Output));
         let x = match self.config.form {
             BlockForm::Sequential => {

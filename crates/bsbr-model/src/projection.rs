@@ -133,6 +133,8 @@ pub enum LinearRole {
     Value,
     /// Back from the heads to the stream.
     Output,
+    /// The gate on what the heads read.
+    AttentionGate,
     /// The gate of a gated MLP.
     Gate,
     /// Into the MLP.
@@ -204,7 +206,8 @@ impl LinearRole {
         if let Some(part) = name.strip_prefix("mlp.shared.") {
             return Some(Self::Shared(MlpPart::of_name(part)?));
         }
-        let known = Self::ATTENTION.into_iter().chain(Self::MLP).chain(Self::PER_LAYER).chain(Self::LATENT);
+        let attention = Self::ATTENTION.into_iter().chain([Self::AttentionGate]);
+        let known = attention.chain(Self::MLP).chain(Self::PER_LAYER).chain(Self::LATENT);
         known.chain(LatentPart::ALL.map(Self::FromLatent)).find(|known| known.to_string() == name)
     }
 
@@ -215,6 +218,7 @@ impl LinearRole {
             | Self::Key
             | Self::Value
             | Self::Output
+            | Self::AttentionGate
             | Self::QueryRotary
             | Self::QueryLatent
             | Self::KeyRotary
@@ -232,7 +236,7 @@ impl LinearRole {
     /// What the layer reads.
     pub fn input(self) -> BlockInput {
         match self {
-            Self::Query | Self::Key | Self::Value => BlockInput::Attention,
+            Self::Query | Self::Key | Self::Value | Self::AttentionGate => BlockInput::Attention,
             Self::QueryRotary | Self::QueryLatent | Self::KeyRotary | Self::Latent => BlockInput::Attention,
             Self::FromLatent(LatentPart::Query | LatentPart::QueryRotary) => BlockInput::QueryLatent,
             Self::FromLatent(LatentPart::Key | LatentPart::Value) => BlockInput::Latent,
@@ -255,6 +259,7 @@ impl fmt::Display for LinearRole {
             Self::Key => f.write_str("attention.key"),
             Self::Value => f.write_str("attention.value"),
             Self::Output => f.write_str("attention.output"),
+            Self::AttentionGate => f.write_str("attention.gate"),
             Self::Gate => f.write_str("mlp.gate"),
             Self::Up => f.write_str("mlp.up"),
             Self::Down => f.write_str("mlp.down"),
@@ -339,6 +344,10 @@ impl DecoderConfig {
             Some(_) => self.latent_roles().into_iter().chain([LinearRole::Output]).collect(),
             None => LinearRole::ATTENTION.to_vec(),
         };
+        if self.attention_gate || self.layer_recurrent(layer).is_some() {
+            // Before the output, which reads something else.
+            roles.insert(roles.len() - 1, LinearRole::AttentionGate);
+        }
         let keys = self.shape(layer).keys;
         roles.retain(|role| match role {
             LinearRole::Key => !matches!(keys, LayerKeys::Of { .. }),
@@ -372,6 +381,15 @@ impl DecoderConfig {
         if let Some(latent) = self.latent.filter(|_| !of_mlp && !of_inputs) {
             return self.latent_shape(latent, place.role);
         }
+        if let Some(recurrent) = self.layer_recurrent(place.layer) {
+            let (hidden, keys, values) = (self.hidden_size, recurrent.keys_width(), recurrent.values_width());
+            match place.role {
+                LinearRole::Query | LinearRole::Key => return Some([hidden, keys]),
+                LinearRole::Value | LinearRole::AttentionGate => return Some([hidden, values]),
+                LinearRole::Output => return Some([values, hidden]),
+                _ => {}
+            }
+        }
         let shape = self.shape(place.layer);
         let (queries, keys) = (self.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let experts = self.layer_experts(place.layer);
@@ -382,6 +400,7 @@ impl DecoderConfig {
             }
             (LinearRole::Value, _) if shape.keys == LayerKeys::Own => return Some([self.hidden_size, keys]),
             (LinearRole::Output, _) => return Some([queries, self.hidden_size]),
+            (LinearRole::AttentionGate, _) if self.attention_gate => return Some([self.hidden_size, queries]),
             (LinearRole::PerLayerGate, _) => return Some([self.hidden_size, self.embedding.per_layer?.width]),
             (LinearRole::PerLayerDown, _) => return Some([self.embedding.per_layer?.width, self.hidden_size]),
             (LinearRole::Gate | LinearRole::Up | LinearRole::Down, experts)
@@ -403,7 +422,7 @@ impl DecoderConfig {
     /// Whether a linear layer has a bias.
     pub fn linear_bias(&self, role: LinearRole) -> bool {
         match role {
-            LinearRole::Query | LinearRole::Key | LinearRole::Value => self.qkv_bias,
+            LinearRole::Query | LinearRole::Key | LinearRole::Value | LinearRole::AttentionGate => self.qkv_bias,
             LinearRole::Output => self.attention_output_bias,
             LinearRole::QueryLatent | LinearRole::KeyRotary | LinearRole::Latent => {
                 self.latent.is_some_and(|latent| latent.bias)
@@ -430,6 +449,7 @@ impl Decoder {
             | LinearRole::Latent
             | LinearRole::FromLatent(_) => block.attention.latent_projection(place.role),
             LinearRole::Output => Some(&block.attention.output),
+            LinearRole::AttentionGate => block.attention.gate.as_ref(),
             LinearRole::PerLayerGate => block.per_layer.as_ref().map(|own| &own.gate),
             LinearRole::PerLayerDown => block.per_layer.as_ref().map(|own| &own.down),
             role => {
@@ -471,6 +491,7 @@ impl crate::Block {
             | LinearRole::Latent
             | LinearRole::FromLatent(_) => self.attention.latent_projection_mut(role),
             LinearRole::Output => Some(&mut self.attention.output),
+            LinearRole::AttentionGate => self.attention.gate.as_mut(),
             LinearRole::PerLayerGate => self.per_layer.as_mut().map(|own| &mut own.gate),
             LinearRole::PerLayerDown => self.per_layer.as_mut().map(|own| &mut own.down),
             role => {

@@ -64,7 +64,10 @@ impl DecoderCache {
         let mut sum = Reads::default();
         for text in &self.texts {
             sum += text.retrieved;
-            for layer in &text.layers {
+            for (layer, state) in text.layers.iter().zip(&text.states) {
+                if state.is_some() {
+                    continue;
+                }
                 sum += Reads::retrieved(layer);
                 let config = layer.config();
                 let fixed = |attention| KeysRead::of_text(attention, config.options.window, text.length);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, HeadNorm, LatentAttention, LayerKeys, LinearPlace,
-    ModelConfig, Positions,
+    Activation, AdapterConfig, DecoderConfig, ExpertsConfig, GatedDelta, HeadNorm, LatentAttention, LayerKeys,
+    LinearPlace, ModelConfig, Positions,
 };
 
 /// One weight of a decoder.
@@ -31,7 +31,9 @@ pub const EXTRA_PREFIX: &str = "bsbr.";
 /// Names: `embed.weight`, `position.weight`, `embed_norm.{weight,bias}`, `project_in.weight`,
 /// `layers.{i}.{attention_norm,attention_post_norm,mlp_norm,mlp_post_norm}.{weight,bias}`,
 /// `layers.{i}.attention.{query,key,value,output}.{weight,bias}`, `layers.{i}.attention.{query_norm,key_norm}.weight`,
-/// `layers.{i}.attention.sink_logits`,
+/// `layers.{i}.attention.sink_logits`, `layers.{i}.attention.gate.{weight,bias}`,
+/// of recurrent layers `layers.{i}.attention.{decay,rate,conv,read_norm}.weight`, `layers.{i}.attention.decay.bias` and
+/// `layers.{i}.attention.decay_log`,
 /// of latent attention `layers.{i}.attention.{query_latent,query_rotary,latent,key_rotary}.{weight,bias}`,
 /// `layers.{i}.attention.from_latent.{query,query_rotary,key,value}.weight` and `layers.{i}.attention.{query_latent_norm,latent_norm}.weight`,
 /// `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, or `layers.{i}.mlp.router.{weight,bias,correction}`,
@@ -154,20 +156,28 @@ impl List<'_> {
                 self.norm(at(norm));
             }
         }
-        if let Some(latent) = d.latent {
+        let recurrent = d.layer_recurrent(layer);
+        if let Some(recurrent) = recurrent {
+            self.recurrent(layer, recurrent);
+        } else if let Some(latent) = d.latent {
             self.latent(layer, latent);
         } else {
             self.linear(at("attention.query"), query_width, d.hidden_size, d.qkv_bias);
         }
         let own_keys = !matches!(shape.keys, LayerKeys::Of { .. });
-        if own_keys && d.latent.is_none() {
+        let plain = d.latent.is_none() && recurrent.is_none();
+        if own_keys && plain {
             self.linear(at("attention.key"), key_width, d.hidden_size, d.qkv_bias);
         }
-        if shape.keys == LayerKeys::Own && d.latent.is_none() {
+        if shape.keys == LayerKeys::Own && plain {
             self.linear(at("attention.value"), key_width, d.hidden_size, d.qkv_bias);
         }
-        self.linear(at("attention.output"), d.hidden_size, d.heads * d.value_dim(layer), d.attention_output_bias);
-        if let Some(over) = d.block.head_norm {
+        if d.attention_gate && recurrent.is_none() {
+            self.linear(at("attention.gate"), query_width, d.hidden_size, d.qkv_bias);
+        }
+        let read_heads = recurrent.map_or(d.heads, |recurrent| recurrent.value_heads);
+        self.linear(at("attention.output"), d.hidden_size, read_heads * d.value_dim(layer), d.attention_output_bias);
+        if let Some(over) = d.block.head_norm.filter(|_| recurrent.is_none()) {
             let of_keys = own_keys.then_some(("attention.key_norm.weight", shape.kv_heads));
             for (part, heads) in [("attention.query_norm.weight", d.heads)].into_iter().chain(of_keys) {
                 match over {
@@ -226,6 +236,22 @@ impl List<'_> {
             self.add(at("query_latent_norm"), &[rank]);
         }
         self.add(at("latent_norm"), &[latent.rank]);
+    }
+
+    fn recurrent(&mut self, layer: usize, recurrent: &GatedDelta) {
+        let d = self.decoder;
+        let at = |part: &str| format!("layers.{layer}.attention.{part}");
+        let (keys, values) = (recurrent.keys_width(), recurrent.values_width());
+        for (part, width) in [("query", keys), ("key", keys), ("value", values), ("gate", values)] {
+            self.linear(at(part), width, d.hidden_size, false);
+        }
+        self.add(at("decay.weight"), &[recurrent.value_heads, d.hidden_size]);
+        self.add(at("decay.bias"), &[recurrent.value_heads]);
+        self.add(at("decay_log"), &[recurrent.value_heads]);
+        self.add(at("rate.weight"), &[recurrent.value_heads, d.hidden_size]);
+        // As convolutions over one channel have it.
+        self.add(at("conv.weight"), &[recurrent.channels(), 1, recurrent.kernel]);
+        self.add(at("read_norm.weight"), &[recurrent.value_dim]);
     }
 
     fn mlp(&mut self, name: &str, inner: usize, bias: bool) {

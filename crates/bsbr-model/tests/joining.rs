@@ -7,7 +7,7 @@ use bsbr_attn::{BlockAttentionConfig, Retrieval, Selector};
 use bsbr_model::{Decoder, DecoderCache, ModelConfig, PREFILL_PIECE, PositionPolicy, next_piece};
 use burn::tensor::{DType, Device, Tensor};
 use common::{
-    Numbers, families, gpt2_like, latent, llama_like, load, multi_query, original, retrieving, sharing, text,
+    Numbers, families, gpt2_like, latent, llama_like, load, multi_query, original, recurrent, retrieving, sharing, text,
 };
 
 /// New tokens of each text in each of its steps: prompts at once and in pieces, single tokens, and a few at a time.
@@ -237,11 +237,36 @@ fn a_cache_that_cannot_go_back_says_so() {
     assert_eq!(begun(&learned(PositionPolicy::Interpolate), 100, 50, 400), None);
     assert_eq!(begun(&learned(PositionPolicy::Interpolate), 100, 50, 100), Some(50));
     assert_eq!(begun(&learned(PositionPolicy::Error), 100, 50, 400), Some(50));
+    // States are those behind the last token.
+    assert_eq!(begun(&original(recurrent()), 100, 50, 400), None);
+    assert_eq!(begun(&original(recurrent()), 100, 100, 400), Some(100));
+}
+
+#[test]
+fn recurrent_layers_go_back_to_where_their_states_were_marked() {
+    let model = original(recurrent());
+    let (first, shared) = (text(900, 1), PREFILL_PIECE);
+    let mut cache = model.new_cache(&[first.len()]).unwrap();
+    rest(&model, &first[..shared], &mut cache);
+    let before = cache.bytes();
+    cache.mark(0);
+    let states = cache.bytes() - before;
+    assert_eq!(states, 4 * model.config().decoder.state_width());
+    rest(&model, &first, &mut cache);
+    assert!(model.begin_with(&cache, 0, shared - 1, 2000).is_none());
+    let second = [&first[..shared], &text(100, 2)].concat();
+    let mut begun = model.begin_with(&cache, 0, shared, second.len()).unwrap();
+    let found = rest(&model, &second, &mut begun);
+    let mut anew = model.new_cache(&[second.len()]).unwrap();
+    let expected = rest(&model, &second, &mut anew);
+    assert!(found == expected[shared * model.config().decoder.hidden_size..]);
 }
 
 #[test]
 fn bytes_of_the_texts_add_up_and_are_known_before() {
-    for (name, model) in [("original", original(llama_like())), ("index", index())] {
+    for (name, model) in
+        [("original", original(llama_like())), ("index", index()), ("recurrent", original(recurrent()))]
+    {
         let mut cache = model.new_cache(&[300, 100]).unwrap();
         model.hidden(&[text(300, 1), text(100, 2)], &mut cache).unwrap();
         assert_eq!(cache.bytes(), cache.bytes_of(0) + cache.bytes_of(1), "{name}");

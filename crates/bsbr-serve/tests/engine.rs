@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bsbr_model::{PREFILL_PIECE, SamplingConfig};
 use bsbr_serve::{Ended, Ending, Engine, EngineConfig, Event, Refusal, Request, ScoreBias, ServeError};
-use common::{generated, heldout, model};
+use common::{generated, heldout, model, recurrent};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 fn asked(prompt: Vec<u32>, new: usize, sampling: SamplingConfig) -> Request {
@@ -95,6 +95,40 @@ fn a_known_beginning_is_not_read_again() {
     drop(slow);
     let counts = engine.counts();
     assert!(counts.known_bytes > 0 && counts.known_texts >= 2, "{counts:?}");
+}
+
+#[test]
+fn recurrent_layers_share_a_beginning_up_to_where_their_states_were_kept() {
+    let decoder = recurrent();
+    // Any tokens: no text is needed.
+    let tokens: Vec<u32> = (0..3000u32).map(|at| at.wrapping_mul(2_654_435_761) % 29 + 2).collect();
+    let first = tokens[..PREFILL_PIECE + 100].to_vec();
+    let longer = [&first[..], &tokens[2000..2700]].concat();
+    let third = [&first[..PREFILL_PIECE], &tokens[1500..1550]].concat();
+    let apart = [&tokens[..200], &tokens[1000..1700]].concat();
+    let expected = |prompt: &[u32]| generated(&decoder, prompt, 15, sampled(1));
+    let expected = [&first, &longer, &third, &longer, &apart].map(|prompt| expected(prompt));
+    let config = EngineConfig { max_tokens: Some(4000), ..Default::default() };
+    let engine = Engine::start(decoder, config).unwrap();
+    let ask = |prompt: &[u32]| {
+        let (found, ended) = end(only(&engine, asked(prompt.to_vec(), 15, sampled(1))));
+        (found, ended.known)
+    };
+    assert_eq!(ask(&first), (expected[0].clone(), 0));
+    // Behind the whole pieces of the first, and kept beside it.
+    assert_eq!(ask(&longer), (expected[1].clone(), PREFILL_PIECE));
+    assert_eq!(ask(&third), (expected[2].clone(), PREFILL_PIECE));
+    assert_eq!(ask(&longer), (expected[3].clone(), 2 * PREFILL_PIECE));
+    assert_eq!(ask(&apart), (expected[4].clone(), 0));
+    // A text that still runs has its states at the end of its whole pieces too.
+    let endless = asked([&tokens[2000..2000 + PREFILL_PIECE], &[5]].concat(), 3000, sampled(2));
+    let before = engine.counts().new_tokens;
+    let slow = only(&engine, Request { stop_tokens: vec![], ..endless });
+    while engine.counts().new_tokens < before + 20 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(ask(&[&tokens[2000..2000 + PREFILL_PIECE], &[6]].concat()).1, PREFILL_PIECE);
+    drop(slow);
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub(super) fn decoder(
         query_temperature: None,
         layer_shapes: Vec::new(),
         latent: None,
+        attention_gate: false,
+        recurrent: None,
         experts: None,
     };
     Ok(SourceModel { decoder, flags: BTreeMap::new(), tie_declared: declared, next_token_layers: 0 })

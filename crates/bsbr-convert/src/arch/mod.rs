@@ -40,6 +40,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen;
+mod qwen3_5;
 mod qwen_moe;
 mod rope;
 mod seed_oss;
@@ -126,6 +127,9 @@ pub const ARCHITECTURES: &[Architecture] = &[
     latent::GLM4_MOE_LITE,
     latent::MISTRAL4,
     glm::GLM4V,
+    qwen3_5::QWEN3_5,
+    qwen3_5::QWEN3_5_MOE,
+    qwen3_5::QWEN3_NEXT,
 ];
 
 /// The rules for a checkpoint, and the settings they read.

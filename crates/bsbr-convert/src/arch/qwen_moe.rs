@@ -166,7 +166,7 @@ fn router(config: &ConfigFile) -> Result<RouterConfig, ConvertError> {
 }
 
 /// Experts in every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name.
-fn keep_by_step(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
+pub(super) fn keep_by_step(config: &ConfigFile, model: &mut SourceModel) -> Result<(), ConvertError> {
     let step = config.optional_usize("decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {
         return Err(config.error("decoder_sparse_step", "1 or more"));

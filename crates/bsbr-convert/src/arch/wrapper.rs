@@ -10,7 +10,7 @@ use crate::rules::{Prefix, Rule, TieFlag, Wrapper};
 
 /// Every wrapper there are rules for.
 pub const WRAPPERS: &[Wrapper] =
-    &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, GEMMA4, GLM4V];
+    &[GEMMA3, MISTRAL3, INTERNVL, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, GEMMA4, GLM4V, QWEN3_5, QWEN3_5_MOE];
 
 /// In files before version 5 and on the hub, then as version 5 has them in memory.
 const LANGUAGE_MODEL: &[Prefix] = &[
@@ -64,6 +64,10 @@ const QWEN3_VL: Wrapper = Wrapper {
 const QWEN3_VL_MOE: Wrapper = Wrapper { model_types: &["qwen3_vl_moe"], text_type: "qwen3_vl_moe_text", ..QWEN3_VL };
 
 const GLM4V: Wrapper = Wrapper { model_types: &["glm4v"], text_type: "glm4v_text", flat: false, ..QWEN2_VL };
+
+const QWEN3_5: Wrapper = Wrapper { model_types: &["qwen3_5"], text_type: "qwen3_5_text", ..QWEN3_VL };
+
+const QWEN3_5_MOE: Wrapper = Wrapper { model_types: &["qwen3_5_moe"], text_type: "qwen3_5_moe_text", ..QWEN3_5 };
 
 const GEMMA4: Wrapper = Wrapper {
     model_types: &["gemma4"],

@@ -85,8 +85,9 @@ fn linears(plan: &Plan, decoder: &DecoderConfig) -> Result<Vec<CheckpointLinear>
             let path = if groups.len() > 1 { format!("{path}.{number}") } else { path.to_owned() };
             let targets: Vec<(LinearPlace, usize)> =
                 places.iter().copied().zip(shapes.iter().map(|shape| shape[1])).collect();
-            let fused: Vec<(char, usize)> =
-                targets.iter().filter_map(|(place, width)| Some((letter(decoder, place.role)?, *width))).collect();
+            // All of them, or none: beside what has no letter nothing is split.
+            let fused = targets.iter().map(|(place, width)| Some((letter(decoder, place.role)?, *width)));
+            let fused = fused.collect::<Option<Vec<(char, usize)>>>().unwrap_or_default();
             linears.push(CheckpointLinear {
                 shape: LinearShape {
                     path,
@@ -117,6 +118,6 @@ fn letter(decoder: &DecoderConfig, role: LinearRole) -> Option<char> {
         (LinearRole::Value, _) => Some('v'),
         (_, Some(MlpPart::Gate)) => Some('g'),
         (_, Some(MlpPart::Up)) => Some('u'),
-        (LinearRole::Output, _) | (_, Some(MlpPart::Down) | None) => None,
+        (LinearRole::Output | LinearRole::AttentionGate, _) | (_, Some(MlpPart::Down) | None) => None,
     }
 }

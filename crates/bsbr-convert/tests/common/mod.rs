@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every fixture with weights in safetensors form that has both styles of configuration.
-pub const BOTH_STYLES: [&str; 70] = [
+pub const BOTH_STYLES: [&str; 71] = [
     "gpt2",
     "gpt_bigcode_mqa",
     "gpt_bigcode_mha",
@@ -84,11 +84,12 @@ pub const BOTH_STYLES: [&str; 70] = [
     "glm4_moe_lite",
     "mistral4",
     "glm4v",
+    "qwen3_5",
 ];
 
 /// Smaller ones, in both styles too, whose configurations have values other than the usual ones: see
 /// `fixtures/variants.py` and `fixtures/recent.py`.
-pub const VARIANTS: [&str; 50] = [
+pub const VARIANTS: [&str; 53] = [
     "bloom_6_heads",
     "cohere_scaled",
     "falcon_11b",
@@ -139,11 +140,14 @@ pub const VARIANTS: [&str; 50] = [
     "ernie4_5_moe_biases",
     "qwen2_moe_plain",
     "mixtral_windows",
+    "qwen3_5_text",
+    "qwen3_5_moe",
+    "qwen3_next",
 ];
 
 /// Those that only have one style: files in several pieces, in another number format, and checkpoints whose tensors have the
 /// names that version 5 of transformers uses in memory.
-pub const NEWER_STYLE: [&str; 13] = [
+pub const NEWER_STYLE: [&str; 15] = [
     "gpt2_sharded",
     "llama_bf16",
     "gemma3_new",
@@ -157,6 +161,8 @@ pub const NEWER_STYLE: [&str; 13] = [
     "gemma4_text_hub",
     "deepseek_v3_hub",
     "mistral4_new",
+    "qwen3_5_hub",
+    "qwen3_5_moe_fused",
 ];
 
 /// Those with weights that are codes in one tensor and scales in another, in one style.

@@ -85,8 +85,10 @@ pub(super) fn factors(
 /// What one layer does with each factor.
 fn of_layer(decoder: &Decoder, trace: &LayerTrace) -> Result<Vec<Choice>, ModelError> {
     let made = decoder.new_cache(&[1])?.texts[0].layers[trace.layer].config().clone();
-    let projection = decoder.blocks[trace.layer].attention.output.dense_weight(&decoder.device());
-    let whole = squares(trace.read.clone(), &projection)?.max(f64::MIN_POSITIVE);
+    let projections = &decoder.blocks[trace.layer].attention;
+    let projection = projections.output.dense_weight(&decoder.device());
+    let gate = projections.opening(&trace.normed, made.heads);
+    let whole = squares(trace.read.clone(), gate.as_ref(), &projection)?.max(f64::MIN_POSITIVE);
     let with = |factor: f64| -> Result<Choice, ModelError> {
         let mut attention = made.attention.clone();
         if let Some(attention) = &mut attention {
@@ -94,7 +96,7 @@ fn of_layer(decoder: &Decoder, trace: &LayerTrace) -> Result<Vec<Choice>, ModelE
         }
         let mut cache = AttentionCache::new(CacheConfig { attention, ..made.clone() }, &decoder.device())?;
         let read = cache.prefill(trace.query.clone(), trace.keys.clone(), trace.values.clone(), None)?;
-        let error = squares(read - trace.read.clone(), &projection)? / whole;
+        let error = squares(read - trace.read.clone(), gate.as_ref(), &projection)? / whole;
         Ok(Choice { factor, keys: cache.retrieved().keys as f64, error })
     };
     FACTORS.into_iter().map(with).collect()

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, HeadConfig, HeadNorm, LatentAttention,
-    LayerRotary, LayerShape, Norm, Positions, QueryTemperature, RotaryScaling,
+    Activation, BlockConfig, ClampedGate, EmbeddingConfig, ExpertsConfig, GatedDelta, HeadConfig, HeadNorm,
+    LatentAttention, LayerRotary, LayerShape, Norm, Positions, QueryTemperature, RotaryScaling,
 };
 use crate::ModelError;
 
@@ -87,6 +87,12 @@ pub struct DecoderConfig {
     /// Keys and values are made of one narrow vector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latent: Option<LatentAttention>,
+    /// What the heads read is multiplied by the sigmoid of a map of the stream, `[hidden_size]` to `[heads * head_dim]`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attention_gate: bool,
+    /// Layers that keep a state in place of keys and values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recurrent: Option<GatedDelta>,
     /// Experts in place of the MLP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsConfig>,
@@ -126,6 +132,7 @@ impl DecoderConfig {
         }
         self.validate_shapes(MOST_HEADS, LARGEST_SIZE)?;
         self.validate_latent()?;
+        self.validate_recurrent()?;
         if let Some(inputs) = self.embedding.per_layer {
             if inputs.vocab_size < self.vocab_size {
                 let problem = format!("is {}, expected at least vocab_size = {}", inputs.vocab_size, self.vocab_size);

@@ -41,6 +41,9 @@ impl DecoderConfig {
 
     /// Width of what a head reads, before the output projection.
     pub fn value_dim(&self, layer: usize) -> usize {
+        if let Some(recurrent) = self.layer_recurrent(layer) {
+            return recurrent.value_dim;
+        }
         self.latent.map_or_else(|| self.shape(layer).head_dim, |latent| latent.value_dim)
     }
 

@@ -65,7 +65,8 @@ impl DecoderConfig {
 
     /// Keys and values of one token in all layers that have some of their own, in numbers.
     pub fn kv_width(&self) -> usize {
-        let own = (0..self.layers).filter(|&layer| self.key_owner(layer).is_none()).map(|layer| self.shape(layer));
+        let keeps = |&layer: &usize| self.key_owner(layer).is_none() && self.layer_recurrent(layer).is_none();
+        let own = (0..self.layers).filter(keeps).map(|layer| self.shape(layer));
         own.map(|shape| 2 * shape.kv_heads * shape.head_dim).sum()
     }
 

@@ -7,6 +7,7 @@ mod latent;
 mod layers;
 mod parts;
 mod positions;
+mod recurrent;
 
 pub use adapters::{AdapterConfig, AdapterTarget};
 use bsbr_attn::BlockAttentionConfig;
@@ -19,6 +20,7 @@ pub use parts::{
     Activation, BlockConfig, BlockForm, ClampedGate, EmbeddingConfig, HeadConfig, HeadNorm, Norm, PerLayerInputs,
 };
 pub use positions::{LayerRotary, PositionPolicy, Positions, QueryTemperature, RotaryScaling};
+pub use recurrent::GatedDelta;
 use serde::{Deserialize, Serialize};
 
 use crate::{LinearPlace, ModelError};
@@ -160,9 +162,11 @@ impl ModelConfig {
         }
     }
 
-    /// BSBR settings of layer `layer`; `None` where the original attention runs.
+    /// BSBR settings of layer `layer`; `None` where the original attention runs, or none, as in recurrent layers.
     pub fn layer_attention(&self, layer: usize) -> Option<&BlockAttentionConfig> {
-        self.attention.as_ref().filter(|_| !self.original_layers.contains(&layer))
+        self.attention
+            .as_ref()
+            .filter(|_| !self.original_layers.contains(&layer) && self.decoder.layer_recurrent(layer).is_none())
     }
 
     /// [`ModelConfig::layer_attention`] with what calibration found for that layer.
@@ -206,6 +210,8 @@ impl ModelConfig {
     }
 
     fn rotates(&self, layer: usize) -> bool {
-        matches!(self.decoder.positions, Positions::Rotary { .. }) && self.decoder.rotary(layer) != LayerRotary::Off
+        matches!(self.decoder.positions, Positions::Rotary { .. })
+            && self.decoder.rotary(layer) != LayerRotary::Off
+            && self.decoder.layer_recurrent(layer).is_none()
     }
 }

@@ -1,10 +1,13 @@
 //! Parts of a block that not every decoder has, and its MLP.
 
+use burn::module::Param;
+
 use super::Loader;
 use crate::{
-    DecoderConfig, LatentAttention, LatentPart, LatentProjections, LinearRole, MlpPart, ModelError, Norm,
+    DecoderConfig, GatedDelta, LatentAttention, LatentPart, LatentProjections, LinearRole, MlpPart, ModelError, Norm,
     PerLayerInputs,
     modules::{BesideMlp, BlockMlp, LayerInputs, Mixture, PerLayerInput},
+    recurrent::DeltaRule,
 };
 
 impl Loader<'_> {
@@ -33,6 +36,25 @@ impl Loader<'_> {
             key_rotary,
             rotary_dim: decoder.latent_parts().map_or(0, |(rotary, _)| rotary),
             value_dim: latent.value_dim,
+        })
+    }
+
+    /// What a recurrent layer has besides.
+    pub(super) fn recurrent(
+        &mut self,
+        layer: usize,
+        recurrent: &GatedDelta,
+        decoder: &DecoderConfig,
+    ) -> Result<DeltaRule, ModelError> {
+        let at = |part: &str| format!("layers.{layer}.attention.{part}");
+        let conv = self.tensor::<3>(&at("conv.weight"))?.reshape([recurrent.channels(), recurrent.kernel]);
+        Ok(DeltaRule {
+            decay: self.linear(&at("decay"))?,
+            decay_log: Param::from_tensor(self.tensor(&at("decay_log"))?),
+            rate: self.linear(&at("rate"))?,
+            conv: Param::from_tensor(conv.transpose()),
+            read_norm: self.norm(&at("read_norm"), Norm::Rms, decoder.norm_eps, recurrent.value_dim)?,
+            config: recurrent.clone(),
         })
     }
 

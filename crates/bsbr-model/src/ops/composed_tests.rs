@@ -157,6 +157,8 @@ fn heads_of_narrow_vectors_are_the_same() {
                 rotary_dim: ROTARY,
                 value_dim,
             }),
+            gate: None,
+            recurrent: None,
             query_norm: None,
             key_norm: None,
             value_norm: None,

@@ -5,6 +5,9 @@
 
 #[cfg(all(test, feature = "flex"))]
 mod composed_tests;
+mod delta;
+#[cfg(all(test, feature = "flex"))]
+mod delta_tests;
 #[cfg(feature = "flex")]
 mod fused;
 mod latent;
@@ -12,10 +15,13 @@ mod mixture;
 #[cfg(all(test, feature = "flex"))]
 mod mixture_tests;
 mod plain;
+mod recurrent;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
 use burn::tensor::{Device, Tensor};
+
+pub(crate) use self::recurrent::recurrent;
 
 use crate::{
     Projection,
@@ -120,11 +126,11 @@ pub(crate) fn heads(
     places: Places<'_>,
     width: usize,
 ) -> Heads {
-    let Projections { query, key, value, .. } = projections;
+    let Projections { query, key, value, gate, .. } = projections;
     if let Some(latent) = &projections.latent {
         return latent::heads(x, norm, projections, latent, places, width);
     }
-    show([Some(query), key.as_ref(), value.as_ref()], || normalised(norm, x));
+    show([Some(query), key.as_ref(), value.as_ref(), gate.as_ref()], || normalised(norm, x));
     #[cfg(feature = "flex")]
     if let Some(heads) = fused::heads(x, norm, projections, places, width) {
         return heads;
@@ -198,7 +204,7 @@ pub(crate) fn per_layer(x: &Tensor<2>, inputs: Tensor<2>, own: &PerLayerInput, p
 }
 
 /// What a projection makes of `[tokens, inputs]`, without showing it to anyone.
-fn projected(x: Tensor<2>, projection: &Projection, packing: Packing) -> Tensor<2> {
+pub(crate) fn projected(x: Tensor<2>, projection: &Projection, packing: Packing) -> Tensor<2> {
     match projection {
         Projection::Split(split) if !split.is_original() => projection.forward_with(x, &mut Vec::new()),
         _ => {

@@ -82,6 +82,8 @@ fn projections(norm: Option<HeadNormalisation>, bias: bool, device: &Device) -> 
         key: Some(of(HEADS)),
         value: Some(of(1)),
         latent: None,
+        gate: None,
+        recurrent: None,
         output: map(HEADS * WIDTH, HIDDEN, bias, device).into(),
         query_norm: norm.clone(),
         key_norm: norm,

@@ -13,6 +13,7 @@ use crate::{
     layer_attention::{SharedRows, meta_inputs},
     modules::{Normalisation, Projections},
     ops::{self, Packing},
+    recurrent::RecurrentState,
     rotary::{Places, Rotation, rotary_set},
 };
 
@@ -64,6 +65,12 @@ impl<'a> Student<'a> {
         x: &Tensor<2>,
         shared: &mut SharedRows,
     ) -> Result<(Tensor<4>, Option<Meta>), ModelError> {
+        if let Some(rule) = &projections.recurrent {
+            // A whole text, from nothing.
+            let state = RecurrentState::new(&rule.config, &x.device());
+            let pieces = vec![(0..self.tokens, state)];
+            return Ok((ops::recurrent(x, norm, (projections, rule), pieces, Packing::ByNumber).0, None));
+        }
         let cache = &self.cache.texts[0].layers[layer];
         let made = cache.config();
         let rotation = rotary_set(&self.decoder.config.decoder, layer).and_then(|set| self.rotations.get(set));
@@ -132,11 +139,12 @@ impl LayerObjective {
             None => SharedRows::default(),
         };
         let (read, meta) = student.read(layer, (&projections, None), &trace.normed, &mut shared)?;
+        let opened = |own: &Projections, read: Tensor<4>| own.opened(read, || trace.normed.clone(), Packing::ByNumber);
         let adapter = projections.adapter(AdapterTarget::Output);
         let found =
-            ops::join_heads(projections.values_read(read), (&projections.output, adapter), None, Packing::ByNumber);
+            ops::join_heads(opened(&projections, read), (&projections.output, adapter), None, Packing::ByNumber);
         let through = |read: Tensor<4>| {
-            ops::join_heads(projections.values_read(read), (&projections.output, None), None, Packing::ByNumber)
+            ops::join_heads(opened(&projections, read), (&projections.output, None), None, Packing::ByNumber)
         };
         let wanted = through(trace.read.clone());
         let error = match self.loss {

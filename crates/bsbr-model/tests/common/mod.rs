@@ -6,8 +6,8 @@ pub(crate) mod naive;
 use bsbr_attn::{BlockAttentionConfig, Selector};
 use bsbr_model::{
     Activation, BlockConfig, BlockForm, ClampedGate, Decoder, DecoderConfig, EmbeddingConfig, ExpertGroups,
-    ExpertsConfig, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig, Norm,
-    PerLayerInputs, Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
+    ExpertsConfig, GatedDelta, HeadConfig, HeadNorm, LatentAttention, LayerKeys, LayerRotary, LayerShape, ModelConfig,
+    Norm, PerLayerInputs, Positions, RotaryScaling, RouterConfig, RouterKind, SharedExpert, WeightSource, WeightSpec,
 };
 use burn::tensor::{Device, Tensor};
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
@@ -80,6 +80,8 @@ pub(crate) fn weight(spec: &WeightSpec) -> Vec<f32> {
         name if name.ends_with("xielu.eps") => (-0.1, 0.02),
         name if name.contains("xielu") => (0.5, 0.3),
         name if name.ends_with("correction") => (0.0, 0.3),
+        // States that last.
+        name if name.ends_with("decay_log") => (-2.0, 0.7),
         "embed.weight" | "position.weight" => (0.0, 0.5),
         _ => (0.0, 1.3 / (spec.shape[1] as f64).sqrt()),
     };
@@ -119,6 +121,8 @@ pub(crate) fn gpt2_like() -> DecoderConfig {
         query_temperature: None,
         layer_shapes: vec![],
         latent: None,
+        attention_gate: false,
+        recurrent: None,
         experts: None,
     }
 }
@@ -337,6 +341,25 @@ pub(crate) fn latent() -> DecoderConfig {
     DecoderConfig { latent: Some(latent), kv_heads: 4, head_dim: 12, positions: rotary(4), ..llama_like() }
 }
 
+/// As Qwen 3.5: a layer with attention, whose reading is multiplied by a gate, between recurrent ones.
+pub(crate) fn recurrent() -> DecoderConfig {
+    DecoderConfig {
+        layers: 3,
+        positions: rotary(4),
+        block: BlockConfig { head_norm: Some(HeadNorm::Head), ..Default::default() },
+        attention_gate: true,
+        recurrent: Some(GatedDelta {
+            layers: vec![0, 2],
+            key_heads: 2,
+            value_heads: 4,
+            key_dim: 6,
+            value_dim: 5,
+            kernel: 4,
+        }),
+        ..llama_like()
+    }
+}
+
 /// One decoder of each family.
 pub(crate) fn families() -> Vec<DecoderConfig> {
     vec![
@@ -354,6 +377,7 @@ pub(crate) fn families() -> Vec<DecoderConfig> {
         sinks(),
         sharing(),
         beside_experts(),
+        recurrent(),
     ]
 }
 

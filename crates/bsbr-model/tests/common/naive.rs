@@ -3,7 +3,7 @@
 use std::{collections::HashMap, f64::consts::PI};
 
 use bsbr_model::{
-    Activation, BlockForm, ClampedGate, ExpertsConfig, HeadNorm, LayerKeys, LayerRotary, ModelConfig, Norm,
+    Activation, BlockForm, ClampedGate, ExpertsConfig, GatedDelta, HeadNorm, LayerKeys, LayerRotary, ModelConfig, Norm,
     PositionPolicy, Positions, RotaryScaling, RouterKind, weight_specs,
 };
 
@@ -224,6 +224,9 @@ impl Naive {
     /// What each token reads, `[tokens][heads * head_dim]`.
     fn attention(&self, layer: usize, normed: &Rows, shared: &mut HashMap<usize, [Rows; 2]>) -> Rows {
         let decoder = &self.config.decoder;
+        if let Some(recurrent) = decoder.layer_recurrent(layer) {
+            return self.recurrent(layer, recurrent, normed);
+        }
         let shape = decoder.shape(layer);
         let width = shape.head_dim;
         let project = |part: &str| -> Rows {
@@ -299,7 +302,69 @@ impl Naive {
                 |row: &Vec<f64>| row.chunks_exact(width).flat_map(|head| head[..latent.value_dim].to_vec()).collect();
             read = read.iter().map(whole).collect();
         }
+        if decoder.attention_gate {
+            for (read, gate) in read.iter_mut().zip(project("gate")) {
+                read.iter_mut().zip(gate).for_each(|(x, gate)| *x /= 1.0 + (-gate).exp());
+            }
+        }
         read
+    }
+
+    /// What each token reads in a recurrent layer, by the rule token by token, `[tokens][value_heads * value_dim]`.
+    fn recurrent(&self, layer: usize, sizes: &GatedDelta, normed: &Rows) -> Rows {
+        let GatedDelta { key_heads, value_heads, key_dim, value_dim, kernel, .. } = *sizes;
+        let at = |part: &str| format!("layers.{layer}.attention.{part}");
+        let (silu, sigmoid) = (|x: f64| x / (1.0 + (-x).exp()), |x: f64| 1.0 / (1.0 + (-x).exp()));
+        let inputs: Rows = normed
+            .iter()
+            .map(|x| ["query", "key", "value"].iter().flat_map(|part| self.linear(&at(part), x)).collect())
+            .collect();
+        let conv = &self.weights[&at("conv.weight")];
+        let mut states = vec![vec![vec![0.0; value_dim]; key_dim]; value_heads];
+        let mut made = Vec::new();
+        for (token, x) in normed.iter().enumerate() {
+            let mixed: Vec<f64> = (0..inputs[token].len())
+                .map(|channel| {
+                    let seen = (0..kernel).filter(|back| *back <= token);
+                    silu(
+                        seen.map(|back| conv[channel * kernel + kernel - 1 - back] * inputs[token - back][channel])
+                            .sum(),
+                    )
+                })
+                .collect();
+            let unit = |head: &[f64]| -> Vec<f64> {
+                let length = (dot(head, head) + 1e-6).sqrt();
+                head.iter().map(|x| x / length).collect()
+            };
+            let decay = self.linear(&at("decay"), x);
+            let rate = self.linear(&at("rate"), x);
+            let gate = self.linear(&at("gate"), x);
+            let mut read = Vec::new();
+            for (head, state) in states.iter_mut().enumerate() {
+                let shared = head / (value_heads / key_heads) * key_dim;
+                let query = unit(&mixed[shared..][..key_dim]);
+                let key = unit(&mixed[key_heads * key_dim + shared..][..key_dim]);
+                let value = &mixed[2 * key_heads * key_dim + head * value_dim..][..value_dim];
+                let fading = (-self.weights[&at("decay_log")][head].exp() * decay[head].exp().ln_1p()).exp();
+                state.iter_mut().flatten().for_each(|x| *x *= fading);
+                let mut out = vec![0.0; value_dim];
+                for column in 0..value_dim {
+                    let stored: f64 = (0..key_dim).map(|row| key[row] * state[row][column]).sum();
+                    let correction = sigmoid(rate[head]) * (value[column] - stored);
+                    (0..key_dim).for_each(|row| state[row][column] += key[row] * correction);
+                    out[column] =
+                        (0..key_dim).map(|row| query[row] * state[row][column]).sum::<f64>() / (key_dim as f64).sqrt();
+                }
+                let size = (dot(&out, &out) / value_dim as f64 + self.config.decoder.norm_eps).sqrt();
+                let weight = &self.weights[&at("read_norm.weight")];
+                let gates = &gate[head * value_dim..][..value_dim];
+                read.extend(
+                    out.iter().zip(weight).zip(gates).map(|((x, weight), gate)| x / size * weight * silu(*gate)),
+                );
+            }
+            made.push(read);
+        }
+        made
     }
 
     /// Queries, keys and values of latent attention, values filled up with zeros.

@@ -54,7 +54,10 @@ impl<'a> Batch<'a> {
         let expected = expected_length(&request);
         let known = if request.score_prompt { None } else { self.known_beginning(&request.prompt, expected) };
         let cache = match known {
-            Some(cache) => cache,
+            Some(mut cache) => {
+                cache.mark(0);
+                cache
+            }
             None => match self.shared.decoder.new_cache(&[expected]) {
                 Ok(cache) => cache,
                 Err(error) => {
@@ -140,6 +143,10 @@ impl<'a> Batch<'a> {
             let rows = hidden.clone().narrow(0, at, new.len());
             at += new.len();
             if text.is_reading() {
+                if text.read + new.len() == text.whole_pieces() {
+                    // Where others may begin: states of recurrent layers cannot be had later.
+                    self.cache.mark(index);
+                }
                 Counters::add(&counters.read_tokens, new.len() as u64);
             }
             if text.has_read(decoder, &rows, new.len())? {

@@ -34,8 +34,13 @@ impl Known {
         expected: usize,
     ) -> Option<(DecoderCache, usize)> {
         let lengths = self.texts.iter().map(|text| common(prompt, &text.tokens));
-        let (at, length) = lengths.enumerate().max_by_key(|&(_, length)| length).filter(|&(_, length)| length > 0)?;
-        let cache = decoder.begin_with(&self.texts[at].cache, 0, length, expected)?;
+        let mut lengths: Vec<(usize, usize)> = lengths.enumerate().filter(|&(_, length)| length > 0).collect();
+        lengths.sort_by_key(|&(_, length)| std::cmp::Reverse(length));
+        // Not every cache can go back to where texts part.
+        let begun = |&(at, length): &(usize, usize)| {
+            Some((at, length, decoder.begin_with(&self.texts[at].cache, 0, length, expected)?))
+        };
+        let (at, length, cache) = lengths.iter().find_map(begun)?;
         let used = self.texts.remove(at);
         self.texts.push(used);
         Some((cache, length))
@@ -46,15 +51,22 @@ impl Known {
         self.texts.iter().map(|text| common(prompt, &text.tokens)).max().unwrap_or(0)
     }
 
-    /// Keeps what a text of these prompt tokens has read: all whole pieces of it.
+    /// Keeps what a text of these prompt tokens has read: all whole pieces of it. Where layers are recurrent a shorter beginning stays
+    /// beside a longer one, whose cache cannot go back to it.
     pub(super) fn keep(&mut self, decoder: &Decoder, tokens: &[u32], cache: &DecoderCache, expected: usize) {
         let length = tokens.len() / PREFILL_PIECE * PREFILL_PIECE;
         let tokens = &tokens[..length];
-        if length == 0 || self.texts.iter().any(|text| text.tokens.starts_with(tokens)) {
+        let known = |text: &Beginning| match decoder.config().decoder.recurrent {
+            None => text.tokens.starts_with(tokens),
+            Some(_) => text.tokens == tokens,
+        };
+        if length == 0 || self.texts.iter().any(known) {
             return;
         }
         let Some(cache) = decoder.begin_with(cache, 0, length, expected) else { return };
-        self.texts.retain(|text| !tokens.starts_with(&text.tokens));
+        if decoder.config().decoder.recurrent.is_none() {
+            self.texts.retain(|text| !tokens.starts_with(&text.tokens));
+        }
         if self.texts.len() == MOST {
             self.texts.remove(0);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use bsbr_model::{Decoder, DecoderCache, ModelError, Reads, Sampler, next_piece};
+use bsbr_model::{Decoder, DecoderCache, ModelError, PREFILL_PIECE, Reads, Sampler, next_piece};
 use burn::tensor::Tensor;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -201,6 +201,11 @@ impl Running {
 
     pub(super) fn has_failed(&self) -> bool {
         self.stage == Stage::Failed
+    }
+
+    /// Tokens of its prompt that stand in whole pieces.
+    pub(super) fn whole_pieces(&self) -> usize {
+        self.request.prompt.len() / PREFILL_PIECE * PREFILL_PIECE
     }
 
     /// Most tokens its cache will hold.

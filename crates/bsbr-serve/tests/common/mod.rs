@@ -32,6 +32,17 @@ pub fn model() -> (Decoder, TextTokenizer) {
     (decoder.with_config(|config| config.attention = Some(BlockAttentionConfig::default())).unwrap(), tokenizer)
 }
 
+/// A tiny model without training, with recurrent layers.
+pub fn recurrent() -> Decoder {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bsbr-convert/tests/fixtures/qwen3_5_text");
+    let mut source = bsbr_convert::ModelSource::open(&fixture).unwrap();
+    let mut config = source.model_config().clone();
+    config.attention = Some(BlockAttentionConfig::default());
+    // Texts of any length.
+    config.stop_tokens = vec![0];
+    Decoder::load(config, &mut source, &Device::flex()).unwrap()
+}
+
 /// What `generate` continues a prompt with.
 pub fn generated(decoder: &Decoder, prompt: &[u32], new: usize, sampling: SamplingConfig) -> Vec<u32> {
     let mut cache = decoder.new_cache(&[prompt.len() + new]).unwrap();

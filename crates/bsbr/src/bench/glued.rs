@@ -40,6 +40,9 @@ impl ModelRows {
         if let Some(layer) = layers.iter().find(|&&layer| layer >= model.layers) {
             bail!("--layers names layer {layer}, the model has layers 0 to {}", model.layers - 1);
         }
+        if let Some(layer) = layers.iter().find(|&&layer| model.layer_recurrent(layer).is_some()) {
+            bail!("--layers names layer {layer}, which is recurrent: expected layers with attention");
+        }
         if let Some(&layer) = layers.iter().find(|&&layer| model.shape(layer).head_dim != model.head_dim) {
             let (width, found) = (model.head_dim, model.shape(layer).head_dim);
             bail!(

@@ -236,8 +236,11 @@ impl Loaded {
         let tokens = self.text.len().min(model.max_positions).min(longest.clamp(1, LONGEST_READ));
         let layers = args.layers.clone().unwrap_or_else(|| {
             // Where layers differ, those with heads of the usual width.
-            let alike: Vec<usize> =
-                (0..model.layers).filter(|&layer| model.shape(layer).head_dim == model.head_dim).collect();
+            let alike: Vec<usize> = (0..model.layers)
+                .filter(|&layer| {
+                    model.shape(layer).head_dim == model.head_dim && model.layer_recurrent(layer).is_none()
+                })
+                .collect();
             let count = (shape.batch * shape.kv_heads).div_ceil(model.kv_heads).min(alike.len());
             // The middle layer of each of so many parts of the model.
             (0..count).map(|nth| alike[(2 * nth + 1) * alike.len() / (2 * count)]).collect()

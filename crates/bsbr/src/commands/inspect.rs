@@ -85,6 +85,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
             output::grouped(active_parameters(config) as u64)
         ));
     }
+    if let Some(recurrent) = &config.decoder.recurrent {
+        lines.push(format!(
+            "recurrent: {} of {} layers, which keep {} of a text, however long it is; the others have attention",
+            recurrent.layers.len(),
+            config.decoder.layers,
+            output::bytes(4 * config.decoder.state_width() as u64)
+        ));
+    }
     for (dtype, (count, bytes)) in source.dtype_totals() {
         lines.push(format!("{dtype}: {count} tensors, {}", output::bytes(bytes as u64)));
     }
