@@ -59,6 +59,11 @@ fn config(linears: &[CheckpointLinear], split: Split, heads: (usize, usize)) -> 
         let kind = config.weight_types.iter_mut().find(|(kind, _)| name.ends_with(kind.as_str()));
         if let Some((_, kind)) = kind.filter(|_| fits) {
             (kind.split, kind.n_head, kind.n_kv_head) = (split, Some(heads.0), Some(heads.1));
+            // Heads of recurrent layers are others: queries, keys and values of theirs are of the widths they have.
+            if name.contains("linear_attn") {
+                let split = if split == Split::None { Split::None } else { Split::Qkv };
+                (kind.split, kind.n_head, kind.n_kv_head) = (split, None, None);
+            }
         }
     }
     config

@@ -345,6 +345,8 @@ pub(crate) fn latent() -> DecoderConfig {
 pub(crate) fn recurrent() -> DecoderConfig {
     DecoderConfig {
         layers: 3,
+        // What random states give is small at times, and a norm of it would multiply rounding.
+        norm_eps: 1e-3,
         positions: rotary(4),
         block: BlockConfig { head_norm: Some(HeadNorm::Head), ..Default::default() },
         attention_gate: true,

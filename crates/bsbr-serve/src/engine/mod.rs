@@ -15,7 +15,7 @@ use std::{
 };
 
 use batch::Batch;
-use bsbr_model::{Decoder, DecoderCache, ModelError, PositionPolicy, Sampler};
+use bsbr_model::{Decoder, DecoderCache, ModelError, PREFILL_PIECE, PositionPolicy, Sampler};
 use counts::Counters;
 pub use counts::Counts;
 pub use request::{Ended, Ending, Event, Request, ScoreBias, TokenScore};
@@ -158,7 +158,9 @@ impl Engine {
             let token = i64::from(request.prompt[position]);
             return Err(ModelError::TokenOutOfRange { token, position, vocab_size }.into());
         }
-        let bytes = decoder.expected_cache_bytes(tokens)?;
+        // States of recurrent layers are kept twice once whole pieces of the prompt are read.
+        let marked = if prompt >= PREFILL_PIECE { 4 * decoder.config().decoder.state_width() } else { 0 };
+        let bytes = decoder.expected_cache_bytes(tokens)?.saturating_add(marked);
         if bytes > config.cache_bytes {
             return Err(Refusal::TooMuchMemory { tokens, bytes, most: config.cache_bytes });
         }
