@@ -139,7 +139,7 @@ impl Sampler {
             return Ok(logits.iter().position(|&score| score == highest).unwrap_or_default() as u32);
         }
         let weight = |token: usize| ((logits[token] as f64 - highest as f64) / self.config.temperature).exp();
-        let mut ranked = Ranked::new(logits);
+        let mut ranked = Ranked::new(logits, highest);
         let mut kept = self.config.top_k.unwrap_or(logits.len()).min(logits.len());
         let all: f64 = match kept < logits.len() {
             true => ranked.first(kept).iter().map(|&token| weight(token)).sum(),
@@ -181,35 +181,52 @@ impl Sampler {
 /// Tokens that are ranked at first; of most texts one of them is chosen.
 const RANKED_AT_FIRST: usize = 64;
 
+/// How far below the best score a token lies, at most, that is looked at first.
+const NEAR: f32 = 4.0;
+
 /// Tokens by their scores, best first, equal ones by their number: ranked as far as somebody looks.
 struct Ranked<'a> {
     logits: &'a [f32],
+    highest: f32,
     tokens: Vec<usize>,
-    ranked: usize,
 }
 
 impl<'a> Ranked<'a> {
-    fn new(logits: &'a [f32]) -> Self {
-        Self { logits, tokens: (0..logits.len()).collect(), ranked: 0 }
+    /// `highest` is the best score.
+    fn new(logits: &'a [f32], highest: f32) -> Self {
+        Self { logits, highest, tokens: Vec::new() }
     }
 
     /// The first `count` tokens.
     fn first(&mut self, count: usize) -> &[usize] {
-        if count > self.ranked {
-            // By value, so that 0 and -0 are equal; there is no NaN.
-            let best_first = |&a: &usize, &b: &usize| {
-                self.logits[b].partial_cmp(&self.logits[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b))
-            };
-            let count = count.max(RANKED_AT_FIRST).max(4 * self.ranked).min(self.tokens.len());
-            let rest = &mut self.tokens[self.ranked..];
-            let new = count - self.ranked;
-            if new < rest.len() {
-                rest.select_nth_unstable_by(new - 1, best_first);
-            }
-            rest[..new].sort_unstable_by(best_first);
-            self.ranked = count;
+        if count > self.tokens.len() {
+            let wanted = count.max(RANKED_AT_FIRST).max(4 * self.tokens.len()).min(self.logits.len());
+            self.rank(wanted);
         }
         &self.tokens[..count]
+    }
+
+    fn rank(&mut self, wanted: usize) {
+        // Few tokens are near the best one: comparing all with one bound is faster than ordering them by halves.
+        let mut near = NEAR;
+        loop {
+            let bound = if near < 64.0 { self.highest - near } else { f32::NEG_INFINITY };
+            self.tokens.clear();
+            self.tokens.extend((0..self.logits.len()).filter(|&token| self.logits[token] >= bound));
+            if self.tokens.len() >= wanted {
+                break;
+            }
+            near *= 2.0;
+        }
+        // By value, so that 0 and -0 are equal; there is no NaN.
+        let best_first = |&a: &usize, &b: &usize| {
+            self.logits[b].partial_cmp(&self.logits[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+        };
+        if wanted < self.tokens.len() {
+            self.tokens.select_nth_unstable_by(wanted - 1, best_first);
+            self.tokens.truncate(wanted);
+        }
+        self.tokens.sort_unstable_by(best_first);
     }
 
     /// The token at a place.
